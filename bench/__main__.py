@@ -1,0 +1,194 @@
+"""`python -m bench`: who is faster, by how much, and how far everybody is from what the machine can do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bench import compare, measure, roofline, table
+from bench.contestants import OPTIONAL_PEERS, PEERS, Backend, Contestant
+from bench.scaling import AXES
+from strnn_kernels.testing import BENCHMARKS, Case
+from strnn_kernels.topology import Topology
+
+SCALING_PEERS = ("wavefront", "nn.RNN")
+SCHEMA = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs, prints the tables, writes the JSON; 1 if any contestant gave wrong numbers."""
+    options = parse(arguments)
+    modes = measure.MODES if options.mode == "both" else (options.mode,)
+    cases = select_cases(options.cases)
+    contestants = select_contestants(options.backends, options.peers, options.cases)
+    budget = options.seconds / (8 if options.quick else 1)
+    peaks = roofline.measure_peaks(options.threads)
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "machine": machine(),
+        "commit": commit(),
+        "peaks": peaks.as_json(),
+        "host_us": [],
+        "rows": [],
+    }
+    with tqdm(total=len(cases) * len(options.threads), unit="case", file=sys.stderr) as bar:
+        for threads in options.threads:
+            for case in cases:
+                result["rows"] += measure.measure_case(
+                    case,
+                    contestants,
+                    modes=modes,
+                    threads=threads,
+                    budget=budget,
+                    peaks=peaks,
+                    note=bar.set_postfix_str,
+                )
+                bar.update()
+    torch.set_num_threads(options.threads[0])
+    result["host_us"] = host_time([c for c in contestants if not c.is_peer or c.name == "nn.RNN"], peaks)
+    show(result)
+    if options.compare:
+        old = json.loads(options.compare.read_text())
+        rows, drift = compare.compare(old, result)
+        print(f"\nAgainst {options.compare.name}; the peers say this machine is now {drift:+.1%} slower.\n")
+        header = ["case", "who", "mode", "threads", "old ms", "new ms", "change", "verdict"]
+        print(table.markdown(header, rows))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return int(any(row["status"].startswith(("wrong", "failed")) for row in result["rows"]))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    names = [case.name for case in BENCHMARKS]
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=["default"],
+        help=f"names ({' '.join(names)}), 'default' for all of them, an axis ({' '.join(AXES)}), or 'scaling'",
+    )
+    parser.add_argument("--backends", nargs="*", default=["cpu"], help="of strnn_kernels.backends()")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        default=["default"],
+        help=f"{', '.join(repr(p.name) for p in PEERS)}; 'default' leaves out "
+        f"{', '.join(map(repr, OPTIONAL_PEERS))}; 'all'; nothing for none",
+    )
+    parser.add_argument("--mode", choices=(*measure.MODES, "both"), default="both")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--seconds", type=float, default=16.0, help="timing budget per case")
+    parser.add_argument("--quick", action="store_true", help="an eighth of the budget")
+    parser.add_argument("--json", type=Path, help="write all rows there")
+    parser.add_argument("--compare", type=Path, help="an older JSON to judge against")
+    return parser.parse_args(arguments)
+
+
+def select_cases(names: list[str]) -> list[Case]:
+    """Cases by name, axis or family, in the order asked for."""
+    by_name = {case.name: [case] for case in BENCHMARKS}
+    families = {"default": list(BENCHMARKS), "scaling": [c for cases in AXES.values() for c in cases]}
+    known = by_name | {axis: list(cases) for axis, cases in AXES.items()} | families
+    for name in names:
+        if name not in known:
+            raise SystemExit(f"bench: no case is named {name!r}; there are {' '.join(known)}")
+    return [case for name in names for case in known[name]]
+
+
+def select_contestants(backends: list[str], peers: list[str], cases: list[str]) -> list[Contestant]:
+    """Backends first, then peers."""
+    by_name = {peer.name: peer for peer in PEERS}
+    chosen: list[str] = []
+    for name in peers:
+        if name == "all":
+            chosen += by_name
+        elif name == "default":
+            is_scaling = any(c == "scaling" or c in AXES for c in cases)
+            chosen += SCALING_PEERS if is_scaling else [n for n in by_name if n not in OPTIONAL_PEERS]
+        elif name in by_name:
+            chosen.append(name)
+        else:
+            raise SystemExit(f"bench: no peer is named {name!r}; there are {list(by_name)}")
+    return [*(Backend(name) for name in backends), *(by_name[name] for name in dict.fromkeys(chosen))]
+
+
+def host_time(contestants: list[Contestant], peaks: roofline.Peaks) -> list[dict[str, Any]]:
+    """Time of a call that has one number to compute: what the host spends per call."""
+    one = {
+        "spatial_rnn": Case("host", "spatial_rnn", lambda: Topology.grid(1, 1), B=1, C=1, H=1, K=1),
+        "temporal_rnn": Case("host", "temporal_rnn", lambda: Topology.chain(1), B=1, C=1, H=1),
+    }
+    rows = []
+    for op, case in one.items():
+        found = measure.measure_case(
+            case, contestants, modes=measure.MODES, threads=torch.get_num_threads(), budget=0.5, peaks=peaks
+        )
+        rows += [
+            {"op": op, "contestant": r["contestant"], "mode": r["mode"], "us": r["median_ms"] * 1e3}
+            for r in found
+            if r["status"] == "ok"
+        ]
+    return rows
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the tables."""
+    peaks, rows, about = result["peaks"], result["rows"], result["machine"]
+    print(f"\n{about['cpu']}, {about['cores']} cores, torch {about['torch']}, commit {result['commit']}")
+    print(f"FMA peak of one core: {peaks['fma_gflops']:.1f} GFLOP/s ({peaks['fma_how']})")
+    for threads, rates in peaks["copy_gbs"].items():
+        sizes = ", ".join(f"{rate:.1f} GB/s over {size >> 10} KiB" for size, rate in rates.items())
+        print(f"copy, {threads} thread(s): {sizes}")
+    print(f"\n{table.time_table(rows)}")
+    if result["host_us"]:
+        lines = [[h["op"], h["contestant"], h["mode"], f"{h['us']:.1f}"] for h in result["host_us"]]
+        print(f"\nHost time per call\n\n{table.markdown(['op', 'who', 'mode', 'us'], lines)}")
+    missing = table.left_out(rows)
+    if missing:
+        print(f"\nNot timed\n\n{missing}")
+    print(f"\n{table.speed_table(rows)}")
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on; no names of hosts or folders."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        cpu = next((s.split(":", 1)[1].strip() for s in lines if s.startswith("model name")), cpu)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+    }
+
+
+def commit() -> str:
+    """Short hash of the checkout, with a plus sign if files differ from it."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*command: str) -> str:
+        done = subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    head = git("rev-parse", "--short", "HEAD")
+    return (head + ("+" if git("status", "--porcelain") else "")) if head else "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+"""Who runs: the backends of this package and the peers, each made ready for a case behind one small interface."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bench.peers import jax_scan
+from bench.peers.cell_loop import CellLoop, CellLoopOverTime
+from bench.peers.torch_rnn import TorchRNN
+from bench.peers.wavefront import Wavefront
+from strnn_kernels import reference
+from strnn_kernels.testing import NOT_DIFFERENTIABLE, Case
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A contestant ready for one case. Only `forward` and `step` are timed.
+
+    Args:
+        forward: inference, in the layout that is natural to the contestant.
+        step: forward and backward, giving the gradients of x and of all parameters.
+        output: what `forward` returned -> the output in the layout of the op.
+        gradients: what `step` returned -> gradients by name ("dx", ..); may leave out what a peer does not have.
+        around: entered before timing, around all calls.
+    """
+
+    forward: Callable[[], Any]
+    step: Callable[[], Any]
+    output: Callable[[Any], Tensor]
+    gradients: Callable[[Any], dict[str, Tensor]]
+    around: Callable[[], contextlib.AbstractContextManager[Any]] = field(default=contextlib.nullcontext)
+
+
+class Contestant(Protocol):
+    """What `measure` asks of a backend or a peer."""
+
+    name: str
+    is_peer: bool
+
+    def refusal(self, case: Case) -> str | None:
+        """Why it cannot run this case here, or None."""
+        ...
+
+    def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
+        """Everything that a user would do once, before the loop."""
+        ...
+
+
+def leaves_of(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the floating inputs that take gradients."""
+    return {
+        name: value.detach().clone().requires_grad_()
+        for name, value in inputs.items()
+        if name not in NOT_DIFFERENTIABLE
+    }
+
+
+def gradients_by_name(names: Any) -> Callable[[Any], dict[str, Tensor]]:
+    """From the tuple that `torch.autograd.grad` returns to names."""
+    names = list(names)
+    return lambda found: {"d" + name: g for name, g in zip(names, found, strict=True)}
+
+
+def functional_runner(
+    case: Case,
+    module: Any,
+    inputs: Mapping[str, Tensor],
+    dy: Tensor,
+    *,
+    wrap: Callable[[Any], Any] | None = None,
+    around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> Runner:
+    """A runner for anything with the functional signatures, its function passed through `wrap`."""
+    leaves = leaves_of(inputs)
+    wrap = wrap or (lambda function: function)
+    forward = wrap(case.bind(module, inputs))
+    training = wrap(case.bind(module, {**inputs, **leaves}))
+    values = list(leaves.values())
+    return Runner(
+        forward=forward,
+        step=lambda: torch.autograd.grad(training(), values, dy, allow_unused=True, materialize_grads=True),
+        output=lambda out: out,
+        gradients=gradients_by_name(leaves),
+        around=around,
+    )
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend of this package."""
+
+    name: str
+    is_peer: bool = False
+
+    def refusal(self, case: Case) -> str | None:
+        """The reason that the package itself gives."""
+        try:
+            sk = importlib.import_module("strnn_kernels")
+            reasons = sk.backends()
+        except (ImportError, AttributeError, OSError) as error:
+            return f"strnn_kernels: {error}"
+        if self.name not in reasons:
+            return f"no backend has this name; there are {sorted(reasons)}"
+        if not hasattr(sk, case.op):
+            return f"strnn_kernels has no {case.op}"
+        return reasons[self.name]
+
+    def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
+        """Calls of the public functions under this backend."""
+        sk = importlib.import_module("strnn_kernels")
+        return functional_runner(case, sk, inputs, dy, around=lambda: sk.use_backend(self.name))
+
+
+@dataclass(frozen=True)
+class WavefrontPeer:
+    """`bench.peers.wavefront`: one differentiable function, or with the second loop for inference, or compiled."""
+
+    name: str = "wavefront"
+    reuses_memory: bool = False
+    is_compiled: bool = False
+    is_peer: bool = True
+
+    def refusal(self, case: Case) -> str | None:
+        """It has every op but the gated sweep and the bare projection."""
+        if not hasattr(Wavefront, case.op):
+            return f"not written for {case.op}"
+        if case.has_h0 and case.has_lengths:
+            return "not written for h0 together with lengths"
+        return None
+
+    def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
+        """Compilation, if any, happens at the first calls."""
+        compiled = partial(torch.compile, dynamic=False) if self.is_compiled else None
+        return functional_runner(case, Wavefront(self.reuses_memory), inputs, dy, wrap=compiled)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference loops, under the name of a peer: what the oracle itself costs."""
+
+    name: str = "reference"
+    is_peer: bool = True
+
+    def refusal(self, case: Case) -> str | None:
+        """Only where its gradients do not take minutes."""
+        return None if case.N * case.D <= 600 else "gradients of single cells: would take minutes"
+
+    def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
+        """Calls of `strnn_kernels.reference`."""
+        return functional_runner(case, reference, inputs, dy)
+
+
+@dataclass(frozen=True)
+class PythonCellLoop:
+    """`bench.peers.cell_loop`: one slice of time after the other, cell by cell."""
+
+    name: str = "cell loop"
+    is_peer: bool = True
+
+    def refusal(self, case: Case) -> str | None:
+        """Small grids, as in the code it stands for."""
+        if case.op != "spatial_rnn" or case.has_mask:
+            return "a loop over the cells of a grid, without masks"
+        return None if case.N <= 100 else f"states are copied once per cell: hopeless for N = {case.N}"
+
+    def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
+        """Puts the weights into one nn.Linear per direction and folds B into samples x slices."""
+        loop = CellLoop(case.C, case.H, case.topology, case.K, case.activation).to(inputs["x"].dtype)
+        loop.neighbours = loop.neighbours.to(inputs["x"].dtype)
+        with torch.no_grad():
+            for d in range(case.D):
+                loop.inputs[d].weight.copy_(inputs["w_ih"][d])
+                loop.inputs[d].bias.copy_(inputs["bias"][d] if case.has_bias else torch.zeros(case.H))
+                loop.recurrent[d].weight.copy_(inputs["w_hh"][d])
+                if case.K:
+                    loop.projections[d].weight.copy_(inputs["projection"][d])
+        model = CellLoopOverTime(loop)
+        x = inputs["x"].unflatten(0, (-1, case.slices)).contiguous().requires_grad_()
+        dy = dy.unflatten(0, (-1, case.slices))
+        groups = {"w_ih": [p.weight for p in loop.inputs], "w_hh": [p.weight for p in loop.recurrent]}
+        if case.has_bias:
+            groups["bias"] = [p.bias for p in loop.inputs]
+        if case.K:
+            groups["projection"] = [p.weight for p in loop.projections]
+        values = [x, *(p for group in groups.values() for p in group)]
+
+        def gradients(found: tuple[Tensor, ...]) -> dict[str, Tensor]:
+            parts = iter(found[1:])
+            by_name = {"d" + name: torch.stack([next(parts) for _ in ps]) for name, ps in groups.items()}
+            return {"dx": found[0].flatten(0, 1), **by_name}
+
+        return Runner(
+            forward=lambda: model(x),
+            step=lambda: torch.autograd.grad(
+                model(x), values, dy, allow_unused=True, materialize_grads=True
+            ),
+            output=lambda out: out.flatten(0, 1),
+            gradients=gradients,
+        )
+
+
+@dataclass(frozen=True)
+class NnRNN:
+    """`torch.nn.RNN`, with packed sequences where the case has lengths."""
+
+    name: str = "nn.RNN"
+    is_peer: bool = True
+
+    def refusal(self, case: Case) -> str | None:
+        """Chains with the two activations it has."""
+        if case.op != "temporal_rnn":
+            return "chains only"
+        return None if case.activation in ("relu", "tanh") else f"has no {case.activation}"
+
+    def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
+        """Puts the weights into an nn.RNN; its second bias is zero."""
+        x = inputs["x"].detach().clone().requires_grad_()
+        model = TorchRNN(case.C, case.H, case.D, case.activation, inputs.get("projection")).to(x)
+        names = [("", 0), ("_reverse", 1)][: case.D]
+        with torch.no_grad():
+            for suffix, d in names:
+                getattr(model.rnn, "weight_ih_l0" + suffix).copy_(inputs["w_ih"][d])
+                getattr(model.rnn, "weight_hh_l0" + suffix).copy_(inputs["w_hh"][d])
+                getattr(model.rnn, "bias_hh_l0" + suffix).zero_()
+                bias = getattr(model.rnn, "bias_ih_l0" + suffix)
+                bias.copy_(inputs["bias"][d] if case.has_bias else torch.zeros_like(bias))
+        lengths = inputs.get("lengths")
+        h0 = None
+        if case.has_h0:
+            h0 = inputs["h0"].transpose(0, 1).contiguous().requires_grad_()
+        parameters = dict(model.named_parameters())
+        values = [x, *parameters.values(), *([h0] if case.has_h0 else [])]
+        has_states = not case.K
+        dy = dy.flatten(2) if has_states else dy
+
+        def gradients(found: tuple[Tensor, ...]) -> dict[str, Tensor]:
+            by_name = dict(zip(["x", *parameters, *(["h0"] if case.has_h0 else [])], found, strict=True))
+            got = {"dx": by_name["x"]}
+            for ours, theirs in (("w_ih", "weight_ih_l0"), ("w_hh", "weight_hh_l0"), ("bias", "bias_ih_l0")):
+                if ours != "bias" or case.has_bias:
+                    got["d" + ours] = torch.stack([by_name["rnn." + theirs + s] for s, _ in names])
+            if case.K:
+                got["dprojection"] = by_name["projection"]
+            if case.has_h0:
+                got["dh0"] = by_name["h0"].transpose(0, 1)
+            return got
+
+        return Runner(
+            forward=lambda: model(x, lengths, h0),
+            step=lambda: torch.autograd.grad(model(x, lengths, h0), values, dy),
+            output=lambda out: out.unflatten(2, (case.D, case.H)) if has_states else out,
+            gradients=gradients,
+        )
+
+
+@dataclass(frozen=True)
+class JaxScan:
+    """`bench.peers.jax_scan`, jitted; arrays stay JAX arrays."""
+
+    name: str = "jax scan"
+    is_peer: bool = True
+
+    def refusal(self, case: Case) -> str | None:
+        """Needs jax; written for the two layers without options."""
+        if jax_scan.absent():
+            return jax_scan.absent()
+        if case.op not in ("spatial_rnn", "temporal_rnn") or case.has_mask or case.has_h0 or case.has_lengths:
+            return "written for spatial_rnn and temporal_rnn without mask, h0, lengths"
+        return None if case.dtype == torch.float32 else "float32 only"
+
+    def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
+        """jit of the function and of its vjp."""
+        jax = jax_scan.jax
+        _use_threads_of_torch()
+        arrays = {name: jax.numpy.asarray(value.numpy()) for name, value in inputs.items()}
+        dy_array = jax.numpy.asarray(dy.numpy())
+        arrays.setdefault("bias", None)
+
+        def apply(arguments: dict[str, Any]) -> Any:
+            if case.op == "temporal_rnn":
+                return jax_scan.chain_rnn(**arguments, activation=case.activation)
+            return jax_scan.spatial_rnn(**arguments, topology=case.topology, activation=case.activation)
+
+        forward = jax.jit(apply)
+        step = jax.jit(lambda arguments, dy: jax.vjp(apply, arguments)[1](dy)[0])
+
+        def to_torch(array: Any) -> Tensor:
+            return torch.from_numpy(jax.numpy.asarray(array).__array__().copy())
+
+        return Runner(
+            forward=lambda: forward(arrays).block_until_ready(),
+            step=lambda: jax.block_until_ready(step(arrays, dy_array)),
+            output=to_torch,
+            gradients=lambda found: {"d" + n: to_torch(g) for n, g in found.items() if g is not None},
+        )
+
+
+@lru_cache(maxsize=1)
+def _use_threads_of_torch() -> int:
+    """XLA sizes its thread pool once, by the cores the process may use: show it as many as torch has threads."""
+    threads = torch.get_num_threads()
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+        " --xla_cpu_multi_thread_eigen=false" if threads == 1 else ""
+    )
+    if not hasattr(os, "sched_setaffinity"):
+        return threads
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(allowed)[:threads]))
+    try:
+        jax_scan.jax.numpy.zeros(1).block_until_ready()
+    finally:
+        os.sched_setaffinity(0, allowed)
+    return threads
+
+
+PEERS: tuple[Contestant, ...] = (
+    WavefrontPeer(),
+    WavefrontPeer("wavefront in place", reuses_memory=True),
+    WavefrontPeer("wavefront compiled", is_compiled=True),
+    PythonCellLoop(),
+    NnRNN(),
+    JaxScan(),
+    Reference(),
+)
+#: Not run unless asked for: minutes of compilation, or only of interest to us.
+OPTIONAL_PEERS = ("wavefront compiled", "reference")

@@ -1,0 +1,200 @@
+"""`python -m bench.report`: bench/REPORT.md and its plots, from the JSON files under bench/results and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import table
+from bench.scaling import AXES
+from bench.targets import RATIO
+
+BENCH = Path(__file__).resolve().parent
+AXIS_NAMES = {
+    "B": "B, slices of the 62-node cap",
+    "T": "T, time steps",
+    "H": "H, hidden width",
+    "side": "side of a square grid",
+    "density": "share of non-zero projection weights",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads all results, writes the plots and the page."""
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    parser.add_argument("--results", type=Path, default=BENCH / "results")
+    parser.add_argument("--out", type=Path, default=BENCH / "REPORT.md")
+    options = parser.parse_args(arguments)
+    files = sorted(options.results.glob("*.json"))
+    if not files:
+        raise SystemExit("bench.report: no results yet; run python -m bench --json bench/results/NAME.json")
+    plots = options.out.parent / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    page = [
+        "# Benchmarks",
+        "",
+        "Made by `python -m bench.report` from the files in `results/`; do not edit. How the numbers are taken: "
+        "all contestants of a case alternate in one process on the same inputs, after their outputs and gradients "
+        "have passed the check that the tests use; medians and quartiles. A training step is forward and backward "
+        "to the gradients of x and of all parameters. What a floor is: `roofline.py`.",
+    ]
+    for file in files:
+        page += section(json.loads(file.read_text()), file.stem, plots)
+    options.out.write_text("\n".join(page) + "\n")
+    print(f"{options.out.name}: {len(files)} result files")
+
+
+def section(result: Mapping[str, Any], name: str, plots: Path) -> list[str]:
+    """One result file: machine, tables, plots."""
+    about, peaks, rows = result["machine"], result["peaks"], result["rows"]
+    copies = "; ".join(
+        f"{threads} thread(s): " + ", ".join(f"{r:.0f} GB/s to {int(s) >> 10} KiB" for s, r in rates.items())
+        for threads, rates in peaks["copy_gbs"].items()
+    )
+    page = [
+        "",
+        f"## {name}",
+        "",
+        f"{about['cpu']}, {about['cores']} cores, {about['isa']}, torch {about['torch']}, Python {about['python']}, "
+        f"commit {result['commit']}. FMA peak of one core {peaks['fma_gflops']:.0f} GFLOP/s "
+        f"({peaks['fma_how']}). Copy, {copies}.",
+    ]
+    axes = [axis for axis in AXES if any(r["case"].startswith(axis + "=") for r in rows)]
+    page += [line for axis in axes for line in scaling(rows, axis, name, plots)]
+    if any("=" not in r["case"] for r in rows):
+        page += ["", table.speed_table(rows), "", *losses(rows), "", table.time_table(rows)]
+        page += [
+            "",
+            f"![Ratios]({ratio_bars(rows, plots / f'{name}-ratios.png')})",
+            f"![Memory]({memory_bars(rows, plots / f'{name}-memory.png')})",
+        ]
+    if result["host_us"]:
+        lines = [[h["op"], h["contestant"], h["mode"], f"{h['us']:.1f}"] for h in result["host_us"]]
+        page += ["", "Host time per call:", "", table.markdown(["op", "who", "mode", "us"], lines)]
+    missing = table.left_out(rows)
+    return [*page, "", "Not timed:", "", missing] if missing else page
+
+
+def losses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line per row on which a peer is ahead, or a target is missed."""
+    found = {(r["case"], r["contestant"], r["mode"], r["threads"]): r for r in rows if r["status"] == "ok"}
+    lines = []
+    for (case, who, mode, threads), mine in found.items():
+        if mine["is_peer"]:
+            continue
+        for (other, peer, kind, count), theirs in found.items():
+            if (other, kind, count) != (case, mode, threads) or not theirs["is_peer"]:
+                continue
+            ratio = theirs["median_ms"] / mine["median_ms"]
+            target = RATIO.get((case, peer, mode))
+            if ratio < 1:
+                lines.append(f"- {case}, {mode}, {threads} thread(s): {peer} is {1 / ratio:.2f}x faster than {who}.")
+            elif target and ratio < target.least:
+                lines.append(
+                    f"- {case}, {mode}, {threads} thread(s): {ratio:.2f}x {peer}; {target.least:g}x is asked for."
+                )
+    return ["Where we lose, or fall short:", "", *lines] if lines else ["No row is lost or short of its target."]
+
+
+def scaling(rows: Sequence[Mapping[str, Any]], axis: str, name: str, plots: Path) -> list[str]:
+    """A log-log plot of latency with the floor, and each curve's slope between its two largest points."""
+    plt = _pyplot()
+    mine = [r for r in rows if r["case"].startswith(axis + "=") and r["status"] == "ok"]
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    page = ["", f"### Cost against {AXIS_NAMES[axis]}", ""]
+    for panel, mode in zip(panels, table.MODES, strict=True):
+        for who, points in _curves([r for r in mine if r["mode"] == mode], axis, "median_ms").items():
+            panel.loglog(*zip(*points, strict=True), "o-", label=who)
+            if len(points) > 1:
+                (x0, y0), (x1, y1) = points[-2:]
+                slope = math.log(y1 / y0) / math.log(x1 / x0)
+                page.append(f"- {mode}, {who}: cost grows as {axis}^{slope:.2f} at the large end.")
+        floor = dict(p for ps in _curves([r for r in mine if r["mode"] == mode], axis, "floor_ms").values() for p in ps)
+        panel.loglog(*zip(*sorted(floor.items()), strict=True), "k--", label="floor")
+        panel.set(title=mode, xlabel=AXIS_NAMES[axis], ylabel="ms")
+        panel.grid(alpha=0.3, which="both")
+    panels[0].legend()
+    target = plots / f"{name}-{axis}.png"
+    _save(figure, target)
+    return [*page, "", f"![{axis}](plots/{target.name})"]
+
+
+def _curves(
+    rows: Sequence[Mapping[str, Any]], axis: str, value: str
+) -> dict[str, list[tuple[float, float]]]:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    threads = len({r["threads"] for r in rows}) > 1
+    for r in rows:
+        who = f"{r['contestant']}, {r['threads']} threads" if threads else r["contestant"]
+        curves.setdefault(who, []).append((float(r["case"].removeprefix(axis + "=")), r[value]))
+    return {who: sorted(points) for who, points in curves.items()}
+
+
+def ratio_bars(rows: Sequence[Mapping[str, Any]], target: Path) -> str:
+    """Peer time over ours, per case and mode, at the first number of threads."""
+    return _bars(
+        rows,
+        target,
+        "times as long as ours (log)",
+        lambda mine, theirs: None if theirs is mine else theirs["median_ms"] / mine["median_ms"],
+    )
+
+
+def memory_bars(rows: Sequence[Mapping[str, Any]], target: Path) -> str:
+    """Peak growth of memory during one call."""
+    return _bars(rows, target, "peak MB in one call (log)", lambda mine, theirs: theirs["peak_mb"])
+
+
+def _bars(rows: Sequence[Mapping[str, Any]], target: Path, label: str, value: Any) -> str:
+    plt = _pyplot()
+    timed = [r for r in rows if r["status"] == "ok"]
+    threads = min((r["threads"] for r in timed), default=1)
+    timed = [r for r in timed if r["threads"] == threads]
+    cases = list(dict.fromkeys(r["case"] for r in timed))
+    figure, panels = plt.subplots(2, 1, figsize=(10, 7), sharex=True)
+    for panel, mode in zip(panels, table.MODES, strict=True):
+        heights: dict[str, dict[str, float]] = {}
+        for case in cases:
+            here = [r for r in timed if r["case"] == case and r["mode"] == mode]
+            ours = next((r for r in here if not r["is_peer"]), None)
+            for r in here:
+                height = value(ours, r) if ours is not None else None
+                if height:
+                    heights.setdefault(r["contestant"], {})[case] = height
+        width = 0.8 / max(1, len(heights))
+        for k, (who, by_case) in enumerate(heights.items()):
+            at = np.array([cases.index(case) for case in by_case]) + (k - (len(heights) - 1) / 2) * width
+            bars = panel.bar(at, list(by_case.values()), width, label=who)
+            panel.bar_label(bars, fmt="%.3g", fontsize=6)
+        panel.set(title=f"{mode}, {threads} thread(s)", ylabel=label, yscale="log")
+        panel.set_xticks(range(len(cases)), cases)
+        panel.axhline(1, color="k", linewidth=0.5)
+        if heights:
+            panel.legend(fontsize=7)
+    _save(figure, target)
+    return f"plots/{target.name}"
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, target: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(target, dpi=110, metadata={"Software": None})
+    _pyplot().close(figure)
+
+
+if __name__ == "__main__":
+    main()

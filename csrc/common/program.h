@@ -1,0 +1,60 @@
+// The sweep program: what a Topology compiles to, and all that a kernel knows of a graph.
+//
+// One int32 table, written by strnn_kernels/topology.py, holds for each direction d and visit i:
+//   node      [D][N]    node visited at position i
+//   slot      [D][N]    place in fast memory that keeps its state from its visit to its last use
+//   num_succ  [D][N]    how many later nodes read the state; 0: it need not be kept
+//   group_ptr [D][G+1]  runs of visits that do not depend on each other (levels), padded with N
+//   pred_ptr  [D][N+1]  range in pred_slot and pred_node of the predecessors of visit i
+//   pred_slot [E]       slots of the predecessors
+//   pred_node [E]       their node numbers
+#pragma once
+#include <cstdint>
+
+namespace strnn {
+
+struct Program {
+  int64_t N, D, G, S, E;  // nodes, directions, groups, slots, edges of all directions
+  const int32_t* node;
+  const int32_t* slot;
+  const int32_t* num_succ;
+  const int32_t* group_ptr;
+  const int32_t* pred_ptr;
+  const int32_t* pred_slot;
+  const int32_t* pred_node;
+
+  // Lays the fields over a table of numel entries; E is what is left. E < 0: the sizes do not fit the table.
+  static Program over(const int32_t* table, int64_t numel, int64_t N, int64_t D, int64_t G, int64_t S) {
+    const int64_t fixed = D * (3 * N + (G + 1) + (N + 1));
+    const int64_t rest = numel - fixed;
+    Program p{N, D, G, S, rest < 0 || rest % 2 ? -1 : rest / 2, table, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    p.slot = p.node + D * N;
+    p.num_succ = p.slot + D * N;
+    p.group_ptr = p.num_succ + D * N;
+    p.pred_ptr = p.group_ptr + D * (G + 1);
+    p.pred_slot = p.pred_ptr + D * (N + 1);
+    p.pred_node = p.pred_slot + (p.E < 0 ? 0 : p.E);
+    return p;
+  }
+
+  // True if following the tables (on the host) stays inside them and inside N nodes and S slots.
+  bool is_valid() const {
+    if (E < 0) return false;
+    for (int64_t i = 0; i < D * N; ++i)
+      if (node[i] < 0 || node[i] >= N || slot[i] < 0 || slot[i] >= S) return false;
+    for (int64_t d = 0; d < D; ++d) {
+      const int32_t* group = group_ptr + d * (G + 1);
+      const int32_t* pred = pred_ptr + d * (N + 1);
+      if (group[0] != 0 || group[G] != N || pred[0] < 0 || pred[N] > E) return false;
+      for (int64_t g = 0; g < G; ++g)
+        if (group[g] > group[g + 1]) return false;
+      for (int64_t i = 0; i < N; ++i)
+        if (pred[i] > pred[i + 1]) return false;
+    }
+    for (int64_t e = 0; e < E; ++e)
+      if (pred_slot[e] < 0 || pred_slot[e] >= S || pred_node[e] < 0 || pred_node[e] >= N) return false;
+    return true;
+  }
+};
+
+}  // namespace strnn

@@ -1,0 +1,11 @@
+#include "prelude.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#define STRNN_CAPABILITY avx512
+#include "kernels.h"
+
+namespace strnn::cpu {
+const Capability kAvx512{"avx512", avx512::kVecBytes, avx512::sweep, avx512::sweep_backward, avx512::sparse_projection, avx512::sparse_projection_backward};
+}
+#endif

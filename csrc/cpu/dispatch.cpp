@@ -1,0 +1,47 @@
+// The choice of an instruction set, once per process.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "capability.h"
+
+namespace strnn::cpu {
+namespace {
+
+struct Candidate {
+  const Capability* capability;
+  bool is_supported;
+};
+
+const Capability& choose() {
+  // Widest first.
+  const Candidate candidates[] = {
+#if defined(__x86_64__)
+      {&kAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                     __builtin_cpu_supports("avx512dq")},
+      {&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                   __builtin_cpu_supports("bmi2")},
+#endif
+      {&kBaseline, true},
+  };
+  const char* forced = std::getenv("STRNN_CPU_CAPABILITY");
+  const std::string name = forced ? forced : "";
+  std::string known;
+  for (const Candidate& c : candidates) {
+    if (name.empty() ? c.is_supported : name == c.capability->name) {
+      if (c.is_supported) return *c.capability;
+      throw std::runtime_error("STRNN_CPU_CAPABILITY=" + name + ": this machine does not have it");
+    }
+    known += std::string(known.empty() ? "" : ", ") + c.capability->name;
+  }
+  throw std::runtime_error("STRNN_CPU_CAPABILITY must be one of " + known + ", got " + name);
+}
+
+}  // namespace
+
+const Capability& capability() {
+  static const Capability& chosen = choose();
+  return chosen;
+}
+
+}  // namespace strnn::cpu

@@ -1,0 +1,44 @@
+// Everything that is compiled once per instruction set. A capability_<name>.cpp defines STRNN_CAPABILITY (a namespace), sets the
+// compiler's target, and includes this file; the standard headers come first, so that no inline function of the standard library is
+// compiled for a set that the machine may lack.
+
+namespace strnn::cpu::STRNN_CAPABILITY {
+
+#include "vec.h"
+//
+#include "gemm.h"
+//
+#include "activation.h"
+#include "scratch.h"
+//
+#include "sweep_kernel.h"
+//
+#include "sparse_projection_kernel.h"
+#include "sweep_backward.h"
+#include "sweep_forward.h"
+
+// Calls f(S{}) with the storage type of dtype.
+template <typename F>
+void with_dtype(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::kFloat32: return f(float{});
+    case Dtype::kFloat64: return f(double{});
+    case Dtype::kBFloat16: return f(BFloat16{});
+    case Dtype::kFloat16: return f(Half{});
+  }
+}
+
+inline void sweep(const SweepForward& a, Dtype dtype, int num_threads, ParallelFor parallel_for) {
+  with_dtype(dtype, [&](auto s) { SweepForwardKernel<decltype(s)>::run(a, num_threads, parallel_for); });
+}
+inline void sweep_backward(const SweepBackward& a, Dtype dtype, int num_threads, ParallelFor parallel_for) {
+  with_dtype(dtype, [&](auto s) { SweepBackwardKernel<decltype(s)>::run(a, num_threads, parallel_for); });
+}
+inline void sparse_projection(const SparseProjection& a, Dtype dtype, int num_threads, ParallelFor parallel_for) {
+  with_dtype(dtype, [&](auto s) { SparseProjectionKernel<decltype(s)>::forward(a, num_threads, parallel_for); });
+}
+inline void sparse_projection_backward(const SparseProjectionBackward& a, Dtype dtype, int num_threads, ParallelFor parallel_for) {
+  with_dtype(dtype, [&](auto s) { SparseProjectionKernel<decltype(s)>::backward(a, num_threads, parallel_for); });
+}
+
+}  // namespace strnn::cpu::STRNN_CAPABILITY

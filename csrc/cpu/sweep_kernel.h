@@ -1,0 +1,162 @@
+// The sweep and its derivative on a CPU.
+//
+// A unit of work is (direction, tile of rows of B). It visits the nodes in the order of the sweep program, in chunks
+// that stay in cache; inside a chunk the nodes of a group (a level) do not depend on each other, so that
+// (nodes of the group) x (rows of the tile) are the rows of one small product with W:
+//
+//   forward   pre = bias + x U^T      one product for the chunk, or u copied     ubuf  [chunk rows][ld]
+//             sum = sum of predecessors' states, from their slots                sum   [group rows][ld]
+//             pre += sum W^T          one product for each group
+//             h = mask * act(pre)     to the slot, and to h if it is kept
+//             s += G h                one pass for each chunk
+//   backward  the same on the reversed program with dh (+ G^T ds) for u, W for W^T and act' for act, which gives du; then
+//             dW  += sum^T h          sum = sum of the successors' du: the same total as du^T (sum of predecessors' h),
+//             dU  += du^T x, dbias += du, dx += du U, dG += ds h: products of the chunk, while it is hot.
+//
+// Neither u nor the predecessor sums exist outside a chunk. All partial gradients are private to a worker and added up
+// in the order of the workers, so a result depends on the number of threads but on nothing else.
+
+// Bytes of scratch that should stay in the second-level cache while a unit runs.
+constexpr int64_t kCacheBytes = 256 * 1024;
+// Rows that a product needs to run near its best (see gemm.h), and rows of a chunk.
+constexpr int64_t kGoodRows = kMaxTileRows;
+constexpr int64_t kMaxChunkRows = 256;
+constexpr int64_t kMaxRows = 16;
+// Below this many operations a second thread costs more than it brings.
+constexpr double kFlopsPerThread = 1.0e6;
+
+template <typename T>
+constexpr int64_t round_up(int64_t n) {
+  return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+// Distance between rows of a buffer: whole registers, and never a multiple of 512 bytes, which would put
+// the rows of a tile into a few sets of the first-level cache.
+template <typename T>
+constexpr int64_t leading_dimension(int64_t n) {
+  const int64_t ld = round_up<T>(n);
+  return ld * sizeof(T) % 512 == 0 ? ld + 64 / sizeof(T) : ld;
+}
+
+// B operand of gemm in panels: to[panel][k][kPanel], from element(k, n) for k < K, n < n_size, zero beyond.
+template <typename T>
+constexpr int64_t packed_size(int64_t K, int64_t n_size) {
+  return K * ((n_size + kPanel<T> - 1) / kPanel<T>)*kPanel<T>;
+}
+template <typename T, typename Element>
+void pack_panels(int64_t K, int64_t n_size, T* to, const Element& element) {
+  for (int64_t n0 = 0; n0 < n_size; n0 += kPanel<T>)
+    for (int64_t k = 0; k < K; ++k, to += kPanel<T>)
+      for (int64_t j = 0; j < kPanel<T>; ++j) to[j] = n0 + j < n_size ? element(k, n0 + j) : T(0);
+}
+
+// How the work of one call is cut.
+struct Tiling {
+  int64_t rows;     // of B in a tile
+  int64_t num_tiles;
+  int64_t chunk;    // nodes in a chunk
+  int64_t num_workers;
+
+  template <typename T>
+  static Tiling choose(const Sweep& a, const Program& program, double flops, int64_t bytes_per_chunk_row, int num_threads) {
+    const int64_t width = std::max<int64_t>(1, a.N / program.G);  // nodes of a group, on average
+    const int64_t state = leading_dimension<T>(a.H) * sizeof(T);
+    const int64_t rows = std::clamp<int64_t>(kCacheBytes / 2 / (program.S * state), (kGoodRows + width - 1) / width, kMaxRows);
+    Tiling t;
+    t.num_workers = std::clamp<int64_t>((int64_t)(flops / kFlopsPerThread), 1, num_threads);
+    int64_t tiles = std::max<int64_t>(1, (a.B + rows - 1) / rows);
+    while (tiles * a.D % t.num_workers != 0 && tiles < a.B) ++tiles;  // whole rounds of the workers
+    t.rows = std::max<int64_t>(1, (a.B + tiles - 1) / tiles);
+    t.num_tiles = (a.B + t.rows - 1) / t.rows;
+    const int64_t chunk_rows = std::clamp<int64_t>(kCacheBytes / bytes_per_chunk_row, kGoodRows, kMaxChunkRows);
+    t.chunk = std::clamp<int64_t>(chunk_rows / t.rows, 1, a.N);
+    t.num_workers = std::clamp<int64_t>(t.num_tiles * a.D, 1, t.num_workers);
+    return t;
+  }
+};
+
+// Rows of B in the order that tiles take them: by the number of unmasked nodes, so that a tile of short sequences can skip
+// what all of its rows mask.
+inline void order_rows(const Sweep& a, int64_t* row_of) {
+  for (int64_t b = 0; b < a.B; ++b) row_of[b] = b;
+  if (!a.mask) return;
+  std::unique_ptr<int64_t[]> count(new int64_t[a.B]);
+  for (int64_t b = 0; b < a.B; ++b) count[b] = std::count(a.mask + b * a.N, a.mask + (b + 1) * a.N, true);
+  std::stable_sort(row_of, row_of + a.B, [&](int64_t i, int64_t j) { return count[i] > count[j]; });
+}
+
+// Non-zero entries of a projection row or column, in visiting order.
+template <typename T>
+struct NonZero {
+  int32_t index;  // position (forward) or k (backward)
+  T value;
+};
+
+// The part of a unit that both passes share: rows, mask, slots, and the sum over predecessors.
+template <typename S>
+struct Tile {
+  using T = acc_t<S>;
+  const Sweep& a;
+  const Program& program;
+  int64_t d, rows, ld;
+  const int64_t* b_of;   // [rows]
+  const bool* mask;      // [N][rows] of this tile, or null
+  const bool* any;       // [N]: some row is not masked, or null
+  T* slots;              // [S][rows][ld]
+
+  int32_t node(int64_t i) const { return program.node[d * program.N + i]; }
+  bool has_successors(int64_t i) const { return program.num_succ[d * program.N + i] != 0; }
+  T* slot(int64_t i) const { return slots + program.slot[d * program.N + i] * rows * ld; }
+  int64_t group(int64_t g) const { return program.group_ptr[d * (program.G + 1) + g]; }
+  bool is_masked(int64_t n, int64_t r) const { return mask && !mask[n * rows + r]; }
+
+  bool any_active(int64_t begin, int64_t end) const {
+    if (!any) return true;
+    for (int64_t i = begin; i < end; ++i)
+      if (any[node(i)]) return true;
+    return false;
+  }
+
+  // to[rows][ld] = sum of the states of the predecessors of visit i. False, and zeros, if it has none.
+  bool gather(int64_t i, T* to) const {
+    const int32_t* range = program.pred_ptr + d * (program.N + 1) + i;
+    const int32_t* pred = program.pred_slot + range[0];
+    const int64_t count = range[1] - range[0], size = rows * ld;
+    const T* first = count ? slots + pred[0] * size : nullptr;
+    if (count == 0) {
+      std::fill(to, to + size, T(0));
+    } else if (count == 1) {
+      std::copy(first, first + size, to);
+    } else {
+      const T* second = slots + pred[1] * size;
+      const T* third = count > 2 ? slots + pred[2] * size : nullptr;
+      for (int64_t j = 0; j < size; j += kLanes<T>) {
+        Vec<T> sum = load(first + j) + load(second + j);
+        if (third) sum += load(third + j);
+        store(to + j, sum);
+      }
+      for (int64_t p = 3; p < count; ++p) {
+        const T* next = slots + pred[p] * size;
+        for (int64_t j = 0; j < size; j += kLanes<T>) store(to + j, load(to + j) + load(next + j));
+      }
+    }
+    return count != 0;
+  }
+
+  // Calls f(r) for the rows whose h0 enters at node n, which has no predecessors if is_source.
+  template <typename F>
+  void for_entering_rows(int64_t n, bool is_source, const F& f) const {
+    if (!a.h0) return;
+    for (int64_t r = 0; r < rows; ++r)
+      if (a.entry ? a.entry[b_of[r] * a.D + d] == n : is_source) f(r);
+  }
+};
+
+// mask[N][rows] and any[N] of a tile, from the caller's (B, N).
+inline void load_mask(const Sweep& a, const int64_t* b_of, int64_t rows, bool* mask, bool* any) {
+  for (int64_t n = 0; n < a.N; ++n) {
+    bool some = false;
+    for (int64_t r = 0; r < rows; ++r) some |= mask[n * rows + r] = a.mask[b_of[r] * a.N + n];
+    any[n] = some;
+  }
+}

@@ -1,0 +1,144 @@
+// Vec<T>: one register of T, through the compiler's vector extension, so that one source serves every
+// instruction set. The register's width is the only thing that a capability decides; loads and stores of
+// part of a register are the only place where it needs its own instructions.
+//
+// This header is included once per capability, inside that capability's namespace (see capability.h).
+
+#if defined(__AVX512F__)
+constexpr int kVecBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVecBytes = 32;
+#else
+constexpr int kVecBytes = 16;
+#endif
+
+template <typename T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  typedef float type __attribute__((vector_size(kVecBytes)));
+  typedef int32_t bits __attribute__((vector_size(kVecBytes)));
+};
+template <>
+struct VecOf<double> {
+  typedef double type __attribute__((vector_size(kVecBytes)));
+  typedef int64_t bits __attribute__((vector_size(kVecBytes)));
+};
+template <typename T>
+using Vec = typename VecOf<T>::type;
+template <typename T>
+using VecBits = typename VecOf<T>::bits;
+
+template <typename T>
+constexpr int kLanes = kVecBytes / sizeof(T);
+
+template <typename T>
+STRNN_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <typename T>
+STRNN_INLINE void store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
+template <typename T>
+STRNN_INLINE Vec<T> splat(T x) {
+  return Vec<T>{} + x;
+}
+
+template <typename T>
+STRNN_INLINE T lane_sum(Vec<T> v) {
+  T total = 0;
+  for (int i = 0; i < kLanes<T>; ++i) total += v[i];
+  return total;
+}
+
+// Conversion of n <= kLanes stored values to and from a register; lanes past n read as zero.
+// Storage is float, double, BFloat16 or Half (common/dtype.h); the register is float or double.
+
+template <typename S, typename T>
+STRNN_INLINE Vec<T> load_partial(const S* p, int64_t n) {
+  T buffer[kLanes<T>] = {};
+  for (int64_t i = 0; i < n; ++i) buffer[i] = to_acc(p[i]);
+  return load<T>(buffer);
+}
+
+template <typename S, typename T>
+STRNN_INLINE void store_partial(S* p, int64_t n, Vec<T> v) {
+  for (int64_t i = 0; i < n; ++i) p[i] = from_acc<S>(v[i]);
+}
+
+#if defined(__AVX512F__)
+template <>
+STRNN_INLINE Vec<float> load_partial<float, float>(const float* p, int64_t n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1u), p);
+}
+template <>
+STRNN_INLINE void store_partial<float, float>(float* p, int64_t n, Vec<float> v) {
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1u), (__m512)v);
+}
+template <>
+STRNN_INLINE Vec<double> load_partial<double, double>(const double* p, int64_t n) {
+  return (Vec<double>)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1u), p);
+}
+template <>
+STRNN_INLINE void store_partial<double, double>(double* p, int64_t n, Vec<double> v) {
+  _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1u), (__m512d)v);
+}
+template <>
+STRNN_INLINE Vec<float> load_partial<BFloat16, float>(const BFloat16* p, int64_t n) {
+  const __m256i raw = _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1u), p);
+  return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16);
+}
+template <>
+STRNN_INLINE void store_partial<BFloat16, float>(BFloat16* p, int64_t n, Vec<float> v) {
+  // Round to nearest even in integer arithmetic; a NaN keeps its sign and becomes quiet.
+  const __m512i bits = (__m512i)v;
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff)), 16);
+  const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+  const __m256i packed = _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, quiet));
+  _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1u), packed);
+}
+template <>
+STRNN_INLINE Vec<float> load_partial<Half, float>(const Half* p, int64_t n) {
+  return (Vec<float>)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1u), p));
+}
+template <>
+STRNN_INLINE void store_partial<Half, float>(Half* p, int64_t n, Vec<float> v) {
+  const __m256i packed = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1u), packed);
+}
+#elif defined(__AVX2__)
+STRNN_INLINE __m256i first_lanes_32(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+template <>
+STRNN_INLINE Vec<float> load_partial<float, float>(const float* p, int64_t n) {
+  return (Vec<float>)_mm256_maskload_ps(p, first_lanes_32(n));
+}
+template <>
+STRNN_INLINE void store_partial<float, float>(float* p, int64_t n, Vec<float> v) {
+  _mm256_maskstore_ps(p, first_lanes_32(n), (__m256)v);
+}
+#endif
+
+// Rows: n stored values <-> a buffer of whole registers whose tail reads as zero.
+
+template <typename S, typename T>
+STRNN_INLINE void load_row(const S* from, int64_t n, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store<T>(to + i, load_partial<S, T>(from + i, kLanes<T>));
+  if (i < n) store<T>(to + i, load_partial<S, T>(from + i, n - i));
+}
+
+template <typename S, typename T>
+STRNN_INLINE void store_row(const T* from, int64_t n, S* to) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store_partial<S, T>(to + i, kLanes<T>, load<T>(from + i));
+  if (i < n) store_partial<S, T>(to + i, n - i, load<T>(from + i));
+}

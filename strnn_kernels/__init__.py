@@ -1,0 +1,19 @@
+"""Fused recurrent sweeps for PyTorch: four directions over a grid, both directions over time.
+
+A recurrence is a topology, a weight and an activation; see :mod:`strnn_kernels.functional`.
+"""
+
+from . import reference as reference
+from .backends import BackendError as BackendError
+from .backends import backends as backends
+from .backends import use_backend as use_backend
+from .checks import ArgumentError as ArgumentError
+from .functional import gated_sweep as gated_sweep
+from .functional import soft_threshold_ as soft_threshold_
+from .functional import sparse_projection as sparse_projection
+from .functional import spatial_rnn as spatial_rnn
+from .functional import sweep as sweep
+from .functional import temporal_rnn as temporal_rnn
+from .topology import Topology as Topology
+
+__version__ = "0.1.0"

@@ -1,0 +1,138 @@
+"""The backends, which of them work here, and the choice of one for a call.
+
+A backend is a dispatcher namespace (``strnn_<name>``) that implements :data:`schema.OPS`, or, for
+"reference", plain PyTorch. A backend that cannot run, or cannot take a call, says why; nothing
+falls back in silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+from . import native
+
+
+class BackendError(RuntimeError):
+    """No backend accepts the call, or the one asked for does not exist or cannot run."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the ops.
+
+    Attributes:
+        name: how users call it.
+        devices: device types whose tensors it takes; None: all.
+        dtypes: floating dtypes it takes; None: all.
+        unavailable: why it cannot run on this machine; None: it can.
+        order: the traversal order of the sweep programs it follows.
+    """
+
+    name: str
+    devices: tuple[str, ...] | None
+    dtypes: tuple[torch.dtype, ...] | None
+    unavailable: str | None
+    order: str = "levels"
+
+    @property
+    def namespace(self) -> str:
+        """The dispatcher namespace of its ops."""
+        return f"strnn_{self.name}"
+
+    def refusals(self, device: torch.device, dtype: torch.dtype) -> list[str]:
+        """Why it does not take tensors of this device and dtype; empty: it does."""
+        if self.unavailable:
+            return [self.unavailable]
+        reasons = []
+        if self.devices is not None and device.type not in self.devices:
+            reasons.append(f"takes {' or '.join(self.devices)} tensors, got {device.type}")
+        if self.dtypes is not None and dtype not in self.dtypes:
+            known = ", ".join(str(d).removeprefix("torch.") for d in self.dtypes)
+            reasons.append(f"takes {known}, got {str(dtype).removeprefix('torch.')}")
+        return reasons
+
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+#: Every backend, the fastest first.
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("cuda", ("cuda",), _FLOATS, "not part of this version"),
+        Backend("triton", ("cuda",), _FLOATS, "not part of this version"),
+        Backend("cpu", ("cpu",), _FLOATS, native.CPU_UNAVAILABLE),
+        Backend("reference", None, None, None),
+    )
+}
+
+_requested: ContextVar[str | None] = ContextVar("strnn_backend", default=None)
+_chosen: dict[tuple[str, torch.device, torch.dtype], Backend] = {}
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend by name, with the reason why it cannot run on this machine, or None if it can."""
+    return {name: BACKENDS[name].unavailable for name in ("reference", "cpu", "triton", "cuda")}
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the ops inside the context on the backend called name, or fail with its reason.
+
+    Args:
+        name: "reference", "cpu", "triton" or "cuda".
+
+    Raises:
+        BackendError: there is no such backend, or it cannot run here.
+    """
+    _available(name)
+    token = _requested.set(name)
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def _available(name: str) -> Backend:
+    backend = BACKENDS.get(name)
+    if backend is None:
+        raise BackendError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    if backend.unavailable:
+        raise BackendError(f"backend {name!r} cannot run here: {backend.unavailable}")
+    return backend
+
+
+def select(op: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend for a call: the one requested, or the fastest that accepts it.
+
+    Args:
+        op: the caller's name, for the error.
+        device: where the tensors are.
+        dtype: their dtype.
+
+    Raises:
+        BackendError: none accepts; one line per backend says why. "reference" is never chosen unless
+            it is asked for, since it is much slower.
+    """
+    name = _requested.get() or os.environ.get("STRNN_BACKEND", "")
+    backend = _chosen.get((name, device, dtype))
+    return _choose(op, name, device, dtype) if backend is None else backend
+
+
+def _choose(op: str, name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    candidates = [_available(name)] if name else [b for b in BACKENDS.values() if b.name != "reference"]
+    refusals = []
+    for backend in candidates:
+        reasons = backend.refusals(device, dtype)
+        if not reasons:
+            _chosen[name, device, dtype] = backend
+            return backend
+        refusals.append(f"  {backend.name}: {'; '.join(reasons)}")
+    if not name:
+        refusals.append('  reference: slow; ask for it with strnn_kernels.use_backend("reference")')
+    raise BackendError("\n".join([f"{op}: no backend accepts this call", *refusals]))

@@ -1,0 +1,128 @@
+"""Checks of arguments, once, before any backend is chosen.
+
+Each message names the function and the argument, what was expected in letters and numbers, and what came.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .notation import ACTIVATIONS
+from .topology import Topology
+
+
+class ArgumentError(ValueError, TypeError):
+    """An argument has the wrong type, shape, dtype, device or value."""
+
+
+def tensor(function: str, name: str, value: object) -> torch.Tensor:
+    """The value, if it is a floating-point tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise ArgumentError(f"{function}: {name} must be a torch.Tensor, got {_kind(value)}")
+    if not value.is_floating_point():
+        raise ArgumentError(
+            f"{function}: {name} must have a floating dtype, got {_dtype(value.dtype)}"
+        )
+    return value
+
+
+def dims(function: str, name: str, value: torch.Tensor, letters: str) -> tuple[int, ...]:
+    """The sizes of a tensor whose number of dimensions the letters give, all but B positive."""
+    wanted = letters.split()
+    if value.dim() != len(wanted):
+        raise ArgumentError(
+            f"{function}: {name} must have shape ({', '.join(wanted)}), got {_shape(value)}"
+        )
+    for letter, size in zip(wanted, value.shape, strict=True):
+        if letter != "B" and size == 0:
+            raise ArgumentError(
+                f"{function}: {letter} of {name} ({', '.join(wanted)}) must be positive, got {_shape(value)}"
+            )
+    return tuple(value.shape)
+
+
+def like(
+    function: str,
+    name: str,
+    value: object,
+    letters: str,
+    sizes: tuple[int, ...],
+    first: tuple[str, torch.Tensor],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Refuses a value unless it is a tensor of these sizes, on the device and of the dtype of first.
+
+    Args:
+        function: who asks.
+        name: of the argument.
+        value: the argument.
+        letters: the sizes in letters, separated by spaces.
+        sizes: the sizes in numbers.
+        first: name and tensor that set the device, and the dtype unless one is given.
+        dtype: the dtype it must have instead.
+    """
+    if (
+        isinstance(value, torch.Tensor)
+        and value.shape == sizes
+        and value.dtype == (dtype or first[1].dtype)
+        and value.device == first[1].device
+    ):
+        return
+    if not isinstance(value, torch.Tensor):
+        raise ArgumentError(f"{function}: {name} must be a torch.Tensor, got {_kind(value)}")
+    if value.shape != sizes:
+        raise ArgumentError(
+            f"{function}: {name} must have shape ({', '.join(letters.split())}) = {tuple(sizes)}, "
+            f"got {_shape(value)}"
+        )
+    if value.device != first[1].device:
+        raise ArgumentError(
+            f"{function}: {name} must be on the device of {first[0]} ({first[1].device}), got {value.device}"
+        )
+    wanted = _dtype(dtype) if dtype else f"{_dtype(first[1].dtype)}, the dtype of {first[0]}"
+    raise ArgumentError(f"{function}: {name} must have dtype {wanted}, got {_dtype(value.dtype)}")
+
+
+def topology(function: str, value: object) -> Topology:
+    """The value, if it is a Topology."""
+    if not isinstance(value, Topology):
+        raise ArgumentError(f"{function}: topology must be a Topology, got {_kind(value)}")
+    return value
+
+
+def activation(function: str, value: object) -> None:
+    """Refuses an unknown activation."""
+    if value not in ACTIVATIONS:
+        raise ArgumentError(
+            f"{function}: activation must be one of {', '.join(ACTIVATIONS)}, got {value!r}"
+        )
+
+
+def lengths(function: str, value: object, B: int, T: int) -> torch.Tensor:
+    """Sequence lengths as an int64 tensor (B,), each in 0..T."""
+    value = torch.as_tensor(value)
+    if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
+        raise ArgumentError(f"{function}: lengths must be integers, got {_dtype(value.dtype)}")
+    if value.shape != (B,):
+        raise ArgumentError(f"{function}: lengths must have shape (B,) = ({B},), got {_shape(value)}")
+    return value
+
+
+def lengths_in_range(function: str, value: torch.Tensor, T: int) -> None:
+    """Refuses lengths outside 0..T; reads the values, so not under a compiler and not on a GPU stream."""
+    if value.numel() and not (0 <= int(value.min()) and int(value.max()) <= T):
+        raise ArgumentError(
+            f"{function}: lengths must be in 0..T = 0..{T}, got {int(value.min())}..{int(value.max())}"
+        )
+
+
+def _shape(value: torch.Tensor) -> str:
+    return str(tuple(value.shape))
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _kind(value: object) -> str:
+    return f"{value!r} of type {type(value).__name__}" if value is None else type(value).__name__

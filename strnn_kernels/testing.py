@@ -1,0 +1,399 @@
+"""One table of cases for the tests, the gradient checks and the benchmarks: what is timed is what is tested.
+
+A `Case` names an op, a topology and sizes. It makes its own inputs and calls the op in any module that has the
+functional signatures of this package: `strnn_kernels` itself, `strnn_kernels.reference`, a peer of the benchmarks.
+`Expected` holds what the float64 reference says of a case, and `tolerance` is the only place with a number in it.
+
+Letters as in `strnn_kernels.notation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from strnn_kernels import reference
+from strnn_kernels.topology import Topology
+
+#: Arguments of the ops that are tensors and have no derivative.
+NOT_DIFFERENTIABLE = ("mask", "lengths")
+#: Arguments that belong to one sequence each, not to all.
+PER_SEQUENCE = ("x", "u", "g", "gate", "h", "h0", "mask", "lengths")
+#: Inputs of a ReLU keep this far from zero; see `Case.inputs`.
+KINK_MARGIN = 32 * torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One call of one op.
+
+    Args:
+        name: unique in the table; the id of the test and of the row in the benchmark.
+        op: "spatial_rnn", "temporal_rnn", "sweep", "gated_sweep" or "sparse_projection".
+        graph: makes the topology; a chain of T steps for "temporal_rnn".
+        B: sequences.
+        C: input width; not used by the ops that have no input product.
+        H: hidden width.
+        K: projected rows, 0 for no projection.
+        activation: one of `strnn_kernels.notation.ACTIVATIONS`.
+        dtype: storage of all floating inputs.
+        has_bias: whether the input product has a bias.
+        has_mask: whether some nodes of some sequences are switched off.
+        has_h0: whether the recurrence starts from a given state.
+        has_lengths: whether sequences have their own lengths, uniform in 1..T.
+        slices: time slices of one sample; B is samples x slices. Only code that loops over time looks at it.
+        density: share of the projection's weights that are not exactly zero.
+    """
+
+    name: str
+    op: str
+    graph: Callable[[], Topology]
+    B: int
+    C: int
+    H: int
+    K: int = 0
+    activation: str = "relu"
+    dtype: torch.dtype = torch.float32
+    has_bias: bool = True
+    has_mask: bool = False
+    has_h0: bool = False
+    has_lengths: bool = False
+    slices: int = 1
+    density: float = 1.0
+
+    def __str__(self) -> str:
+        return self.name
+
+    @cached_property
+    def topology(self) -> Topology:
+        """The topology of the case, made once."""
+        return self.graph()
+
+    @property
+    def N(self) -> int:
+        """Nodes, or time steps."""
+        return self.topology.num_nodes
+
+    @property
+    def D(self) -> int:
+        """Directions."""
+        return self.topology.num_directions
+
+    @cached_property
+    def P(self) -> int:
+        """The largest number of predecessors of a node, at least 1."""
+        nodes, directions = range(self.N), range(self.D)
+        return max(1, *(len(self.topology.predecessors(d, n)) for d in directions for n in nodes))
+
+    def inputs(
+        self,
+        seed: int = 0,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        requires_grad: bool = False,
+        oracle: ModuleType | Any = reference,
+    ) -> dict[str, Tensor]:
+        """Random tensors of a scale at which nothing explodes and nothing dies, by argument name.
+
+        The spectral radius of the recurrent weight is about 1/P, since the states of P predecessors are added.
+        All dtypes see the same numbers, each rounded once.
+
+        Among a million states one lies so near the kink of a ReLU that rounding decides its derivative, and then
+        right gradients differ by far more than rounding. Sequences with such a state are drawn again; `oracle`
+        computes the states, in float64.
+        """
+        make = torch.Generator().manual_seed(seed)
+        B, N, D, C, H, K = self.B, self.N, self.D, self.C, self.H, self.K
+
+        def normal(*shape: int, scale: float = 1.0) -> Tensor:
+            return torch.randn(*shape, generator=make, dtype=torch.float64) * scale
+
+        def recurrent_weight() -> Tensor:
+            return normal(D, H, H, scale=1 / (self.P * H**0.5))
+
+        def projection() -> Tensor:
+            weight = normal(D, K, N, scale=N**-0.5)
+            return weight * (torch.rand(D, K, N, generator=make) < self.density)
+
+        t: dict[str, Tensor] = {}
+        if self.op in ("spatial_rnn", "temporal_rnn"):
+            t["x"] = normal(B, N, C)
+            t["w_ih"] = normal(D, H, C, scale=C**-0.5)
+            t["w_hh"] = recurrent_weight()
+            if self.has_bias:
+                t["bias"] = normal(D, H, scale=0.1)
+            if K:
+                t["projection"] = projection()
+        elif self.op == "sweep":
+            t["u"] = normal(B, N, D, H)
+            t["w"] = recurrent_weight()
+        elif self.op == "gated_sweep":
+            t["g"] = normal(B, N, D, H)
+            t["gate"] = torch.rand(B, N, D, H, generator=make, dtype=torch.float64)
+            t["w"] = recurrent_weight()
+        elif self.op == "sparse_projection":
+            t["h"] = normal(B, N, D, H)
+            t["weight"] = projection()
+        else:
+            raise ValueError(f"Case: no op is named {self.op!r}")
+        if self.has_h0:
+            t["h0"] = normal(B, D, H)
+        if self.has_mask:
+            t["mask"] = torch.rand(B, N, generator=make) < 0.7
+        if self.has_lengths:
+            t["lengths"] = torch.randint(1, N + 1, (B,), generator=make)
+        if self.activation == "relu" and {"x", "u"} & set(t):
+            self._redraw_kinks(t, normal, oracle)
+        for name, value in t.items():
+            if name in NOT_DIFFERENTIABLE:
+                t[name] = value.to(device)
+            else:
+                t[name] = value.to(device, dtype or self.dtype).requires_grad_(requires_grad)
+        return t
+
+    def live(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Which nodes of which sequences take part, bool (B, N), by mask or lengths."""
+        if "lengths" in inputs:
+            return torch.arange(self.N) < inputs["lengths"].cpu()[:, None]
+        some = next(inputs[name] for name in PER_SEQUENCE if name in inputs)
+        return inputs["mask"].cpu() if "mask" in inputs else torch.ones(len(some), self.N, dtype=torch.bool)
+
+    def _redraw_kinks(self, t: dict[str, Tensor], normal: Callable[..., Tensor], oracle: Any) -> None:
+        varied = t["x" if "x" in t else "u"]
+        rows = torch.arange(self.B)
+        for _ in range(300):
+            rows = rows[self._has_kink({n: v[rows] if n in PER_SEQUENCE else v for n, v in t.items()}, oracle)]
+            if len(rows) == 0:
+                return
+            varied[rows] = normal(len(rows), *varied.shape[1:])
+        raise RuntimeError(f"Case {self.name}: too many states to keep all off the kink; take a smooth activation")
+
+    def _has_kink(self, t: Mapping[str, Tensor], oracle: Any) -> Tensor:
+        """Bool (B,): whether a live node's pre-activation is within KINK_MARGIN of zero."""
+        D, N, H = self.D, self.N, self.H
+        w = t["w_hh" if "w_hh" in t else "w"]
+        u = t["u"] if "u" in t else torch.einsum("bnc,dhc->bndh", t["x"], t["w_ih"])
+        u = u + t.get("bias", 0)
+        with torch.no_grad():
+            h = self.run(oracle, {name: value for name, value in t.items() if name != "projection"})
+        live = self.live(t)
+        predecessors = [self.topology.predecessors(d, n) for n in range(N) for d in range(D)]
+        source = torch.tensor([p * D + i % D for i, ps in enumerate(predecessors) for p in ps], dtype=torch.long)
+        target = torch.tensor([i for i, ps in enumerate(predecessors) for _ in ps], dtype=torch.long)
+        total = torch.zeros_like(h).flatten(1, 2).index_add(1, target, h.flatten(1, 2)[:, source]).unflatten(1, (N, D))
+        if "h0" in t:
+            is_start = torch.tensor([not ps for ps in predecessors]).view(N, D).expand(len(h), N, D).clone()
+            if "lengths" in t:
+                is_start[:, :, 1:] = (torch.arange(N) == t["lengths"][:, None] - 1)[..., None]
+            total = total + is_start[..., None] * t["h0"][:, None]
+        a = u + torch.einsum("bndh,dgh->bndg", total, w)
+        return ((a.abs() < KINK_MARGIN) & live[..., None, None]).view(len(h), N * D * H).any(dim=1)
+
+    def bind(self, module: ModuleType | Any, inputs: Mapping[str, Tensor]) -> Callable[[], Tensor]:
+        """The call of `module`'s function of this name, with all arguments in place."""
+        call: dict[str, Any] = dict(inputs)
+        if self.op in ("sweep", "gated_sweep", "spatial_rnn"):
+            call["topology"] = self.topology
+        if self.op in ("sweep", "spatial_rnn", "temporal_rnn"):
+            call["activation"] = self.activation
+        if self.op in ("spatial_rnn", "temporal_rnn"):
+            call.setdefault("bias", None)
+        if self.op == "temporal_rnn":
+            call["bidirectional"] = self.D == 2
+        return partial(getattr(module, self.op), **call)
+
+    def run(self, module: ModuleType | Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The output of `module`'s function of this name on `inputs`."""
+        return self.bind(module, inputs)()
+
+    def output_gradient(self, like: Tensor, seed: int = 0) -> Tensor:
+        """A fixed random gradient of the output, with the shape, dtype and device of `like`."""
+        make = torch.Generator().manual_seed(seed + 1)
+        return torch.randn(like.shape, generator=make, dtype=torch.float64).to(like)
+
+    def results(
+        self, module: ModuleType | Any, inputs: Mapping[str, Tensor], *, gradients: bool = True, seed: int = 0
+    ) -> dict[str, Tensor]:
+        """The output, as "output", and the gradient of every floating input, as "d" + its name."""
+        leaves = {
+            name: value.detach().clone().requires_grad_(gradients)
+            for name, value in inputs.items()
+            if name not in NOT_DIFFERENTIABLE
+        }
+        output = self.run(module, {**inputs, **leaves})
+        found = {"output": output.detach()}
+        if gradients:
+            dy = self.output_gradient(output, seed)
+            slopes = torch.autograd.grad(
+                output, list(leaves.values()), dy, allow_unused=True, materialize_grads=True
+            )
+            found |= {"d" + name: slope for name, slope in zip(leaves, slopes, strict=True)}
+        return found
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a case must give: in float64, and what the same-dtype reference makes of it."""
+
+    case: Case
+    exact: dict[str, Tensor]
+    same_dtype: dict[str, Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        case: Case,
+        inputs: Mapping[str, Tensor],
+        *,
+        gradients: bool = True,
+        seed: int = 0,
+        oracle: ModuleType | Any = reference,
+    ) -> Expected:
+        """The results of `oracle` on `inputs` as they are, and on the same numbers in float64."""
+        wide = {n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}
+        return cls(
+            case,
+            case.results(oracle, wide, gradients=gradients, seed=seed),
+            case.results(oracle, inputs, gradients=gradients, seed=seed),
+        )
+
+    def check(self, actual: Mapping[str, Tensor], who: str = "") -> None:
+        """Holds "output" and the gradients in `actual` against the reference.
+
+        Raises:
+            AssertionError: a tensor is missing, unknown, of the wrong shape, not finite or too far off.
+        """
+        unknown = set(actual) - set(self.exact)
+        assert not unknown, f"{who} {self.case.name}: no result is named {sorted(unknown)}"
+        for name, value in actual.items():
+            assert_close_to_reference(
+                value,
+                self.same_dtype[name],
+                self.exact[name],
+                what=f"{who} {self.case.name}: {name}".strip(),
+                gradient=name != "output",
+            )
+
+
+def tolerance(dtype: torch.dtype, *, gradient: bool = False) -> tuple[float, float]:
+    """How far a result may be from float64: `(factor, floor)`, error <= factor * reference's error + floor.
+
+    A backend adds the same products in another order, so its error is of the size of that of PyTorch in the same
+    dtype; which of the two is larger is chance. Twice (gradients, sums of more terms: three times) that error tells
+    a wrong kernel from an unlucky one without a number that was fitted to a case. The floor, as a share of the
+    largest value, is for cases in which PyTorch happens to be exact: a few roundings in float32 and float64, where
+    it also covers the activations (1e-6), and one rounding of the stored result in 16-bit types.
+    """
+    roundings = 1 if dtype in (torch.bfloat16, torch.float16) else 8
+    return (3.0 if gradient else 2.0), roundings * torch.finfo(dtype).eps
+
+
+def assert_close_to_reference(
+    actual: Tensor, same_dtype: Tensor, exact: Tensor, *, what: str = "result", gradient: bool = False
+) -> None:
+    """Asserts that `actual` is as close to `exact` as `tolerance` asks, given the error of `same_dtype`.
+
+    Args:
+        actual: the result under test.
+        same_dtype: the reference in the dtype of `actual`.
+        exact: the reference in float64.
+        what: name of the result, for the message.
+        gradient: whether it is a gradient.
+
+    Raises:
+        AssertionError: with both errors and the bound.
+    """
+    assert actual.shape == exact.shape, f"{what} must have shape {tuple(exact.shape)}, got {tuple(actual.shape)}"
+    assert actual.dtype == same_dtype.dtype, f"{what} must be {same_dtype.dtype}, got {actual.dtype}"
+    assert bool(actual.isfinite().all()), f"{what} has values that are not finite"
+    if actual.numel() == 0:
+        return
+    factor, floor = tolerance(actual.dtype, gradient=gradient)
+    exact = exact.to(actual.device)
+    error = (actual.double() - exact).abs().max().item()
+    allowed = (same_dtype.to(actual.device).double() - exact).abs().max().item()
+    bound = factor * allowed + floor * max(exact.abs().max().item(), torch.finfo(actual.dtype).tiny)
+    assert error <= bound, (
+        f"{what} is {error:.3g} away from float64; at most {bound:.3g} is allowed "
+        f"({factor:g} x {allowed:.3g} of the {actual.dtype} reference, plus the floor)"
+    )
+
+
+def _ring_of_holes() -> np.ndarray:
+    mask = np.ones((5, 6), dtype=bool)
+    mask[0, 0] = mask[2, 2:4] = mask[4, 5] = False
+    return mask
+
+
+def _diamond() -> Topology:
+    """Two directions that are not each other's reverse, up to four predecessors, two roots in one of them."""
+    return Topology.dag([[[], [0], [0], [1, 2], [0, 1, 2, 3]], [[4], [], [1, 4], [], [3, 1]]])
+
+
+_grid = partial(partial, Topology.grid)
+_chain = partial(partial, Topology.chain)
+_cap = partial(Topology.montage, "seed-62")
+
+#: Small and odd: every op, topology, activation and option, H = 1 and beside the vector widths, B = 1, N = 1.
+CONFORMANCE = (
+    Case("corner-3x4-h30", "spatial_rnn", _grid(3, 4), B=5, C=5, H=30, K=4),
+    Case("corner-4x3-states", "spatial_rnn", _grid(4, 3), B=3, C=7, H=33, activation="tanh"),
+    Case("corner-1x1", "spatial_rnn", _grid(1, 1), B=2, C=3, H=8, K=2, activation="sigmoid"),
+    Case("corner-1x5-b1-h1", "spatial_rnn", _grid(1, 5), B=1, C=1, H=1, activation="tanh"),
+    Case("corner-mask", "spatial_rnn", _grid(4, 4), B=6, C=5, H=16, K=3, has_mask=True),
+    Case("corner-holes", "spatial_rnn", _grid(5, 6, mask=_ring_of_holes()), B=4, C=6, H=31, K=5),
+    Case("corner-no-bias", "spatial_rnn", _grid(3, 3), B=2, C=40, H=17, has_bias=False),
+    Case("corner-sparse", "spatial_rnn", _grid(4, 4), B=3, C=5, H=30, K=6, density=0.2),
+    Case("cross-4x4", "spatial_rnn", _grid(4, 4, neighbourhood="cross"), B=3, C=20, H=30, activation="identity"),
+    Case("line-3x5", "spatial_rnn", _grid(3, 5, neighbourhood="line"), B=4, C=16, H=24, activation="sigmoid"),
+    Case("cap-small", "spatial_rnn", _cap, B=7, C=5, H=30, K=10, slices=7),
+    Case("diamond", "spatial_rnn", _diamond, B=13, C=4, H=12, activation="tanh", has_mask=True),
+    Case("chain-t9", "temporal_rnn", _chain(9), B=6, C=30, H=30, K=5),
+    Case("chain-t1-b1", "temporal_rnn", _chain(1), B=1, C=2, H=33, activation="tanh"),
+    Case("chain-tanh-h0", "temporal_rnn", _chain(7), B=5, C=8, H=20, activation="tanh", has_h0=True),
+    Case("chain-lengths", "temporal_rnn", _chain(8), B=9, C=6, H=30, has_lengths=True),
+    Case("chain-lengths-h0", "temporal_rnn", _chain(6), B=17, C=3, H=1, activation="tanh", has_lengths=True, has_h0=True),
+    Case("chain-lengths-k", "temporal_rnn", _chain(5), B=4, C=3, H=9, K=2, activation="sigmoid", has_lengths=True),
+    Case("chain-causal", "temporal_rnn", _chain(11, bidirectional=False), B=3, C=65, H=64),
+    Case("chain-wide", "temporal_rnn", _chain(4), B=2, C=130, H=129, activation="identity"),
+    Case("sweep-corner", "sweep", _grid(4, 5), B=3, C=0, H=30),
+    Case("sweep-mask-h0", "sweep", _grid(3, 3), B=8, C=0, H=33, activation="tanh", has_mask=True, has_h0=True),
+    Case("sweep-diamond", "sweep", _diamond, B=2, C=0, H=1, activation="sigmoid", has_h0=True),
+    Case("sweep-line", "sweep", _grid(2, 7, neighbourhood="line"), B=1, C=0, H=48, activation="identity"),
+    Case("gated-corner", "gated_sweep", _grid(4, 3), B=3, C=0, H=30),
+    Case("gated-diamond", "gated_sweep", _diamond, B=14, C=0, H=7),
+    Case("gated-chain", "gated_sweep", _chain(10), B=5, C=0, H=33),
+    Case("project", "sparse_projection", _grid(3, 4), B=5, C=0, H=30, K=4, density=0.5),
+    Case("project-h1", "sparse_projection", _chain(3), B=1, C=0, H=1, K=1),
+)
+
+#: The sizes of the field. S: space, T: time. T4 is T2 with sequences of their own lengths.
+BENCHMARKS = (
+    Case("S1", "spatial_rnn", _cap, B=144, C=5, H=30, K=10, slices=9),
+    Case("S2", "spatial_rnn", _grid(32, 32), B=16, C=64, H=64),
+    Case("S3", "spatial_rnn", _grid(16, 16), B=32, C=128, H=128),
+    Case("T1", "temporal_rnn", _chain(9), B=64, C=30, H=30),
+    Case("T2", "temporal_rnn", _chain(128), B=32, C=128, H=128),
+    Case("T3", "temporal_rnn", _chain(512), B=8, C=256, H=256),
+    Case("T4", "temporal_rnn", _chain(128), B=32, C=128, H=128, has_lengths=True),
+)
+
+
+def find(name: str) -> Case:
+    """The case of that name.
+
+    Raises:
+        KeyError: with the names that exist.
+    """
+    for case in CONFORMANCE + BENCHMARKS:
+        if case.name == name:
+            return case
+    raise KeyError(f"no case is named {name!r}; there are {[c.name for c in CONFORMANCE + BENCHMARKS]}")

@@ -1,0 +1,41 @@
+"""Each peer of the benchmarks computes what the reference computes: outputs and gradients, small cases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.contestants import PEERS, Contestant
+from strnn_kernels.testing import CONFORMANCE, Case, Expected
+
+PAIRS = [
+    pytest.param(peer, case, id=f"{peer.name}-{case.name}".replace(" ", "-"))
+    for peer in PEERS
+    for case in CONFORMANCE
+    if not getattr(peer, "is_compiled", False) and peer.refusal(case) is None
+]
+
+
+@pytest.mark.parametrize(("peer", "case"), PAIRS)
+def test_peer_equals_reference(peer: Contestant, case: Case) -> None:
+    inputs = case.inputs()
+    expected = Expected.of(case, inputs)
+    dy = case.output_gradient(expected.same_dtype["output"])
+    runner = peer.prepare(case, inputs, dy)
+    with torch.inference_mode():
+        output = runner.output(runner.forward())
+    gradients = runner.gradients(runner.step())
+    expected.check({"output": output, **gradients}, peer.name)
+    assert set(gradients) == set(expected.exact) - {"output"}
+
+
+def test_every_peer_runs_somewhere() -> None:
+    refused = {p.name for p in PEERS if all(p.refusal(c) for c in CONFORMANCE)}
+    assert refused <= {"jax scan"}, "only a peer that is not installed may sit out"
+
+
+def test_refusals_say_why() -> None:
+    for peer in PEERS:
+        for case in CONFORMANCE:
+            reason = peer.refusal(case)
+            assert reason is None or len(reason) > 5

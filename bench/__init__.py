@@ -1,1 +1,1 @@
-"""Benchmarks: every case of `strnn_kernels.testing.BENCHMARKS` beside its peers, and beside the machine's limits."""
+"""Benchmarks: the cases of `strnn_kernels.testing` beside their peers and the machine's limits."""

@@ -1,4 +1,4 @@
-"""`python -m bench`: who is faster, by how much, and how far everybody is from what the machine can do."""
+"""`python -m bench`: who is faster, by how much, and how far all are from the machine's limits."""
 
 from __future__ import annotations
 
@@ -54,12 +54,16 @@ def main(arguments: list[str] | None = None) -> int:
                 )
                 bar.update()
     torch.set_num_threads(options.threads[0])
-    result["host_us"] = host_time([c for c in contestants if not c.is_peer or c.name == "nn.RNN"], peaks)
+    result["host_us"] = host_time(
+        [c for c in contestants if not c.is_peer or c.name == "nn.RNN"], peaks
+    )
     show(result)
     if options.compare:
         old = json.loads(options.compare.read_text())
         rows, drift = compare.compare(old, result)
-        print(f"\nAgainst {options.compare.name}; the peers say this machine is now {drift:+.1%} slower.\n")
+        print(
+            f"\nAgainst {options.compare.name}; by its peers the machine is {drift:+.1%} slower.\n"
+        )
         header = ["case", "who", "mode", "threads", "old ms", "new ms", "change", "verdict"]
         print(table.markdown(header, rows))
     if options.json:
@@ -76,9 +80,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--cases",
         nargs="+",
         default=["default"],
-        help=f"names ({' '.join(names)}), 'default' for all of them, an axis ({' '.join(AXES)}), or 'scaling'",
+        help=f"names ({' '.join(names)}), 'default' for all, axes ({' '.join(AXES)}), or 'scaling'",
     )
-    parser.add_argument("--backends", nargs="*", default=["cpu"], help="of strnn_kernels.backends()")
+    parser.add_argument(
+        "--backends", nargs="*", default=["cpu"], help="of strnn_kernels.backends()"
+    )
     parser.add_argument(
         "--peers",
         nargs="*",
@@ -98,7 +104,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def select_cases(names: list[str]) -> list[Case]:
     """Cases by name, axis or family, in the order asked for."""
     by_name = {case.name: [case] for case in BENCHMARKS}
-    families = {"default": list(BENCHMARKS), "scaling": [c for cases in AXES.values() for c in cases]}
+    families = {
+        "default": list(BENCHMARKS),
+        "scaling": [c for cases in AXES.values() for c in cases],
+    }
     known = by_name | {axis: list(cases) for axis, cases in AXES.items()} | families
     for name in names:
         if name not in known:
@@ -115,12 +124,17 @@ def select_contestants(backends: list[str], peers: list[str], cases: list[str]) 
             chosen += by_name
         elif name == "default":
             is_scaling = any(c == "scaling" or c in AXES for c in cases)
-            chosen += SCALING_PEERS if is_scaling else [n for n in by_name if n not in OPTIONAL_PEERS]
+            chosen += (
+                SCALING_PEERS if is_scaling else [n for n in by_name if n not in OPTIONAL_PEERS]
+            )
         elif name in by_name:
             chosen.append(name)
         else:
             raise SystemExit(f"bench: no peer is named {name!r}; there are {list(by_name)}")
-    return [*(Backend(name) for name in backends), *(by_name[name] for name in dict.fromkeys(chosen))]
+    return [
+        *(Backend(name) for name in backends),
+        *(by_name[name] for name in dict.fromkeys(chosen)),
+    ]
 
 
 def host_time(contestants: list[Contestant], peaks: roofline.Peaks) -> list[dict[str, Any]]:
@@ -132,7 +146,12 @@ def host_time(contestants: list[Contestant], peaks: roofline.Peaks) -> list[dict
     rows = []
     for op, case in one.items():
         found = measure.measure_case(
-            case, contestants, modes=measure.MODES, threads=torch.get_num_threads(), budget=0.5, peaks=peaks
+            case,
+            contestants,
+            modes=measure.MODES,
+            threads=torch.get_num_threads(),
+            budget=0.5,
+            peaks=peaks,
         )
         rows += [
             {"op": op, "contestant": r["contestant"], "mode": r["mode"], "us": r["median_ms"] * 1e3}
@@ -145,7 +164,10 @@ def host_time(contestants: list[Contestant], peaks: roofline.Peaks) -> list[dict
 def show(result: dict[str, Any]) -> None:
     """Prints the tables."""
     peaks, rows, about = result["peaks"], result["rows"], result["machine"]
-    print(f"\n{about['cpu']}, {about['cores']} cores, torch {about['torch']}, commit {result['commit']}")
+    print(
+        f"\n{about['cpu']}, {about['cores']} cores, {about['isa']}, torch {about['torch']}, "
+        f"commit {result['commit']}"
+    )
     print(f"FMA peak of one core: {peaks['fma_gflops']:.1f} GFLOP/s ({peaks['fma_how']})")
     for threads, rates in peaks["copy_gbs"].items():
         sizes = ", ".join(f"{rate:.1f} GB/s over {size >> 10} KiB" for size, rate in rates.items())
@@ -183,7 +205,9 @@ def commit() -> str:
     root = Path(__file__).resolve().parent.parent
 
     def git(*command: str) -> str:
-        done = subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", *command], cwd=root, capture_output=True, text=True, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     head = git("rev-parse", "--short", "HEAD")

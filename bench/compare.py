@@ -1,8 +1,8 @@
 """Old results against new ones: which rows changed by more than the noise of both runs.
 
-The peers did not change, so the median of their new/old ratios says how much faster or slower the machine itself is
-today; rows are judged after that is divided out. A row has changed when it moved by more than 5 % and by more than
-the spread of both runs together.
+The peers did not change, so the median of their new/old ratios says how much faster or slower the
+machine itself is today; rows are judged after that is divided out. A row has changed when it moved
+by more than 5 % and by more than the spread of both runs together.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ KEY = ("case", "contestant", "mode", "threads", "dtype")
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[list[str]], float]:
-    """Table rows (case, contestant, mode, threads, old ms, new ms, change, verdict), and the machine's drift."""
+    """Table rows (case, who, mode, threads, old ms, new ms, change, verdict), and the drift."""
     before = {_key(row): row for row in old["rows"] if row["status"] == "ok"}
     pairs = [
-        (before[_key(row)], row) for row in new["rows"] if row["status"] == "ok" and _key(row) in before
+        (before[_key(row)], row)
+        for row in new["rows"]
+        if row["status"] == "ok" and _key(row) in before
     ]
     drifts = [math.log(b["median_ms"] / a["median_ms"]) for a, b in pairs if b["is_peer"]]
     drift = median(drifts) if drifts else 0.0

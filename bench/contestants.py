@@ -1,4 +1,4 @@
-"""Who runs: the backends of this package and the peers, each made ready for a case behind one small interface."""
+"""Who runs: the backends of this package and the peers, each behind one small interface."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from strnn_kernels import reference
 from strnn_kernels.testing import NOT_DIFFERENTIABLE, Case
 
 
+MODES = ("inference", "training")
+
+
 @dataclass(frozen=True)
 class Runner:
     """A contestant ready for one case. Only `forward` and `step` are timed.
@@ -29,7 +32,7 @@ class Runner:
         forward: inference, in the layout that is natural to the contestant.
         step: forward and backward, giving the gradients of x and of all parameters.
         output: what `forward` returned -> the output in the layout of the op.
-        gradients: what `step` returned -> gradients by name ("dx", ..); may leave out what a peer does not have.
+        gradients: what `step` returned -> gradients by name ("dx", ..).
         around: entered before timing, around all calls.
     """
 
@@ -37,7 +40,9 @@ class Runner:
     step: Callable[[], Any]
     output: Callable[[Any], Tensor]
     gradients: Callable[[Any], dict[str, Tensor]]
-    around: Callable[[], contextlib.AbstractContextManager[Any]] = field(default=contextlib.nullcontext)
+    around: Callable[[], contextlib.AbstractContextManager[Any]] = field(
+        default=contextlib.nullcontext
+    )
 
 
 class Contestant(Protocol):
@@ -45,6 +50,7 @@ class Contestant(Protocol):
 
     name: str
     is_peer: bool
+    modes: tuple[str, ...]
 
     def refusal(self, case: Case) -> str | None:
         """Why it cannot run this case here, or None."""
@@ -87,7 +93,9 @@ def functional_runner(
     values = list(leaves.values())
     return Runner(
         forward=forward,
-        step=lambda: torch.autograd.grad(training(), values, dy, allow_unused=True, materialize_grads=True),
+        step=lambda: torch.autograd.grad(
+            training(), values, dy, allow_unused=True, materialize_grads=True
+        ),
         output=lambda out: out,
         gradients=gradients_by_name(leaves),
         around=around,
@@ -100,6 +108,7 @@ class Backend:
 
     name: str
     is_peer: bool = False
+    modes: tuple[str, ...] = MODES
 
     def refusal(self, case: Case) -> str | None:
         """The reason that the package itself gives."""
@@ -122,12 +131,13 @@ class Backend:
 
 @dataclass(frozen=True)
 class WavefrontPeer:
-    """`bench.peers.wavefront`: one differentiable function, or with the second loop for inference, or compiled."""
+    """`bench.peers.wavefront`: differentiable, with a second loop for inference, or compiled."""
 
     name: str = "wavefront"
     reuses_memory: bool = False
     is_compiled: bool = False
     is_peer: bool = True
+    modes: tuple[str, ...] = MODES
 
     def refusal(self, case: Case) -> str | None:
         """It has every op but the gated sweep and the bare projection."""
@@ -149,6 +159,7 @@ class Reference:
 
     name: str = "reference"
     is_peer: bool = True
+    modes: tuple[str, ...] = MODES
 
     def refusal(self, case: Case) -> str | None:
         """Only where its gradients do not take minutes."""
@@ -165,28 +176,38 @@ class PythonCellLoop:
 
     name: str = "cell loop"
     is_peer: bool = True
+    modes: tuple[str, ...] = MODES
 
     def refusal(self, case: Case) -> str | None:
         """Small grids, as in the code it stands for."""
         if case.op != "spatial_rnn" or case.has_mask:
             return "a loop over the cells of a grid, without masks"
-        return None if case.N <= 100 else f"states are copied once per cell: hopeless for N = {case.N}"
+        return (
+            None if case.N <= 100 else f"states are copied once per cell: hopeless for N = {case.N}"
+        )
 
     def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
         """Puts the weights into one nn.Linear per direction and folds B into samples x slices."""
-        loop = CellLoop(case.C, case.H, case.topology, case.K, case.activation).to(inputs["x"].dtype)
+        loop = CellLoop(case.C, case.H, case.topology, case.K, case.activation).to(
+            inputs["x"].dtype
+        )
         loop.neighbours = loop.neighbours.to(inputs["x"].dtype)
         with torch.no_grad():
             for d in range(case.D):
                 loop.inputs[d].weight.copy_(inputs["w_ih"][d])
-                loop.inputs[d].bias.copy_(inputs["bias"][d] if case.has_bias else torch.zeros(case.H))
+                loop.inputs[d].bias.copy_(
+                    inputs["bias"][d] if case.has_bias else torch.zeros(case.H)
+                )
                 loop.recurrent[d].weight.copy_(inputs["w_hh"][d])
                 if case.K:
                     loop.projections[d].weight.copy_(inputs["projection"][d])
         model = CellLoopOverTime(loop)
         x = inputs["x"].unflatten(0, (-1, case.slices)).contiguous().requires_grad_()
         dy = dy.unflatten(0, (-1, case.slices))
-        groups = {"w_ih": [p.weight for p in loop.inputs], "w_hh": [p.weight for p in loop.recurrent]}
+        groups = {
+            "w_ih": [p.weight for p in loop.inputs],
+            "w_hh": [p.weight for p in loop.recurrent],
+        }
         if case.has_bias:
             groups["bias"] = [p.bias for p in loop.inputs]
         if case.K:
@@ -195,7 +216,9 @@ class PythonCellLoop:
 
         def gradients(found: tuple[Tensor, ...]) -> dict[str, Tensor]:
             parts = iter(found[1:])
-            by_name = {"d" + name: torch.stack([next(parts) for _ in ps]) for name, ps in groups.items()}
+            by_name = {
+                "d" + name: torch.stack([next(parts) for _ in ps]) for name, ps in groups.items()
+            }
             return {"dx": found[0].flatten(0, 1), **by_name}
 
         return Runner(
@@ -214,6 +237,7 @@ class NnRNN:
 
     name: str = "nn.RNN"
     is_peer: bool = True
+    modes: tuple[str, ...] = MODES
 
     def refusal(self, case: Case) -> str | None:
         """Chains with the two activations it has."""
@@ -243,9 +267,15 @@ class NnRNN:
         dy = dy.flatten(2) if has_states else dy
 
         def gradients(found: tuple[Tensor, ...]) -> dict[str, Tensor]:
-            by_name = dict(zip(["x", *parameters, *(["h0"] if case.has_h0 else [])], found, strict=True))
+            by_name = dict(
+                zip(["x", *parameters, *(["h0"] if case.has_h0 else [])], found, strict=True)
+            )
             got = {"dx": by_name["x"]}
-            for ours, theirs in (("w_ih", "weight_ih_l0"), ("w_hh", "weight_hh_l0"), ("bias", "bias_ih_l0")):
+            for ours, theirs in (
+                ("w_ih", "weight_ih_l0"),
+                ("w_hh", "weight_hh_l0"),
+                ("bias", "bias_ih_l0"),
+            ):
                 if ours != "bias" or case.has_bias:
                     got["d" + ours] = torch.stack([by_name["rnn." + theirs + s] for s, _ in names])
             if case.K:
@@ -268,17 +298,23 @@ class JaxScan:
 
     name: str = "jax scan"
     is_peer: bool = True
+    modes: tuple[str, ...] = MODES
 
     def refusal(self, case: Case) -> str | None:
         """Needs jax; written for the two layers without options."""
         if jax_scan.absent():
             return jax_scan.absent()
-        if case.op not in ("spatial_rnn", "temporal_rnn") or case.has_mask or case.has_h0 or case.has_lengths:
+        if (
+            case.op not in ("spatial_rnn", "temporal_rnn")
+            or case.has_mask
+            or case.has_h0
+            or case.has_lengths
+        ):
             return "written for spatial_rnn and temporal_rnn without mask, h0, lengths"
         return None if case.dtype == torch.float32 else "float32 only"
 
     def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
-        """jit of the function and of its vjp."""
+        """Jit of the function and of its vjp."""
         jax = jax_scan.jax
         _use_threads_of_torch()
         arrays = {name: jax.numpy.asarray(value.numpy()) for name, value in inputs.items()}
@@ -288,7 +324,9 @@ class JaxScan:
         def apply(arguments: dict[str, Any]) -> Any:
             if case.op == "temporal_rnn":
                 return jax_scan.chain_rnn(**arguments, activation=case.activation)
-            return jax_scan.spatial_rnn(**arguments, topology=case.topology, activation=case.activation)
+            return jax_scan.spatial_rnn(
+                **arguments, topology=case.topology, activation=case.activation
+            )
 
         forward = jax.jit(apply)
         step = jax.jit(lambda arguments, dy: jax.vjp(apply, arguments)[1](dy)[0])
@@ -300,13 +338,15 @@ class JaxScan:
             forward=lambda: forward(arrays).block_until_ready(),
             step=lambda: jax.block_until_ready(step(arrays, dy_array)),
             output=to_torch,
-            gradients=lambda found: {"d" + n: to_torch(g) for n, g in found.items() if g is not None},
+            gradients=lambda found: {
+                "d" + n: to_torch(g) for n, g in found.items() if g is not None
+            },
         )
 
 
 @lru_cache(maxsize=1)
 def _use_threads_of_torch() -> int:
-    """XLA sizes its thread pool once, by the cores the process may use: show it as many as torch has threads."""
+    """XLA sizes its thread pool once, by the cores it may use: show it as many as torch uses."""
     threads = torch.get_num_threads()
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
         " --xla_cpu_multi_thread_eigen=false" if threads == 1 else ""
@@ -324,7 +364,7 @@ def _use_threads_of_torch() -> int:
 
 PEERS: tuple[Contestant, ...] = (
     WavefrontPeer(),
-    WavefrontPeer("wavefront in place", reuses_memory=True),
+    WavefrontPeer("wavefront in place", reuses_memory=True, modes=("inference",)),
     WavefrontPeer("wavefront compiled", is_compiled=True),
     PythonCellLoop(),
     NnRNN(),

@@ -1,8 +1,8 @@
 """Fair timing: everybody ready and checked first, then everybody in turn, round after round.
 
-All contestants of a case run in the same process, on the same inputs, in alternating order, so that a noisy minute
-hits all of them; medians and quartiles are reported. A contestant that is slow gets fewer samples, spread over the
-whole run. A contestant whose numbers are wrong is not timed.
+All contestants of a case run in the same process, on the same inputs, in alternating order, so that
+a noisy minute hits all of them; medians and quartiles are reported. A contestant that is slow gets
+fewer samples, spread over the whole run. A contestant whose numbers are wrong is not timed.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.contestants import Contestant, Runner
+from bench.contestants import MODES, Contestant, Runner
 from bench.peers.wavefront import Wavefront
 from bench.roofline import Peaks, work
 from strnn_kernels import reference
 from strnn_kernels.testing import Case, Expected
 
-MODES = ("inference", "training")
-#: Shorter calls are repeated until a sample is this long: the clock and the loop around it must not count.
+#: Shorter calls are repeated until a sample is this long: the clock and the loop around it must not
+#: count.
 SAMPLE_SECONDS = 1e-3
 MIN_SAMPLES, MAX_SAMPLES = 3, 60
-#: Autograd of single cells costs B*N*D*H numbers per cell; above this the reference would take minutes.
+#: Autograd of single cells costs B*N*D*H numbers per cell; above this the reference would take
+#: minutes.
 MAX_REFERENCE_COST = 2.5e9
 CANNOT = (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
@@ -60,7 +61,7 @@ class Task:
             return (time.perf_counter() - start) / calls
 
     def calibrate(self, budget: float) -> None:
-        """One warm call, then how many calls make a sample and how many samples fit into `budget` seconds."""
+        """Warms up, then decides how many calls make a sample and how many samples to take."""
         self.time(1)
         one = self.time(1)
         self.calls = max(1, min(1000, round(SAMPLE_SECONDS / max(one, 1e-7))))
@@ -79,7 +80,7 @@ def measure_case(
     case: Case,
     contestants: list[Contestant],
     *,
-    modes: tuple[str, ...],
+    modes: tuple[str, ...] = MODES,
     threads: int,
     budget: float,
     peaks: Peaks,
@@ -95,8 +96,9 @@ def measure_case(
     tasks: list[Task] = []
     for contestant in contestants:
         note(f"{case.name}: check {contestant.name}")
-        runner, status = ready(contestant, case, inputs, dy, expected, modes)
-        for mode in modes:
+        wanted = tuple(mode for mode in modes if mode in contestant.modes)
+        runner, status = ready(contestant, case, inputs, dy, expected, wanted)
+        for mode in wanted:
             if runner is not None:
                 tasks.append(Task(contestant, mode, runner))
             else:
@@ -183,18 +185,27 @@ def alternate(tasks: list[Task], budget: float, note: Callable[[str], None], nam
 
 
 def peak_megabytes(task: Task) -> float | None:
-    """Growth of the resident set at its highest during one call, outputs included; None where Linux is not below."""
+    """Highest growth of the resident set during one call, outputs included; Linux only."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
     def kilobytes(field_name: str) -> int:
-        return next(int(s.split()[1]) for s in status.read_text().splitlines() if s.startswith(field_name))
+        return next(
+            int(s.split()[1]) for s in status.read_text().splitlines() if s.startswith(field_name)
+        )
 
     try:
-        ctypes.CDLL(None).malloc_trim(0)
-        before = kilobytes("VmRSS")
-        reset.write_text("5")
-        task.time(1)
-        return max(0, kilobytes("VmHWM") - before) / 1024
+        libc = ctypes.CDLL(None)
+        libc.malloc_trim(0)
+        growth = 0
+        for _ in range(
+            3
+        ):  # memory that was free but not yet returned hides some of it, not each time
+            before = kilobytes("VmRSS")
+            reset.write_text("5")
+            task.time(1)
+            growth = max(growth, kilobytes("VmHWM") - before)
+            libc.malloc_trim(0)
+        return growth / 1024
     except (OSError, AttributeError, StopIteration):
         return None
 

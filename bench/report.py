@@ -1,4 +1,4 @@
-"""`python -m bench.report`: bench/REPORT.md and its plots, from the JSON files under bench/results and nothing else."""
+"""`python -m bench.report`: bench/REPORT.md and its plots, from bench/results alone."""
 
 from __future__ import annotations
 
@@ -33,16 +33,19 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     files = sorted(options.results.glob("*.json"))
     if not files:
-        raise SystemExit("bench.report: no results yet; run python -m bench --json bench/results/NAME.json")
+        raise SystemExit(
+            "bench.report: no results yet; run python -m bench --json bench/results/NAME.json"
+        )
     plots = options.out.parent / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     page = [
         "# Benchmarks",
         "",
-        "Made by `python -m bench.report` from the files in `results/`; do not edit. How the numbers are taken: "
-        "all contestants of a case alternate in one process on the same inputs, after their outputs and gradients "
-        "have passed the check that the tests use; medians and quartiles. A training step is forward and backward "
-        "to the gradients of x and of all parameters. What a floor is: `roofline.py`.",
+        "Made by `python -m bench.report` from the files in `results/`; do not edit. The contestants "
+        "of a case alternate in one process on the same inputs, after their outputs and gradients "
+        "have passed the check that the tests use; medians and quartiles. A training step is "
+        "forward and backward to the gradients of x and of all parameters. `roofline.py` says what "
+        "a floor is.",
     ]
     for file in files:
         page += section(json.loads(file.read_text()), file.stem, plots)
@@ -54,16 +57,17 @@ def section(result: Mapping[str, Any], name: str, plots: Path) -> list[str]:
     """One result file: machine, tables, plots."""
     about, peaks, rows = result["machine"], result["peaks"], result["rows"]
     copies = "; ".join(
-        f"{threads} thread(s): " + ", ".join(f"{r:.0f} GB/s to {int(s) >> 10} KiB" for s, r in rates.items())
+        f"{threads} thread(s): "
+        + ", ".join(f"{r:.0f} GB/s to {int(s) >> 10} KiB" for s, r in rates.items())
         for threads, rates in peaks["copy_gbs"].items()
     )
     page = [
         "",
         f"## {name}",
         "",
-        f"{about['cpu']}, {about['cores']} cores, {about['isa']}, torch {about['torch']}, Python {about['python']}, "
-        f"commit {result['commit']}. FMA peak of one core {peaks['fma_gflops']:.0f} GFLOP/s "
-        f"({peaks['fma_how']}). Copy, {copies}.",
+        f"{about['cpu']}, {about['cores']} cores, {about['isa']}, torch {about['torch']}, "
+        f"Python {about['python']}, commit {result['commit']}. FMA peak of one core "
+        f"{peaks['fma_gflops']:.0f} GFLOP/s ({peaks['fma_how']}). Copy, {copies}.",
     ]
     axes = [axis for axis in AXES if any(r["case"].startswith(axis + "=") for r in rows)]
     page += [line for axis in axes for line in scaling(rows, axis, name, plots)]
@@ -83,7 +87,11 @@ def section(result: Mapping[str, Any], name: str, plots: Path) -> list[str]:
 
 def losses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line per row on which a peer is ahead, or a target is missed."""
-    found = {(r["case"], r["contestant"], r["mode"], r["threads"]): r for r in rows if r["status"] == "ok"}
+    found = {
+        (r["case"], r["contestant"], r["mode"], r["threads"]): r
+        for r in rows
+        if r["status"] == "ok"
+    }
     lines = []
     for (case, who, mode, threads), mine in found.items():
         if mine["is_peer"]:
@@ -91,31 +99,40 @@ def losses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for (other, peer, kind, count), theirs in found.items():
             if (other, kind, count) != (case, mode, threads) or not theirs["is_peer"]:
                 continue
+            where = f"{case}, {mode}, {threads} thread(s)"
             ratio = theirs["median_ms"] / mine["median_ms"]
             target = RATIO.get((case, peer, mode))
             if ratio < 1:
-                lines.append(f"- {case}, {mode}, {threads} thread(s): {peer} is {1 / ratio:.2f}x faster than {who}.")
+                lines.append(f"- {where}: {peer} is {1 / ratio:.2f}x faster than {who}.")
             elif target and ratio < target.least:
-                lines.append(
-                    f"- {case}, {mode}, {threads} thread(s): {ratio:.2f}x {peer}; {target.least:g}x is asked for."
-                )
-    return ["Where we lose, or fall short:", "", *lines] if lines else ["No row is lost or short of its target."]
+                lines.append(f"- {where}: {ratio:.2f}x {peer}; {target.least:g}x is asked for.")
+    return (
+        ["Where we lose, or fall short:", "", *lines]
+        if lines
+        else ["No row is lost or short of its target."]
+    )
 
 
 def scaling(rows: Sequence[Mapping[str, Any]], axis: str, name: str, plots: Path) -> list[str]:
-    """A log-log plot of latency with the floor, and each curve's slope between its two largest points."""
+    """Latency and floor on log axes, and each curve's slope between its two largest points."""
     plt = _pyplot()
     mine = [r for r in rows if r["case"].startswith(axis + "=") and r["status"] == "ok"]
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
     page = ["", f"### Cost against {AXIS_NAMES[axis]}", ""]
     for panel, mode in zip(panels, table.MODES, strict=True):
-        for who, points in _curves([r for r in mine if r["mode"] == mode], axis, "median_ms").items():
+        for who, points in _curves(
+            [r for r in mine if r["mode"] == mode], axis, "median_ms"
+        ).items():
             panel.loglog(*zip(*points, strict=True), "o-", label=who)
             if len(points) > 1:
                 (x0, y0), (x1, y1) = points[-2:]
                 slope = math.log(y1 / y0) / math.log(x1 / x0)
                 page.append(f"- {mode}, {who}: cost grows as {axis}^{slope:.2f} at the large end.")
-        floor = dict(p for ps in _curves([r for r in mine if r["mode"] == mode], axis, "floor_ms").values() for p in ps)
+        floor = dict(
+            p
+            for ps in _curves([r for r in mine if r["mode"] == mode], axis, "floor_ms").values()
+            for p in ps
+        )
         panel.loglog(*zip(*sorted(floor.items()), strict=True), "k--", label="floor")
         panel.set(title=mode, xlabel=AXIS_NAMES[axis], ylabel="ms")
         panel.grid(alpha=0.3, which="both")
@@ -169,7 +186,10 @@ def _bars(rows: Sequence[Mapping[str, Any]], target: Path, label: str, value: An
                     heights.setdefault(r["contestant"], {})[case] = height
         width = 0.8 / max(1, len(heights))
         for k, (who, by_case) in enumerate(heights.items()):
-            at = np.array([cases.index(case) for case in by_case]) + (k - (len(heights) - 1) / 2) * width
+            at = (
+                np.array([cases.index(case) for case in by_case])
+                + (k - (len(heights) - 1) / 2) * width
+            )
             bars = panel.bar(at, list(by_case.values()), width, label=who)
             panel.bar_label(bars, fmt="%.3g", fontsize=6)
         panel.set(title=f"{mode}, {threads} thread(s)", ylabel=label, yscale="log")

@@ -1,10 +1,11 @@
-"""The floor under a case: its arithmetic, its bytes and its serial chain, over what this machine was measured to do.
+"""The floor under a case: arithmetic, bytes and serial chain, over the measured machine.
 
-Floating-point operations are those that cannot be left out: a node without predecessors has no recurrent product, a
-masked node none at all, an exact zero of the projection none. Bytes are each input once and each output once; a
-training step also writes and reads the saved states once and reads x twice. The serial chain is one state after the
-other: per level the depth of the adder tree of a dot product of length H, and the activation, each one FMA latency.
-The largest of the three times is the floor.
+Floating-point operations are those that cannot be left out: a node without predecessors has no
+recurrent product, a masked node none at all, an exact zero of the projection none. Bytes are each
+input once and each output once; a training step also writes and reads the saved states once and
+reads x twice. The serial chain is one state after the other: per level the depth of the adder tree
+of a dot product of length H, and the activation, each one FMA latency. The largest of the three
+times is the floor.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from torch import Tensor
 
 from strnn_kernels.testing import NOT_DIFFERENTIABLE, Case
 
-# 12 accumulators: more than latency x ports of any current core, and they fit the registers of AVX2 and AVX-512.
+# 12 accumulators: more than latency x ports of any current core, and they fit the registers of AVX2
+# and AVX-512.
 FMA_SOURCE = r"""
 #if defined(__AVX512F__)
 #define WIDTH 16
@@ -68,12 +70,16 @@ class Peaks:
     fma_gflops: float  # one core, float32
     fma_how: str
     fma_latency_ns: float
-    copy_gbs: Mapping[int, Mapping[int, float]]  # threads -> working set in bytes -> bytes read + written per ns
+    copy_gbs: Mapping[
+        int, Mapping[int, float]
+    ]  # threads -> working set in bytes -> bytes read + written per ns
 
     def bandwidth(self, num_bytes: float, threads: int) -> float:
         """GB/s for a working set: the rate of the smallest measured one that holds it."""
         rates = self.copy_gbs[threads]
-        return next((rates[size] for size in COPY_BYTES if num_bytes <= size), rates[COPY_BYTES[-1]])
+        return next(
+            (rates[size] for size in COPY_BYTES if num_bytes <= size), rates[COPY_BYTES[-1]]
+        )
 
     def as_json(self) -> dict[str, object]:
         """For the result file."""
@@ -104,7 +110,9 @@ def work(case: Case, inputs: Mapping[str, Tensor], mode: str) -> Work:
     B, N, D, C, H, K = case.B, case.N, case.D, case.C, case.H, case.K
     topology, training = case.topology, mode == "training"
     live = case.live(inputs)
-    num_pred = torch.tensor([[len(topology.predecessors(d, n)) for n in range(N)] for d in range(D)])
+    num_pred = torch.tensor(
+        [[len(topology.predecessors(d, n)) for n in range(N)] for d in range(D)]
+    )
     nodes = live.sum(dtype=torch.float64).item()
     products = (live.double() @ (num_pred > 0).double().T).sum().item()
     if case.has_h0:
@@ -158,7 +166,7 @@ def _best(call: object, repeats: int = 5) -> float:
 
 
 def _fma_loop() -> tuple[float, float, str] | None:
-    """(GFLOP/s, latency in ns, how) of a loop of independent FMAs in registers; None without a compiler."""
+    """(GFLOP/s, latency in ns, how) of FMAs in registers; None without a compiler."""
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         return None
@@ -166,7 +174,9 @@ def _fma_loop() -> tuple[float, float, str] | None:
         source, library = Path(folder) / "fma.cpp", Path(folder) / "fma.so"
         source.write_text(FMA_SOURCE)
         command = [compiler, "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
-        built = subprocess.run([*command, str(source), "-o", str(library)], capture_output=True, check=False)
+        built = subprocess.run(
+            [*command, str(source), "-o", str(library)], capture_output=True, check=False
+        )
         if built.returncode:
             return None
         code = ctypes.CDLL(str(library))
@@ -176,7 +186,11 @@ def _fma_loop() -> tuple[float, float, str] | None:
         n = 2_000_000
         seconds = _best(lambda: code.throughput(n, 0.999))
         flops = 2.0 * n * NUM_ACCUMULATORS * code.lanes()
-        return flops / seconds / 1e9, _best(lambda: code.latency(n, 0.999)) / n * 1e9, "loop of FMAs in registers"
+        return (
+            flops / seconds / 1e9,
+            _best(lambda: code.latency(n, 0.999)) / n * 1e9,
+            "loop of FMAs in registers",
+        )
 
 
 def _gemm() -> tuple[float, float, str]:
@@ -188,7 +202,11 @@ def _gemm() -> tuple[float, float, str]:
         seconds = _best(lambda: torch.mm(a, b, out=out))
     finally:
         torch.set_num_threads(before)
-    return 2.0 * n**3 / seconds / 1e9, 1.5, "float32 GEMM of 1024 (no compiler found; latency assumed)"
+    return (
+        2.0 * n**3 / seconds / 1e9,
+        1.5,
+        "float32 GEMM of 1024 (no compiler found; latency assumed)",
+    )
 
 
 def _copy(num_bytes: int) -> float:

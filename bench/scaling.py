@@ -1,4 +1,4 @@
-"""Cases along one axis each: how cost grows with B, N, T, H and with the density of the projection."""
+"""Cases along one axis each: how cost grows with B, N, T, H and the projection's density."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def _square(side: int) -> partial[Topology]:
     return partial(Topology.grid, side, side)
 
 
-#: tanh where one sequence has so many states that some lie on the kink of a ReLU, see `Case.inputs`.
-#: Axis -> cases; the value on the axis is what stands behind the "=" of the name.
+#: tanh where one sequence has so many states that some lie on the kink of a ReLU, see
+#: `Case.inputs`. Axis -> cases; the value on the axis is what stands behind the "=" of the name.
 AXES: dict[str, tuple[Case, ...]] = {
     "B": tuple(
         replace(_BY_NAME["S1"], name=f"B={B}", B=B, slices=1) for B in (1, 4, 16, 64, 256, 1024)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from bench.contestants import MODES
 from bench.targets import RATIO, SHARE_OF_PEAK
-
-MODES = ("inference", "training")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -16,15 +15,23 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
     lines = [header, ["-" * width for width in widths], *body]
     return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
         for line in lines
     )
 
 
 def speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Ours against each peer: ratios with their targets, share of the FMA peak, distance from the floor."""
-    found = {(r["case"], r["contestant"], r["mode"], r["threads"]): r for r in rows if r["status"] == "ok"}
-    ours = dict.fromkeys((r["case"], r["threads"], r["contestant"]) for r in rows if not r["is_peer"])
+    """Ours against each peer: ratios, share of the FMA peak, distance from the floor."""
+    found = {
+        (r["case"], r["contestant"], r["mode"], r["threads"]): r
+        for r in rows
+        if r["status"] == "ok"
+    }
+    ours = dict.fromkeys(
+        (r["case"], r["threads"], r["contestant"]) for r in rows if not r["is_peer"]
+    )
     peers = dict.fromkeys(r["contestant"] for r in rows if r["is_peer"])
     lines = []
     for case, threads, backend in ours:
@@ -34,7 +41,8 @@ def speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for peer in peers:
             theirs = [found.get((case, peer, mode, threads)) for mode in MODES]
             ratios = [
-                _ratio(a, b, case, peer, mode) for a, b, mode in zip(mine, theirs, MODES, strict=True)
+                _ratio(a, b, case, peer, mode)
+                for a, b, mode in zip(mine, theirs, MODES, strict=True)
             ]
             if any(ratios):
                 lines.append(
@@ -88,14 +96,19 @@ def left_out(rows: Sequence[Mapping[str, Any]]) -> str:
     for contestant, case, status in lines:
         grouped.setdefault((contestant, status), []).append(case)
     return "\n".join(
-        f"- {'**' if not status.startswith('absent') else ''}{contestant}{'**' if not status.startswith('absent') else ''}"
-        f" ({', '.join(cases)}): {status}"
+        f"- {contestant} ({', '.join(cases)}): {status}"
+        if status.startswith("absent")
+        else f"- **{contestant} ({', '.join(cases)}): {status}**"
         for (contestant, status), cases in grouped.items()
     )
 
 
 def _ratio(
-    mine: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None, case: str, peer: str, mode: str
+    mine: Mapping[str, Any] | None,
+    theirs: Mapping[str, Any] | None,
+    case: str,
+    peer: str,
+    mode: str,
 ) -> str | None:
     if mine is None or theirs is None:
         return None

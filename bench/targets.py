@@ -1,4 +1,4 @@
-"""What the rows must show: ratios to peers and shares of one core's FMA peak, inference and training."""
+"""What the rows must show: ratios to peers, and shares of one core's FMA peak."""
 
 from __future__ import annotations
 

@@ -25,6 +25,8 @@ def _expected(case: Case) -> tuple[dict[str, torch.Tensor], Expected]:
 @pytest.mark.parametrize("mode", measure.MODES)
 @pytest.mark.parametrize("case", BENCHMARKS, ids=str)
 def test_bench(benchmark, case: Case, mode: str, contestant: Contestant) -> None:
+    if mode not in contestant.modes:
+        pytest.skip(f"{contestant.name} is for {contestant.modes[0]} only")
     torch.set_num_threads(1)
     inputs, expected = _expected(case)
     dy = case.output_gradient(expected.same_dtype["output"])

@@ -59,7 +59,7 @@ class STRNN(nn.Module):
         lambda2: weight of the L1 norm of Q; ours, the paper's is not known.
 
     Raises:
-        ValueError: an option is unknown, or nothing says how the electrodes are connected.
+        ArgumentError: an option is unknown, or nothing says how the electrodes are connected.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class STRNN(nn.Module):
                 leave out. None: none.
 
         Raises:
-            ValueError: a shape does not fit the model.
+            ArgumentError: a shape does not fit the model.
         """
         x = self._nodes(x)
         B, T, N, C = x.shape
@@ -185,21 +185,21 @@ class STRNN(nn.Module):
             expected += (
                 f" or (batch, time, bands, rows, cols) = (.., 1 to {T}, {C}, {rows}, {cols})"
             )
-        raise ValueError(f"STRNN: x must have shape {expected}, got {tuple(x.shape)}")
+        raise sk.ArgumentError(f"STRNN: x must have shape {expected}, got {tuple(x.shape)}")
 
     def _mask(self, x: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """Where there is something to look at: bool, (B, T, N) up to broadcasting."""
         B, T, N, _ = x.shape
         if mask is not None:
             if mask.dtype != torch.bool or mask.shape not in ((B, N), (B, T, N)):
-                raise ValueError(
+                raise sk.ArgumentError(
                     f"STRNN: mask must be bool of shape (batch, electrodes) = {(B, N)} or "
                     f"(batch, time, electrodes) = {(B, T, N)}, got {mask.dtype} {tuple(mask.shape)}"
                 )
             mask = mask if mask.ndim == 3 else mask[:, None]
         if lengths is not None:
             if lengths.is_floating_point() or lengths.shape != (B,):
-                raise ValueError(
+                raise sk.ArgumentError(
                     f"STRNN: lengths must be int of shape (batch,) = ({B},), "
                     f"got {lengths.dtype} {tuple(lengths.shape)}"
                 )
@@ -209,7 +209,7 @@ class STRNN(nn.Module):
 
     def _temporal(self, m: Tensor, lengths: Tensor | None) -> Tensor:
         """The temporal RNN and its projection in one call, (B, T, H) -> (B, 2, K, H)."""
-        w_ih, w_hh, bias = self.temporal.stacked()
+        w_ih, w_hh, bias = self.temporal.stacked_parameters()
         return sk.temporal_rnn(
             m,
             w_ih,
@@ -265,21 +265,23 @@ def electrodes(
     _one_of("neighbourhood", neighbourhood, ("corner", "cross"))
     if topology is not None:
         if mask is not None or neighbourhood != "corner":
-            raise ValueError("STRNN: mask and neighbourhood are those of topology: pass it alone")
+            raise sk.ArgumentError(
+                "STRNN: mask and neighbourhood are those of topology: pass it alone"
+            )
     elif mask is not None:
         mask = np.asarray(mask)
         if mask.ndim != 2:
-            raise ValueError(f"STRNN: mask must have shape (rows, cols), got {mask.shape}")
+            raise sk.ArgumentError(f"STRNN: mask must have shape (rows, cols), got {mask.shape}")
         topology = sk.Topology.grid(*mask.shape, neighbourhood=neighbourhood, mask=mask)
     elif num_electrodes in (None, 62):
         topology = sk.Topology.montage("seed-62", neighbourhood=neighbourhood)
     else:
-        raise ValueError(
+        raise sk.ArgumentError(
             f"STRNN: the layout of {num_electrodes} electrodes is not known: pass topology=, "
             "such as Topology.cells(positions), or mask=; only the 62 of SEED are"
         )
     if num_electrodes not in (None, topology.num_nodes):
-        raise ValueError(
+        raise sk.ArgumentError(
             f"STRNN: num_electrodes is {num_electrodes}, but the topology has {topology.num_nodes}"
         )
     return topology
@@ -298,7 +300,7 @@ def _cells(
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"STRNN: {name} must be one of {', '.join(known)}, got {value!r}")
+        raise sk.ArgumentError(f"STRNN: {name} must be one of {', '.join(known)}, got {value!r}")
 
 
 def _zeros(wanted: bool, *shape: int) -> nn.Parameter | None:

@@ -14,6 +14,9 @@ from .functional import sparse_projection as sparse_projection
 from .functional import spatial_rnn as spatial_rnn
 from .functional import sweep as sweep
 from .functional import temporal_rnn as temporal_rnn
+from .nn import SparseProjection as SparseProjection
+from .nn import SpatialRNN as SpatialRNN
+from .nn import TemporalRNN as TemporalRNN
 from .topology import Topology as Topology
 
 __version__ = "0.1.0"

@@ -1,8 +1,9 @@
-"""One table of cases for the tests, the gradient checks and the benchmarks: what is timed is what is tested.
+"""One table of cases for tests, gradient checks and benchmarks: what is timed is tested.
 
-A `Case` names an op, a topology and sizes. It makes its own inputs and calls the op in any module that has the
-functional signatures of this package: `strnn_kernels` itself, `strnn_kernels.reference`, a peer of the benchmarks.
-`Expected` holds what the float64 reference says of a case, and `tolerance` is the only place with a number in it.
+A `Case` names an op, a topology and sizes. It makes its own inputs and calls the op in any module
+that has the functional signatures of this package: `strnn_kernels` itself,
+`strnn_kernels.reference`, a peer of the benchmarks. `Expected` holds what the float64 reference
+says of a case, and `tolerance` is the only place with a number in it.
 
 Letters as in `strnn_kernels.notation`.
 """
@@ -39,8 +40,8 @@ class Case:
         op: "spatial_rnn", "temporal_rnn", "sweep", "gated_sweep" or "sparse_projection".
         graph: makes the topology; a chain of T steps for "temporal_rnn".
         B: sequences.
-        C: input width; not used by the ops that have no input product.
         H: hidden width.
+        C: input width, for the ops that have an input product.
         K: projected rows, 0 for no projection.
         activation: one of `strnn_kernels.notation.ACTIVATIONS`.
         dtype: storage of all floating inputs.
@@ -48,7 +49,7 @@ class Case:
         has_mask: whether some nodes of some sequences are switched off.
         has_h0: whether the recurrence starts from a given state.
         has_lengths: whether sequences have their own lengths, uniform in 1..T.
-        slices: time slices of one sample; B is samples x slices. Only code that loops over time looks at it.
+        slices: time slices of one sample; B is samples x slices. For code that loops over time.
         density: share of the projection's weights that are not exactly zero.
     """
 
@@ -56,8 +57,8 @@ class Case:
     op: str
     graph: Callable[[], Topology]
     B: int
-    C: int
     H: int
+    C: int = 0
     K: int = 0
     activation: str = "relu"
     dtype: torch.dtype = torch.float32
@@ -103,12 +104,12 @@ class Case:
     ) -> dict[str, Tensor]:
         """Random tensors of a scale at which nothing explodes and nothing dies, by argument name.
 
-        The spectral radius of the recurrent weight is about 1/P, since the states of P predecessors are added.
-        All dtypes see the same numbers, each rounded once.
+        The spectral radius of the recurrent weight is about 1/P, since the states of P predecessors
+        are added. All dtypes see the same numbers, each rounded once.
 
-        Among a million states one lies so near the kink of a ReLU that rounding decides its derivative, and then
-        right gradients differ by far more than rounding. Sequences with such a state are drawn again; `oracle`
-        computes the states, in float64.
+        Among a million states one lies so near the kink of a ReLU that rounding decides its
+        derivative, and then right gradients differ by far more than rounding. Sequences with such a
+        state are drawn again; `oracle` computes the states, in float64.
         """
         make = torch.Generator().manual_seed(seed)
         B, N, D, C, H, K = self.B, self.N, self.D, self.C, self.H, self.K
@@ -164,17 +165,29 @@ class Case:
         if "lengths" in inputs:
             return torch.arange(self.N) < inputs["lengths"].cpu()[:, None]
         some = next(inputs[name] for name in PER_SEQUENCE if name in inputs)
-        return inputs["mask"].cpu() if "mask" in inputs else torch.ones(len(some), self.N, dtype=torch.bool)
+        return (
+            inputs["mask"].cpu()
+            if "mask" in inputs
+            else torch.ones(len(some), self.N, dtype=torch.bool)
+        )
 
-    def _redraw_kinks(self, t: dict[str, Tensor], normal: Callable[..., Tensor], oracle: Any) -> None:
+    def _redraw_kinks(
+        self, t: dict[str, Tensor], normal: Callable[..., Tensor], oracle: Any
+    ) -> None:
         varied = t["x" if "x" in t else "u"]
         rows = torch.arange(self.B)
         for _ in range(300):
-            rows = rows[self._has_kink({n: v[rows] if n in PER_SEQUENCE else v for n, v in t.items()}, oracle)]
+            rows = rows[
+                self._has_kink(
+                    {n: v[rows] if n in PER_SEQUENCE else v for n, v in t.items()}, oracle
+                )
+            ]
             if len(rows) == 0:
                 return
             varied[rows] = normal(len(rows), *varied.shape[1:])
-        raise RuntimeError(f"Case {self.name}: too many states to keep all off the kink; take a smooth activation")
+        raise RuntimeError(
+            f"Case {self.name}: too many states for a ReLU; take a smooth activation"
+        )
 
     def _has_kink(self, t: Mapping[str, Tensor], oracle: Any) -> Tensor:
         """Bool (B,): whether a live node's pre-activation is within KINK_MARGIN of zero."""
@@ -186,11 +199,17 @@ class Case:
             h = self.run(oracle, {name: value for name, value in t.items() if name != "projection"})
         live = self.live(t)
         predecessors = [self.topology.predecessors(d, n) for n in range(N) for d in range(D)]
-        source = torch.tensor([p * D + i % D for i, ps in enumerate(predecessors) for p in ps], dtype=torch.long)
-        target = torch.tensor([i for i, ps in enumerate(predecessors) for _ in ps], dtype=torch.long)
-        total = torch.zeros_like(h).flatten(1, 2).index_add(1, target, h.flatten(1, 2)[:, source]).unflatten(1, (N, D))
+        edges = [(p * D + i % D, i) for i, ps in enumerate(predecessors) for p in ps]
+        source, target = torch.tensor(edges, dtype=torch.long).view(-1, 2).T
+        h = h.flatten(1, 2)
+        total = torch.zeros_like(h).index_add(1, target, h[:, source]).unflatten(1, (N, D))
         if "h0" in t:
-            is_start = torch.tensor([not ps for ps in predecessors]).view(N, D).expand(len(h), N, D).clone()
+            is_start = (
+                torch.tensor([not ps for ps in predecessors])
+                .view(N, D)
+                .expand(len(h), N, D)
+                .clone()
+            )
             if "lengths" in t:
                 is_start[:, :, 1:] = (torch.arange(N) == t["lengths"][:, None] - 1)[..., None]
             total = total + is_start[..., None] * t["h0"][:, None]
@@ -220,7 +239,12 @@ class Case:
         return torch.randn(like.shape, generator=make, dtype=torch.float64).to(like)
 
     def results(
-        self, module: ModuleType | Any, inputs: Mapping[str, Tensor], *, gradients: bool = True, seed: int = 0
+        self,
+        module: ModuleType | Any,
+        inputs: Mapping[str, Tensor],
+        *,
+        gradients: bool = True,
+        seed: int = 0,
     ) -> dict[str, Tensor]:
         """The output, as "output", and the gradient of every floating input, as "d" + its name."""
         leaves = {
@@ -269,7 +293,7 @@ class Expected:
         """Holds "output" and the gradients in `actual` against the reference.
 
         Raises:
-            AssertionError: a tensor is missing, unknown, of the wrong shape, not finite or too far off.
+            AssertionError: a tensor is unknown, of the wrong shape, not finite or too far off.
         """
         unknown = set(actual) - set(self.exact)
         assert not unknown, f"{who} {self.case.name}: no result is named {sorted(unknown)}"
@@ -284,22 +308,28 @@ class Expected:
 
 
 def tolerance(dtype: torch.dtype, *, gradient: bool = False) -> tuple[float, float]:
-    """How far a result may be from float64: `(factor, floor)`, error <= factor * reference's error + floor.
+    """`(factor, floor)` with which error <= factor * error of the reference + floor.
 
-    A backend adds the same products in another order, so its error is of the size of that of PyTorch in the same
-    dtype; which of the two is larger is chance. Twice (gradients, sums of more terms: three times) that error tells
-    a wrong kernel from an unlucky one without a number that was fitted to a case. The floor, as a share of the
-    largest value, is for cases in which PyTorch happens to be exact: a few roundings in float32 and float64, where
-    it also covers the activations (1e-6), and one rounding of the stored result in 16-bit types.
+    A backend adds the same products in another order, so its error is of the size of that of
+    PyTorch in the same dtype; which of the two is larger is chance. Twice (gradients, sums of more
+    terms: three times) that error tells a wrong kernel from an unlucky one without a number that
+    was fitted to a case. The floor, as a share of the largest value, is for cases in which PyTorch
+    happens to be exact: a few roundings in float32 and float64, where it also covers the
+    activations (1e-6), and one rounding of the stored result in 16-bit types.
     """
     roundings = 1 if dtype in (torch.bfloat16, torch.float16) else 8
     return (3.0 if gradient else 2.0), roundings * torch.finfo(dtype).eps
 
 
 def assert_close_to_reference(
-    actual: Tensor, same_dtype: Tensor, exact: Tensor, *, what: str = "result", gradient: bool = False
+    actual: Tensor,
+    same_dtype: Tensor,
+    exact: Tensor,
+    *,
+    what: str = "result",
+    gradient: bool = False,
 ) -> None:
-    """Asserts that `actual` is as close to `exact` as `tolerance` asks, given the error of `same_dtype`.
+    """Asserts that `actual` is as close to `exact` as `tolerance` asks.
 
     Args:
         actual: the result under test.
@@ -311,8 +341,11 @@ def assert_close_to_reference(
     Raises:
         AssertionError: with both errors and the bound.
     """
-    assert actual.shape == exact.shape, f"{what} must have shape {tuple(exact.shape)}, got {tuple(actual.shape)}"
-    assert actual.dtype == same_dtype.dtype, f"{what} must be {same_dtype.dtype}, got {actual.dtype}"
+    shapes = f"must have shape {tuple(exact.shape)}, got {tuple(actual.shape)}"
+    assert actual.shape == exact.shape, f"{what} {shapes}"
+    assert actual.dtype == same_dtype.dtype, (
+        f"{what} must be {same_dtype.dtype}, got {actual.dtype}"
+    )
     assert bool(actual.isfinite().all()), f"{what} has values that are not finite"
     if actual.numel() == 0:
         return
@@ -327,63 +360,74 @@ def assert_close_to_reference(
     )
 
 
-def _ring_of_holes() -> np.ndarray:
+def _holes() -> np.ndarray:
     mask = np.ones((5, 6), dtype=bool)
     mask[0, 0] = mask[2, 2:4] = mask[4, 5] = False
     return mask
 
 
 def _diamond() -> Topology:
-    """Two directions that are not each other's reverse, up to four predecessors, two roots in one of them."""
+    """Two unrelated directions, up to four predecessors, two roots in one of them."""
     return Topology.dag([[[], [0], [0], [1, 2], [0, 1, 2, 3]], [[4], [], [1, 4], [], [3, 1]]])
 
 
+def _maker(op: str) -> Callable[..., Case]:
+    return lambda name, graph, **options: Case(name, op, graph, **options)
+
+
+_space, _time, _sweep, _gated, _project = map(
+    _maker, ("spatial_rnn", "temporal_rnn", "sweep", "gated_sweep", "sparse_projection")
+)
 _grid = partial(partial, Topology.grid)
+_cross = partial(partial, Topology.grid, neighbourhood="cross")
+_line = partial(partial, Topology.grid, neighbourhood="line")
 _chain = partial(partial, Topology.chain)
 _cap = partial(Topology.montage, "seed-62")
 
-#: Small and odd: every op, topology, activation and option, H = 1 and beside the vector widths, B = 1, N = 1.
+#: Small and odd: every op, topology, activation and option, H = 1 and beside the vector widths, B =
+#: 1, N = 1.
 CONFORMANCE = (
-    Case("corner-3x4-h30", "spatial_rnn", _grid(3, 4), B=5, C=5, H=30, K=4),
-    Case("corner-4x3-states", "spatial_rnn", _grid(4, 3), B=3, C=7, H=33, activation="tanh"),
-    Case("corner-1x1", "spatial_rnn", _grid(1, 1), B=2, C=3, H=8, K=2, activation="sigmoid"),
-    Case("corner-1x5-b1-h1", "spatial_rnn", _grid(1, 5), B=1, C=1, H=1, activation="tanh"),
-    Case("corner-mask", "spatial_rnn", _grid(4, 4), B=6, C=5, H=16, K=3, has_mask=True),
-    Case("corner-holes", "spatial_rnn", _grid(5, 6, mask=_ring_of_holes()), B=4, C=6, H=31, K=5),
-    Case("corner-no-bias", "spatial_rnn", _grid(3, 3), B=2, C=40, H=17, has_bias=False),
-    Case("corner-sparse", "spatial_rnn", _grid(4, 4), B=3, C=5, H=30, K=6, density=0.2),
-    Case("cross-4x4", "spatial_rnn", _grid(4, 4, neighbourhood="cross"), B=3, C=20, H=30, activation="identity"),
-    Case("line-3x5", "spatial_rnn", _grid(3, 5, neighbourhood="line"), B=4, C=16, H=24, activation="sigmoid"),
-    Case("cap-small", "spatial_rnn", _cap, B=7, C=5, H=30, K=10, slices=7),
-    Case("diamond", "spatial_rnn", _diamond, B=13, C=4, H=12, activation="tanh", has_mask=True),
-    Case("chain-t9", "temporal_rnn", _chain(9), B=6, C=30, H=30, K=5),
-    Case("chain-t1-b1", "temporal_rnn", _chain(1), B=1, C=2, H=33, activation="tanh"),
-    Case("chain-tanh-h0", "temporal_rnn", _chain(7), B=5, C=8, H=20, activation="tanh", has_h0=True),
-    Case("chain-lengths", "temporal_rnn", _chain(8), B=9, C=6, H=30, has_lengths=True),
-    Case("chain-lengths-h0", "temporal_rnn", _chain(6), B=17, C=3, H=1, activation="tanh", has_lengths=True, has_h0=True),
-    Case("chain-lengths-k", "temporal_rnn", _chain(5), B=4, C=3, H=9, K=2, activation="sigmoid", has_lengths=True),
-    Case("chain-causal", "temporal_rnn", _chain(11, bidirectional=False), B=3, C=65, H=64),
-    Case("chain-wide", "temporal_rnn", _chain(4), B=2, C=130, H=129, activation="identity"),
-    Case("sweep-corner", "sweep", _grid(4, 5), B=3, C=0, H=30),
-    Case("sweep-mask-h0", "sweep", _grid(3, 3), B=8, C=0, H=33, activation="tanh", has_mask=True, has_h0=True),
-    Case("sweep-diamond", "sweep", _diamond, B=2, C=0, H=1, activation="sigmoid", has_h0=True),
-    Case("sweep-line", "sweep", _grid(2, 7, neighbourhood="line"), B=1, C=0, H=48, activation="identity"),
-    Case("gated-corner", "gated_sweep", _grid(4, 3), B=3, C=0, H=30),
-    Case("gated-diamond", "gated_sweep", _diamond, B=14, C=0, H=7),
-    Case("gated-chain", "gated_sweep", _chain(10), B=5, C=0, H=33),
-    Case("project", "sparse_projection", _grid(3, 4), B=5, C=0, H=30, K=4, density=0.5),
-    Case("project-h1", "sparse_projection", _chain(3), B=1, C=0, H=1, K=1),
+    _space("corner-3x4-h30", _grid(3, 4), B=5, C=5, H=30, K=4),
+    _space("corner-4x3-states", _grid(4, 3), B=3, C=7, H=33, activation="tanh"),
+    _space("corner-1x1", _grid(1, 1), B=2, C=3, H=8, K=2, activation="sigmoid"),
+    _space("corner-1x5-b1-h1", _grid(1, 5), B=1, C=1, H=1, activation="tanh"),
+    _space("corner-mask", _grid(4, 4), B=6, C=5, H=16, K=3, has_mask=True),
+    _space("corner-holes", _grid(5, 6, mask=_holes()), B=4, C=6, H=31, K=5),
+    _space("corner-no-bias", _grid(3, 3), B=2, C=40, H=17, has_bias=False),
+    _space("corner-sparse", _grid(4, 4), B=3, C=5, H=30, K=6, density=0.2),
+    _space("cross-4x4", _cross(4, 4), B=3, C=20, H=30, activation="identity"),
+    _space("line-3x5", _line(3, 5), B=4, C=16, H=24, activation="sigmoid"),
+    _space("cap-small", _cap, B=7, C=5, H=30, K=10, slices=7),
+    _space("diamond", _diamond, B=13, C=4, H=12, activation="tanh", has_mask=True),
+    _time("chain-t9", _chain(9), B=6, C=30, H=30, K=5),
+    _time("chain-t1-b1", _chain(1), B=1, C=2, H=33, activation="tanh"),
+    _time("chain-tanh-h0", _chain(7), B=5, C=8, H=20, activation="tanh", has_h0=True),
+    _time("chain-lengths", _chain(8), B=9, C=6, H=30, has_lengths=True),
+    _time("chain-lengths-h0", _chain(6), B=17, C=3, H=1, has_lengths=True, has_h0=True),
+    _time("chain-lengths-k", _chain(5), B=4, C=3, H=9, K=2, activation="tanh", has_lengths=True),
+    _time("chain-causal", _chain(11, bidirectional=False), B=3, C=65, H=64),
+    _time("chain-sigmoid", _chain(3), B=12, C=4, H=15, activation="sigmoid"),
+    _time("chain-wide", _chain(4), B=2, C=130, H=129, activation="identity"),
+    _sweep("sweep-corner", _grid(4, 5), B=3, H=30),
+    _sweep("sweep-mask-h0", _grid(3, 3), B=8, H=33, activation="tanh", has_mask=True, has_h0=True),
+    _sweep("sweep-diamond", _diamond, B=2, H=1, activation="sigmoid", has_h0=True),
+    _sweep("sweep-line", _line(2, 7), B=1, H=48, activation="identity"),
+    _gated("gated-corner", _grid(4, 3), B=3, H=30),
+    _gated("gated-diamond", _diamond, B=14, H=7),
+    _gated("gated-chain", _chain(10), B=5, H=33),
+    _project("project", _grid(3, 4), B=5, H=30, K=4, density=0.5),
+    _project("project-h1", _chain(3), B=1, H=1, K=1),
 )
 
 #: The sizes of the field. S: space, T: time. T4 is T2 with sequences of their own lengths.
 BENCHMARKS = (
-    Case("S1", "spatial_rnn", _cap, B=144, C=5, H=30, K=10, slices=9),
-    Case("S2", "spatial_rnn", _grid(32, 32), B=16, C=64, H=64),
-    Case("S3", "spatial_rnn", _grid(16, 16), B=32, C=128, H=128),
-    Case("T1", "temporal_rnn", _chain(9), B=64, C=30, H=30),
-    Case("T2", "temporal_rnn", _chain(128), B=32, C=128, H=128),
-    Case("T3", "temporal_rnn", _chain(512), B=8, C=256, H=256),
-    Case("T4", "temporal_rnn", _chain(128), B=32, C=128, H=128, has_lengths=True),
+    _space("S1", _cap, B=144, C=5, H=30, K=10, slices=9),
+    _space("S2", _grid(32, 32), B=16, C=64, H=64),
+    _space("S3", _grid(16, 16), B=32, C=128, H=128),
+    _time("T1", _chain(9), B=64, C=30, H=30),
+    _time("T2", _chain(128), B=32, C=128, H=128),
+    _time("T3", _chain(512), B=8, C=256, H=256),
+    _time("T4", _chain(128), B=32, C=128, H=128, has_lengths=True),
 )
 
 
@@ -396,4 +440,5 @@ def find(name: str) -> Case:
     for case in CONFORMANCE + BENCHMARKS:
         if case.name == name:
             return case
-    raise KeyError(f"no case is named {name!r}; there are {[c.name for c in CONFORMANCE + BENCHMARKS]}")
+    names = " ".join(case.name for case in CONFORMANCE + BENCHMARKS)
+    raise KeyError(f"no case is named {name!r}; there are {names}")

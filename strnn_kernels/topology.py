@@ -289,6 +289,11 @@ class Topology:
         return self.pred.size
 
     @cached_property
+    def max_predecessors(self) -> int:
+        """P, the largest number of predecessors of a node."""
+        return int(np.diff(self.pred_ptr, axis=1).max())
+
+    @cached_property
     def level(self) -> Ints:
         """Length of the longest path that ends at node n, int32, shape (D, N), read-only."""
         level = planner.compute_levels(self.num_nodes, self.pred_ptr, self.pred)

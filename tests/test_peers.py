@@ -1,4 +1,4 @@
-"""Each peer of the benchmarks computes what the reference computes: outputs and gradients, small cases."""
+"""Each peer of the benchmarks computes what the reference computes, gradients too."""
 
 from __future__ import annotations
 

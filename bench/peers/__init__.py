@@ -1,1 +1,1 @@
-"""What people use today, each written as a user would write it; `bench.contestants` lines them up."""
+"""What people use today, each written as a user would write it."""

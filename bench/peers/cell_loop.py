@@ -1,10 +1,11 @@
 """The recurrence cell by cell in Python, built as the public STRNN code is built.
 
-A loop over time slices, in it a loop over directions, in it a loop over cells in traversal order; per cell one
-`nn.Linear` for the input, a product of the cell's 0/1 neighbour row with the states so far, one `nn.Linear` for the
-sum, the activation, and the states so far grown by one with `torch.cat`. Afterwards one `nn.Linear` per direction
-projects over the cells. Two things differ from that code, so that it computes the right thing: the four directions
-are four, and predecessors come from the `Topology`.
+A loop over time slices, in it a loop over directions, in it a loop over cells in traversal order;
+per cell one `nn.Linear` for the input, a product of the cell's 0/1 neighbour row with the states so
+far, one `nn.Linear` for the sum, the activation, and the states so far grown by one with
+`torch.cat`. Afterwards one `nn.Linear` per direction projects over the cells. Two things differ
+from that code, so that it computes the right thing: the four directions are four, and predecessors
+come from the `Topology`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class CellLoop(nn.Module):
         self.hidden_size = hidden_size
         self.activation = ACTIVATE[activation]()
         self.inputs = nn.ModuleList(nn.Linear(input_size, hidden_size) for _ in range(D))
-        self.recurrent = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(D))
+        self.recurrent = nn.ModuleList(
+            nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(D)
+        )
         self.orders = [[n for level in topology.levels(d) for n in level] for d in range(D)]
         self.neighbours = torch.zeros(D, N, N)
         self.back = torch.zeros(D, N, dtype=torch.long)
@@ -76,7 +79,7 @@ class CellLoop(nn.Module):
 
 
 class CellLoopOverTime(nn.Module):
-    """`CellLoop` applied to one time slice after the other: (samples, slices, N, C), results stacked over time."""
+    """`CellLoop` applied to one time slice after the other, results stacked over time."""
 
     def __init__(self, cell_loop: CellLoop) -> None:
         super().__init__()

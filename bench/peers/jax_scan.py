@@ -1,8 +1,9 @@
 """The recurrence as a JAX user writes it: `lax.scan` over the dependency levels, compiled by XLA.
 
-Levels are filled up to one width M so that the scan has one shape. The carry is not the whole state buffer, which
-reverse mode would save once per level, but the last few levels: as many as the longest edge spans. A chain is the
-case M = 1 with a span of 1. U x and the projection are outside the scan, each one einsum.
+Levels are filled up to one width M so that the scan has one shape. The carry is not the whole state
+buffer, which reverse mode would save once per level, but the last few levels: as many as the
+longest edge spans. A chain is the case M = 1 with a span of 1. U x and the projection are outside
+the scan, each one einsum.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ def absent() -> str | None:
 
 @lru_cache(maxsize=64)
 def plan(topology: Topology) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """Tables: node (L, D, M), is it real (L, D, M), predecessors in the window (L, D, M, P), place of each node
-    in (L*M) (D, N), and the span of the window in levels. Row span*M of the window is the zero state.
+    """The tables of a topology, and the span of the window in levels.
+
+    Node (L, D, M); whether it is one (L, D, M); its predecessors' rows in the window (L, D, M, P),
+    where row span*M is the zero state; place of each node among all L*M (D, N).
     """
     D, N, L = topology.num_directions, topology.num_nodes, topology.num_levels
     members = [topology.levels(d) for d in range(D)]
     M = max(len(level) for levels in members for level in levels)
-    place = [{n: (k, i) for k, lv in enumerate(members[d]) for i, n in enumerate(lv)} for d in range(D)]
+    place = [
+        {n: (k, i) for k, lv in enumerate(members[d]) for i, n in enumerate(lv)} for d in range(D)
+    ]
     edges = [(d, n, p) for d in range(D) for n in range(N) for p in topology.predecessors(d, n)]
     span = max((place[d][n][0] - place[d][p][0] for d, n, p in edges), default=1)
     P = max(1, *(len(topology.predecessors(d, n)) for d in range(D) for n in range(N)))
@@ -53,10 +58,22 @@ def plan(topology: Topology) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 
 
 def spatial_rnn(
-    x: Any, w_ih: Any, w_hh: Any, bias: Any, topology: Topology, *, activation: str = "relu", projection: Any = None
+    x: Any,
+    w_ih: Any,
+    w_hh: Any,
+    bias: Any,
+    topology: Topology,
+    *,
+    activation: str = "relu",
+    projection: Any = None,
 ) -> Any:
     """As `strnn_kernels.spatial_rnn`, on JAX arrays."""
-    act = {"identity": lambda a: a, "relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}[activation]
+    act = {
+        "identity": lambda a: a,
+        "relu": jax.nn.relu,
+        "tanh": jnp.tanh,
+        "sigmoid": jax.nn.sigmoid,
+    }[activation]
     node, real, pred, where, span = plan(topology)
     L, D, M, _ = pred.shape
     B, H = x.shape[0], w_hh.shape[-1]
@@ -66,7 +83,9 @@ def spatial_rnn(
 
     def step(window: Any, level: Any) -> tuple[Any, Any]:
         a, live, sources = level
-        full = jnp.concatenate([window.reshape(D, span * M, B, H), jnp.zeros((D, 1, B, H), x.dtype)], axis=1)
+        full = jnp.concatenate(
+            [window.reshape(D, span * M, B, H), jnp.zeros((D, 1, B, H), x.dtype)], axis=1
+        )
         total = full[directions[..., None], sources].sum(axis=2)  # (D, M, B, H)
         state = act(a + jnp.einsum("dmbj,dij->dmbi", total, w_hh)) * live[..., None, None]
         return jnp.concatenate([window[:, 1:], state[:, None]], axis=1), state
@@ -79,9 +98,16 @@ def spatial_rnn(
     return jnp.einsum("dkn,dnbh->bdkh", projection, h)
 
 
-def chain_rnn(x: Any, w_ih: Any, w_hh: Any, bias: Any, *, activation: str = "relu", projection: Any = None) -> Any:
-    """As `strnn_kernels.temporal_rnn` without lengths and h0: a scan over time, directions side by side."""
-    act = {"identity": lambda a: a, "relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}[activation]
+def chain_rnn(
+    x: Any, w_ih: Any, w_hh: Any, bias: Any, *, activation: str = "relu", projection: Any = None
+) -> Any:
+    """As `strnn_kernels.temporal_rnn` without lengths and h0; directions side by side."""
+    act = {
+        "identity": lambda a: a,
+        "relu": jax.nn.relu,
+        "tanh": jnp.tanh,
+        "sigmoid": jax.nn.sigmoid,
+    }[activation]
     D, H, _ = w_hh.shape
     u = jnp.einsum("btc,dhc->tdbh", x, w_ih) + (0 if bias is None else bias[:, None])
     if D == 2:

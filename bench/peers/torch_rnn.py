@@ -1,4 +1,4 @@
-"""`torch.nn.RNN`, the layer that a temporal recurrence is written with today; packed sequences where lengths differ."""
+"""`torch.nn.RNN`, what a temporal recurrence is written with; packed where lengths differ."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TorchRNN(nn.Module):
         self.projection = None if projection is None else nn.Parameter(projection)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None, h0: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, D*H), or (B, D, K, H) with a projection; lengths on the CPU; h0 (D, B, H)."""
+        """(B, T, C) -> (B, T, D*H), or (B, D, K, H) with a projection; h0 is (D, B, H)."""
         T = x.shape[1]
         if lengths is None:
             h, _ = self.rnn(x, h0)

@@ -1,12 +1,14 @@
-"""The recurrence as the best plain PyTorch can do it: one pass over the levels, all directions at once.
+"""The recurrence as well as plain PyTorch can do it: level by level, all directions at once.
 
-Nodes of one dependency level are independent, so a level is one batched product over the directions. States lie as
-(direction, position in level order, B, H): a level is one slice, a node is one row of B x H numbers, and the sum
-over predecessors is an embedding bag over rows. One GEMM makes U x for all nodes and directions. All index tables
-are made once per topology; the loop holds nothing but the bag, the product and the activation.
+Nodes of one dependency level are independent, so a level is one batched product over the
+directions. States lie as (direction, position in level order, B, H): a level is one slice, a node
+is one row of B x H numbers, and the sum over predecessors is an embedding bag over rows. One GEMM
+makes U x for all nodes and directions. All index tables are made once per topology; the loop holds
+nothing but the bag, the product and the activation.
 
-Signatures and layouts are those of `strnn_kernels`. Gradients are PyTorch's own. Where no gradient is wanted the
-states may overwrite U x, which saves every copy; autograd does not allow that, so it is a second loop.
+Signatures and layouts are those of `strnn_kernels`. Gradients are PyTorch's own. Where no gradient
+is wanted the states may overwrite U x, which saves every copy; autograd does not allow that, so it
+is a second loop.
 """
 
 from __future__ import annotations
@@ -20,8 +22,18 @@ from torch.nn import functional as F
 
 from strnn_kernels.topology import Topology
 
-ACTIVATE = {"identity": lambda a: a, "relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
-ACTIVATE_ = {"identity": lambda a: a, "relu": torch.relu_, "tanh": torch.tanh_, "sigmoid": torch.sigmoid_}
+ACTIVATE = {
+    "identity": lambda a: a,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+ACTIVATE_ = {
+    "identity": lambda a: a,
+    "relu": torch.relu_,
+    "tanh": torch.tanh_,
+    "sigmoid": torch.sigmoid_,
+}
 
 
 @dataclass(frozen=True)
@@ -34,12 +46,14 @@ class Bag:
 
     @classmethod
     def of(cls, rows: list[list[int]], num_source_rows: int) -> Bag:
-        """One bag per node of the level; `num_source_rows` tells whether it is a plain copy of the source."""
+        """One bag per node of the level; a level that equals its source needs none."""
         starts = [0]
         for row in rows[:-1]:
             starts.append(starts[-1] + len(row))
         is_identity = rows == [[i] for i in range(num_source_rows)]
-        return cls(torch.tensor([r for row in rows for r in row]), torch.tensor(starts), is_identity)
+        return cls(
+            torch.tensor([r for row in rows for r in row]), torch.tensor(starts), is_identity
+        )
 
     def sum(self, source: Tensor) -> Tensor:
         """(source rows, B*H) -> (nodes of the level, B*H)."""
@@ -50,7 +64,7 @@ class Bag:
 
 @dataclass(frozen=True)
 class Level:
-    """One dependency level: where it lies, and its predecessors in the whole buffer and level by level."""
+    """One dependency level: its place, and its predecessors in the buffer and level by level."""
 
     start: int
     width: int
@@ -60,7 +74,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Plan:
-    """What can be known before the numbers: node order per direction, levels, and the way back to node order."""
+    """What is known before the numbers: order of nodes, levels, and the way back."""
 
     levels: tuple[Level, ...]
     node: Tensor  # (D, R) node at each position; positions that fill up a level hold node 0
@@ -77,9 +91,10 @@ class Plan:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def plan(topology: Topology) -> Plan:
-    """The tables of a topology. Levels that differ in size between directions are filled up to the widest.
+    """The tables of a topology; a level is as wide as in its widest direction.
 
-    Made outside inference mode: they are cached, and autograd refuses to save inference tensors later.
+    Made outside inference mode: they are cached, and autograd refuses to save inference tensors
+    later.
     """
     D, N, L = topology.num_directions, topology.num_nodes, topology.num_levels
     members = [[list(level) for level in topology.levels(d)] for d in range(D)]
@@ -94,7 +109,11 @@ def plan(topology: Topology) -> Plan:
     for d in range(D):
         for level in range(L):
             for i, n in enumerate(members[d][level]):
-                node[d, first[level] + i], position[d, n], place[d][n] = n, first[level] + i, (level, i)
+                node[d, first[level] + i], position[d, n], place[d][n] = (
+                    n,
+                    first[level] + i,
+                    (level, i),
+                )
 
     levels = []
     for level in range(L):
@@ -125,7 +144,7 @@ def _states(
     u: Tensor, w: Tensor, table: Plan, activation: str, mask: Tensor | None, h0: Tensor | None
 ) -> Tensor:
     """(D, R, B, H) -> (D, R, B, H), differentiable: one new tensor per level."""
-    D, R, B, H = u.shape
+    D, _, B, H = u.shape
     act, wt = ACTIVATE[activation], w.transpose(1, 2)
     starts = None if h0 is None else torch.bmm(h0.transpose(0, 1), wt)  # (D, B, H)
     keep = None if mask is None else mask.t()[table.node].to(u.dtype).unsqueeze(-1)  # (D, R, B, 1)
@@ -180,7 +199,7 @@ def _in_node_order(h: Tensor, table: Plan) -> Tensor:
 
 
 def _project(h: Tensor, projection: Tensor, table: Plan) -> Tensor:
-    """The projection's columns go to level order, which is cheaper than the states to node order."""
+    """Brings the projection to level order: cheaper than the states to node order."""
     (D, R, B, H), K = h.shape, projection.shape[1]
     index = table.position[:, None].expand(D, K, -1)
     columns = projection.new_zeros(D, K, R).scatter(2, index, projection)
@@ -197,8 +216,8 @@ class Wavefront:
     """The functions, with the signatures of `strnn_kernels`.
 
     Args:
-        reuses_memory: whether states overwrite U x where no gradient is wanted. A user has to write the loop a
-            second time for that.
+        reuses_memory: whether states overwrite U x where no gradient is wanted; a user has to
+            write the loop a second time for that.
     """
 
     reuses_memory: bool = False
@@ -264,7 +283,13 @@ class Wavefront:
         )
 
     def _recur(
-        self, u: Tensor, w: Tensor, table: Plan, activation: str, mask: Tensor | None, h0: Tensor | None
+        self,
+        u: Tensor,
+        w: Tensor,
+        table: Plan,
+        activation: str,
+        mask: Tensor | None,
+        h0: Tensor | None,
     ) -> Tensor:
         can_overwrite = not torch.is_grad_enabled() and mask is None and h0 is None
         if self.reuses_memory and can_overwrite:

@@ -1,11 +1,13 @@
 #include "prelude.h"
 
 #if defined(__x86_64__)
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2")
+
 #define STRNN_CAPABILITY avx512
+#define STRNN_VEC_BYTES 64
 #include "kernels.h"
 
 namespace strnn::cpu {
-const Capability kAvx512{"avx512", avx512::kVecBytes, avx512::sweep, avx512::sweep_backward, avx512::sparse_projection, avx512::sparse_projection_backward};
-}
+const Capability kAvx512{"avx512",         avx512::kVecBytes,         avx512::sweep, avx512::sweep_backward, avx512::sparse_projection, avx512::sparse_projection_backward};
+}  // namespace strnn::cpu
 #endif

@@ -10,7 +10,7 @@
 // One micro-kernel keeps a tile of MR x NV registers: on AVX-512, 14 x 2 accumulators + 2 of B + 1 of A of 32;
 // on 16-register machines 6 x 2 + 2 + 1. Rows are divided evenly over the tiles, so no tile is small.
 
-#if defined(__AVX512F__)
+#if STRNN_VEC_BYTES == 64
 constexpr int kMaxTileRows = 14;
 #else
 constexpr int kMaxTileRows = 6;

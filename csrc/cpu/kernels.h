@@ -1,6 +1,7 @@
-// Everything that is compiled once per instruction set. A capability_<name>.cpp defines STRNN_CAPABILITY (a namespace), sets the
-// compiler's target, and includes this file; the standard headers come first, so that no inline function of the standard library is
-// compiled for a set that the machine may lack.
+// Everything that is compiled once per instruction set. A capability_<name>.cpp sets the compiler's target, defines
+// STRNN_CAPABILITY (a namespace) and STRNN_VEC_BYTES, and includes this file. The standard headers come before the target is set, so
+// that no inline function of the standard library is compiled for a set that the machine may lack. The width is a macro of
+// our own because g++ reads a whole file before it obeys the target pragma: __AVX512F__ would not be defined.
 
 namespace strnn::cpu::STRNN_CAPABILITY {
 

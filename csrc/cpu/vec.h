@@ -4,13 +4,7 @@
 //
 // This header is included once per capability, inside that capability's namespace (see capability.h).
 
-#if defined(__AVX512F__)
-constexpr int kVecBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVecBytes = 32;
-#else
-constexpr int kVecBytes = 16;
-#endif
+constexpr int kVecBytes = STRNN_VEC_BYTES;
 
 template <typename T>
 struct VecOf;
@@ -71,7 +65,7 @@ STRNN_INLINE void store_partial(S* p, int64_t n, Vec<T> v) {
   for (int64_t i = 0; i < n; ++i) p[i] = from_acc<S>(v[i]);
 }
 
-#if defined(__AVX512F__)
+#if STRNN_VEC_BYTES == 64
 template <>
 STRNN_INLINE Vec<float> load_partial<float, float>(const float* p, int64_t n) {
   return (Vec<float>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1u), p);
@@ -113,7 +107,7 @@ STRNN_INLINE void store_partial<Half, float>(Half* p, int64_t n, Vec<float> v) {
   const __m256i packed = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1u), packed);
 }
-#elif defined(__AVX2__)
+#elif STRNN_VEC_BYTES == 32
 STRNN_INLINE __m256i first_lanes_32(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }

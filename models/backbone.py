@@ -138,7 +138,7 @@ class FrameEncoder(nn.Module):
         return maps
 
     def maps(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """What the backbone makes of clips: (B, T, F, rows', cols') or (B, T, F), zero past the end.
+        """What the backbone makes of clips, (B, T, F, rows', cols') or (B, T, F), zero past ends.
 
         Arguments and errors as in `forward`, but x has to be frames.
         """

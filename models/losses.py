@@ -44,8 +44,8 @@ def ccc(
     """
     one_of("ccc", "convention", convention, CONVENTIONS)
     m = _moments("ccc", prediction, target, mask, pooled)
-    of_variance = m.n - (convention != "population")
-    of_covariance = m.n - (convention == "sample")
+    of_variance = m.n - int(convention != "population")
+    of_covariance = m.n - int(convention == "sample")
     variances = (m.pp + m.tt) / of_variance.clamp(min=1)
     denominator = variances + m.gap.square() + eps
     defined = (m.n >= 2) & (denominator > 0)
@@ -160,22 +160,18 @@ class CombinedLoss(nn.Module):
         Raises:
             ArgumentError: shapes do not fit, or there is nothing to learn at all.
         """
-        learns = [
-            (scores is not None and labels is not None),
-            (values is not None and targets is not None),
-        ]
-        if not any(learns):
+        has_labels = scores is not None and labels is not None
+        has_targets = values is not None and targets is not None
+        if not has_labels and not has_targets:
             raise sk.ArgumentError(
                 "CombinedLoss: needs scores with labels, or values with targets, or both"
             )
         # The sum of nothing is a zero whose gradient reaches the head that has nothing to learn.
-        either = scores if scores is not None else values
-        first, second = (
-            (either if x is None else x)[..., :0].float().sum() for x in (scores, values)
-        )
-        if learns[0]:
+        first = (values if scores is None else scores)[..., :0].float().sum()
+        second = (scores if values is None else values)[..., :0].float().sum()
+        if has_labels:
             first = self._cross_entropy(scores, labels, mask)
-        if learns[1]:
+        if has_targets:
             second = self._traces(values, targets, mask)
         return LossTerms(self.categorical * first + self.dimensional * second, first, second)
 
@@ -195,10 +191,11 @@ class CombinedLoss(nn.Module):
             ignore_index=self.ignore_label,
             reduction="sum",
         )
-        counted = labels[labels != self.ignore_label]
+        counted = labels != self.ignore_label
+        if weight is not None:
+            counted = torch.where(counted, weight[torch.where(counted, labels, 0)], 0)
         # As reduction="mean", but zero rather than NaN where no frame of the batch is labelled.
-        total = counted.numel() if weight is None else weight[counted].sum()
-        return losses / max(total, 1) if weight is None else losses / total.clamp(min=1e-12)
+        return losses / counted.sum().clamp(min=1e-12)
 
     def _traces(self, values: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
         known = targets.isfinite() & (targets != self.ignore_value)

@@ -1,8 +1,8 @@
 """AFEW: a folder of frames (or of aligned faces) for each video, below a folder for each emotion.
 
 ``<root>/Fear/013736360/*.png``, with or without a list of lines ``Fear/013736360 Fear``. The videos
-themselves (avi) must have been cut into frames before. Public codes number the emotions in three ways,
-so the order is always named by the caller.
+themselves (avi) must have been cut into frames before. Public codes number the emotions in three
+ways, so the order is always named by the caller.
 """
 
 from __future__ import annotations

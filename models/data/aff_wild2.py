@@ -1,8 +1,8 @@
-"""Aff-Wild2: a text file for each video, a line for each frame, values that say "ignore this frame".
+"""Aff-Wild2: a text file for each video, a line for each frame, some to be ignored.
 
-``<root>/VA_Set/Train_Set/<video>.txt`` (also VA_Estimation_Challenge and so on) and, for the frames,
-``cropped_aligned/<video>/00001.jpg``: frame k belongs to the k-th line after the header. Frames in which no face
-was found are missing: that is how the data set is.
+``<root>/VA_Set/Train_Set/<video>.txt`` (also VA_Estimation_Challenge and so on) and, for the
+frames, ``cropped_aligned/<video>/00001.jpg``: frame k belongs to the k-th line after the header.
+Frames in which no face was found are missing: that is how the data set is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
 from strnn_models.data.frames import list_frames
 from strnn_models.data.records import DataError, Records, first_folder, folder, number, text_lines
 from strnn_models.data.traces import Trace
@@ -35,9 +34,10 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Annotation:
-    """One file: `values` (frames, columns) float32 for VA, int64 (frames,) for EXPR and (frames, 12) for AU.
+    """One file.
 
-    `valid` is False at frames to ignore. `header` has the names of the columns or of the classes.
+    `values`: (T, 2) float32 for VA, int64 (T,) for EXPR and (T, 12) for AU. `valid` is False at
+    frames to ignore. `header` has the names of the columns or of the classes.
     """
 
     name: str
@@ -104,9 +104,7 @@ def read_file(path: Path, kind: str) -> Annotation:
         values = np.where(valid[:, None], values, 0).astype(np.float32)
     else:
         values = values.astype(np.int64)
-    return Annotation(
-        path.stem, kind, header, values[:, 0] if kind == "EXPR" else values, valid
-    )
+    return Annotation(path.stem, kind, header, values[:, 0] if kind == "EXPR" else values, valid)
 
 
 def read_aff_wild2(
@@ -122,11 +120,12 @@ def read_aff_wild2(
         root: as in `read_annotations`.
         part: as in `read_annotations`.
         images: the folder cropped_aligned. None: no frames.
-        skip_bad: as in `read_annotations`; frames past the last line are skipped frame by frame, the
-            rest of that video is kept.
+        skip_bad: as in `read_annotations`; frames past the last line are skipped frame by frame,
+            the rest of that video is kept.
 
     Raises:
-        DataError: as `read_annotations`; a video has no folder of frames, or frames past its last line.
+        DataError: as `read_annotations`; a video has no folder of frames, or frames past its last
+            line.
     """
     annotations = read_annotations(root, kind="VA", part=part, skip_bad=skip_bad)
     traces = Records[Trace](skip_bad)

@@ -1,8 +1,8 @@
 """CK+ (Extended Cohn-Kanade): image sequences from neutral to peak, a label for some of them.
 
-``cohn-kanade-images/S005/001/S005_001_00000011.png`` and ``Emotion/S005/001/S005_001_00000011_emotion.txt``
-(also ``Emotion_labels``) with one number 0 to 7. A sequence without a label file has no label: that is
-how the data set is, not a fault.
+``cohn-kanade-images/S005/001/S005_001_00000011.png`` and
+``Emotion/S005/001/S005_001_00000011_emotion.txt`` (also ``Emotion_labels``) with one number 0 to 7.
+A sequence without a label file has no label: that is how the data set is, not a fault.
 """
 
 from __future__ import annotations

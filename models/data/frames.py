@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
-
 from strnn_models.data.records import DataError
+from torch.utils.data import Dataset
 
 #: Other formats stay shut: some of Pillow's start a program (EPS: Ghostscript).
 FORMATS = ("PNG", "JPEG", "BMP")
@@ -32,7 +31,7 @@ class Clip:
 
 
 def list_frames(folder: Path) -> tuple[Path, ...]:
-    """The image files of a folder by the last number in their names; each looked at by `check_frame`.
+    """The image files of a folder by the last number in their names, each passed by `check_frame`.
 
     Raises:
         DataError: there is none, one has no number, two have the same, or one is damaged.

@@ -1,4 +1,4 @@
-"""What every reader shares: errors that name file and record, skips that are counted, lists that tell of both."""
+"""What every reader shares: errors that name file and record, and lists that count skips."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ class Skip:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.record}: {self.reason}" if self.record else f"{self.file}: {self.reason}"
+        return (
+            f"{self.file}: {self.record}: {self.reason}"
+            if self.record
+            else f"{self.file}: {self.reason}"
+        )
 
 
 class Records(list[Record], Generic[Record]):
@@ -48,7 +52,7 @@ class Records(list[Record], Generic[Record]):
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Lets a DataError through when reading strictly; otherwise notes it and leaves the block."""
+        """Lets a DataError through when reading strictly; else notes it and leaves the block."""
         try:
             yield
         except DataError as error:

@@ -1,8 +1,10 @@
 """SEED and SEED-IV: features of EEG trials in MATLAB files, read by key name.
 
-SEED: ``<folder>/<subject>_<yyyymmdd>.mat``, 15 trials in each, beside ``label.mat``; a subject's files
-in order of date are its sessions 1, 2, 3. SEED-IV: ``eeg_feature_smooth/<session>/<subject>_<yyyymmdd>.mat``,
-24 trials. A trial n is an array (62 electrodes, T windows, 5 bands) under a key such as ``de_LDS<n>``.
+SEED: ``<folder>/<subject>_<yyyymmdd>.mat``, 15 trials in each, beside ``label.mat``; a subject's
+    files
+in order of date are its sessions 1, 2, 3. SEED-IV:
+``eeg_feature_smooth/<session>/<subject>_<yyyymmdd>.mat``, 24 trials. A trial n is an array (62
+electrodes, T windows, 5 bands) under a key such as ``de_LDS<n>``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
 from strnn_models.data.records import DataError, Records, folder
 
 BANDS = ("delta", "theta", "alpha", "beta", "gamma")
@@ -82,7 +83,7 @@ def read_seed(
     sessions: Collection[int] | None = None,
     skip_bad: bool = False,
 ) -> Records[Trial]:
-    """The trials of SEED, in order of subject, session and trial; labels are indices into `CLASSES`.
+    """The trials of SEED by subject, session and trial; labels are indices into `CLASSES`.
 
     Args:
         root: the folder of features, such as ExtractedFeatures.
@@ -108,7 +109,9 @@ def read_seed(
                 labels = [label + 1 for label in LABELS]
                 _read_session(trials, path, feature, labels, subject, session)
     if not trials and not trials.skipped:
-        raise DataError(root, None, "no file <subject>_<yyyymmdd>.mat for these subjects and sessions")
+        raise DataError(
+            root, None, "no file <subject>_<yyyymmdd>.mat for these subjects and sessions"
+        )
     return trials
 
 
@@ -145,7 +148,7 @@ def read_seed_iv(
 
 
 def front_back(trials: Iterable[Trial], num_train: int = 9) -> tuple[list[Trial], list[Trial]]:
-    """The first `num_train` trials of each session, and the rest: 9 and 6 is the protocol of SEED."""
+    """The first `num_train` trials of each session, and the rest: SEED's protocol is 9 and 6."""
     trials = list(trials)
     return [t for t in trials if t.trial <= num_train], [t for t in trials if t.trial > num_train]
 

@@ -1,17 +1,20 @@
 """SEWA: valence and arousal from the raw csv files of the annotators, or from the labels of AVEC.
 
-Raw: ``<stem>_Valence_<type>_Aligned.csv`` and ``<stem>_Arousal_<type>_Aligned.csv``, a time stamp and a column
-for each annotator, of which the mean is taken. AVEC 2017 to 2019: ``labels/Train_DE_01.csv``, separated by
-``;``, ``name;timestamp;arousal;valence;liking``, a line every 0.1 s. Both give valence first.
+Raw: ``<stem>_Valence_<type>_Aligned.csv`` and ``<stem>_Arousal_<type>_Aligned.csv``, a time stamp
+    and a column
+for each annotator, of which the mean is taken. AVEC 2017 to 2019: ``labels/Train_DE_01.csv``,
+separated by ``;``, ``name;timestamp;arousal;valence;liking``, a line every 0.1 s. Both give valence
+first.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
+from strnn_models.data.frames import list_frames
 from strnn_models.data.records import DataError, Records, folder, number, text_lines
 from strnn_models.data.traces import Trace
 
@@ -30,7 +33,8 @@ def read_sewa(
         skip_bad: leave out what is damaged and list it in `.skipped`.
 
     Raises:
-        DataError: one of the two files of a recording is missing, a line is damaged, or their times differ.
+        DataError: one of the two files of a recording is missing, a line is damaged, or their times
+            differ.
     """
     root, traces = folder(root), Records[Trace](skip_bad)
     endings = {what: f"_{what}_{annotation}_Aligned.csv" for what in ("Valence", "Arousal")}
@@ -73,6 +77,33 @@ def read_avec(root: Path | str, *, part: str = "", skip_bad: bool = False) -> Re
         with traces.guard():
             traces.append(_read_avec_file(path))
     return traces
+
+
+def with_frames(traces: Records[Trace], images: Path | str, fps: float) -> Records[Trace]:
+    """The traces with the video frame nearest in time to each step.
+
+    Args:
+        traces: with times.
+        images: folder that has a folder of frames 1, 2, .. for each recording.
+        fps: frames per second.
+
+    Raises:
+        DataError: a recording has no folder of frames, or its frames end more than a second early.
+    """
+    framed = Records[Trace](traces.skip_bad)
+    framed.skipped += traces.skipped
+    for trace in traces:
+        with framed.guard():
+            place = folder(Path(images) / trace.name)
+            frames = list_frames(place)
+            at = np.rint(trace.times * fps).astype(int)
+            if at[-1] >= len(frames) + fps:
+                reason = f"{len(frames)} frames, but annotations up to frame {at[-1] + 1}"
+                raise DataError(place, None, reason)
+            chosen = tuple(frames[k] if k < len(frames) else None for k in at)
+            valid = trace.valid & (at < len(frames))
+            framed.append(replace(trace, frames=chosen, valid=valid))
+    return framed
 
 
 def _read_raw(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

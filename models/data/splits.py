@@ -7,14 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-
 from strnn_models.data.windows import Windows
 
 Indices = NDArray[np.int64]
 
 
 class LeakageWarning(UserWarning):
-    """Parts of one recording stand on both sides of a split: its score says little about new recordings."""
+    """Parts of one recording stand on both sides of a split: the score is inflated."""
 
 
 def split(
@@ -71,8 +70,8 @@ def _check_random(windows: Windows, allow_leakage: bool) -> None:
     what = "overlapping windows" if windows.overlap else "windows"
     if not allow_leakage:
         raise ValueError(
-            f"split: a random split parts {what} of the same trial, so the test set leaks into the training "
-            'set; split by "trial" or "subject", or pass allow_leakage=True'
+            f"split: a random split parts {what} of the same trial, so the test set "
+            'leaks into the training set; split by "trial" or "subject", or pass allow_leakage=True'
         )
     warnings.warn(
         f"random split of {what} of the same trial: the test score is inflated by leakage",

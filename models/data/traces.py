@@ -1,4 +1,4 @@
-"""Valence and arousal over time, as SEWA and Aff-Wild2 have them, and windows of them with frames."""
+"""Valence and arousal over time, as SEWA and Aff-Wild2 have them, and windows with frames."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
-
 from strnn_models.data.frames import load_frames
+from torch.utils.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,9 @@ class Trace:
 class TraceWindows(Dataset):
     """Windows of T steps of traces with frames; within one video, `stride` apart.
 
-    An item has x (T, 1 or 3, rows, cols), y (T, 2), valid (T,) and `video`, the number of its trace. Steps without
-    an image are black and not valid; windows without a valid step are left out.
+    An item has x (T, 1 or 3, rows, cols), y (T, 2), valid (T,) and `video`, the number of its
+    trace. Steps without an image are black and not valid; windows without a valid step are left
+    out.
 
     Args:
         traces: with frames.

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
-
 from strnn_models.data.seed import Trial
+from torch.utils.data import Dataset
 
 
 class Windows(Dataset):
@@ -33,7 +32,8 @@ class Windows(Dataset):
         for trial in trials:
             if len(trial.x) < length:
                 raise ValueError(
-                    f"Windows: {trial.name} has {len(trial.x)} slices, fewer than the {length} of a window"
+                    f"Windows: {trial.name} has {len(trial.x)} slices, "
+                    f"fewer than the {length} of a window"
                 )
         self.trials, self.length, self.stride = list(trials), length, stride
         starts = [
@@ -64,7 +64,7 @@ class Windows(Dataset):
 
     @property
     def groups(self) -> dict[str, np.ndarray]:
-        """Names that must not be torn apart: for "trial" and for "subject", one of each window, (n,)."""
+        """For "trial" and for "subject", the name for each window, (n,)."""
         at = self.starts[:, 0]
         return {
             "trial": np.array([trial.name for trial in self.trials])[at],
@@ -73,7 +73,7 @@ class Windows(Dataset):
 
 
 def standardise(train: Sequence[Trial], *others: Sequence[Trial]) -> list[list[Trial]]:
-    """Scales each electrode and feature to mean 0 and deviation 1 over the slices of `train` alone."""
+    """Scales each electrode and feature to mean 0, deviation 1 over the slices of `train` alone."""
     slices = np.concatenate([trial.x for trial in train]).astype(np.float64)
     mean, deviation = slices.mean(axis=0), slices.std(axis=0)
     deviation[deviation == 0] = 1

@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -22,7 +23,18 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-using Shape = std::vector<int64_t>;
+
+// At most four sizes, without an allocation: a call makes a dozen of them.
+struct Shape {
+  int64_t size[4] = {};
+  int64_t num_dims = 0;
+  Shape(std::initializer_list<int64_t> sizes) {
+    for (const int64_t s : sizes) size[num_dims++] = s;
+  }
+  bool operator==(const Shape& other) const {
+    return num_dims == other.num_dims && std::equal(size, size + num_dims, other.size);
+  }
+};
 
 Dtype dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
@@ -35,12 +47,25 @@ Dtype dtype_of(const Tensor& t) {
 }
 
 Shape shape_of(const Tensor& t) {
-  Shape shape(t.dim());
-  for (int64_t i = 0; i < t.dim(); ++i) shape[i] = t.size(i);
+  Shape shape{};
+  STD_TORCH_CHECK(t.dim() <= 4, "strnn_cpu: a tensor has ", t.dim(), " dimensions");
+  for (; shape.num_dims < t.dim(); ++shape.num_dims) shape.size[shape.num_dims] = t.size(shape.num_dims);
   return shape;
 }
 
-Tensor new_tensor(const Tensor& like, const Shape& shape) { return torch::stable::new_empty(like, shape); }
+// An uninitialised contiguous tensor of like's dtype. Not stable::new_empty, whose way through the dispatcher costs a microsecond.
+Tensor new_tensor(const Tensor& like, const Shape& shape) {
+  int64_t strides[4], next = 1;
+  for (int64_t i = shape.num_dims - 1; i >= 0; --i) {
+    strides[i] = next;
+    next *= std::max<int64_t>(1, shape.size[i]);
+  }
+  int32_t dtype;
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.num_dims, shape.size, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
 
 // A contiguous argument of a known shape and dtype; keeps it alive while the kernel reads its memory.
 class Argument {
@@ -217,10 +242,19 @@ std::tuple<Tensor, Tensor> sparse_projection_bwd(const Tensor& ds, const Tensor&
   return {dh, dweight};
 }
 
-std::string cpu_capability() { return capability().name; }
-
 }  // namespace
 }  // namespace strnn::cpu
+
+// For strnn_kernels.info, which finds it by name: the instruction set in use, or why there is none.
+extern "C" __attribute__((visibility("default"))) const char* strnn_cpu_capability() {
+  static std::string answer;
+  try {
+    answer = strnn::cpu::capability().name;
+  } catch (const std::exception& error) {
+    answer = error.what();
+  }
+  return answer.c_str();
+}
 
 STABLE_TORCH_LIBRARY_IMPL(strnn_cpu, CPU, m) {
   m.impl("sweep_fwd", TORCH_BOX(&strnn::cpu::sweep_fwd));

@@ -101,17 +101,18 @@ def make(name: str, **options: Any) -> Task:
 
 def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """A batch; shorter clips are padded with zeros at the end, and `lengths` (B,) says where."""
-    batch = {key: torch.stack([item[key] for item in items]) for key in items[0] if key != "x"}
-    xs = [item["x"] for item in items]
-    lengths = [len(x) for x in xs]
-    if len(set(lengths)) > 1:
-        batch["lengths"] = torch.tensor(lengths)
-        xs = [
-            torch.nn.functional.pad(x, [0, 0] * (x.ndim - 1) + [0, max(lengths) - len(x)])
-            for x in xs
-        ]
-    batch["x"] = torch.stack(xs)
-    return batch
+    lengths = [len(item["x"]) for item in items]
+    if len(set(lengths)) == 1:
+        return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+    batch = {key: torch.stack([pad(item[key], max(lengths)) for item in items]) for key in items[0]}
+    return batch | {"lengths": torch.tensor(lengths)}
+
+
+def pad(x: Tensor, length: int) -> Tensor:
+    """X (T, ...) with zeros up to `length` steps; a scalar as it is."""
+    if x.ndim == 0 or len(x) == length:
+        return x
+    return torch.nn.functional.pad(x, [0, 0] * (x.ndim - 1) + [0, length - len(x)])
 
 
 class Arrays(Dataset):

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there, whenever the process dies.
 
-An epoch writes two new files, weights (safetensors) and the rest (torch.save, read with weights_only), and then
-replaces the small file that names them, with their checksums. Whatever moment a kill hits, that file names a
-complete pair.
+An epoch writes two new files, weights (safetensors) and the rest (torch.save, read with
+weights_only), and then replaces the small file that names them, with their checksums. Whatever
+moment a kill hits, that file names a complete pair.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ def save(run: Path, epoch: int, weights: dict[str, Tensor], state: dict[str, Any
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    parts = {f"epoch-{epoch:05d}.safetensors": pack(weights), f"epoch-{epoch:05d}.pt": buffer.getvalue()}
+    parts = {
+        f"epoch-{epoch:05d}.safetensors": pack(weights),
+        f"epoch-{epoch:05d}.pt": buffer.getvalue(),
+    }
     for name, data in parts.items():
         write_atomic(run / name, data)
     pointer = {

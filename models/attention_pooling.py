@@ -56,8 +56,8 @@ class SpatialAttention(nn.Module):
 def attention_penalty(attention: Tensor, lengths: Tensor | None = None) -> Tensor:
     """||A A^T - I||_F^2, small if heads look at few and different places.
 
-    The mean over the valid frames of each clip, then over clips: as a likelihood is, so that it does
-    not depend on how a batch is split over processes, where each has as many clips.
+    The mean over the valid frames of each clip, then over clips, as a likelihood is: it does not
+    depend on how a batch is split over processes, if each has as many clips.
 
     Args:
         attention: A, (B, T, R, rows, cols).
@@ -125,10 +125,7 @@ def extend(m: Tensor | None, scores: Tensor, lengths: Tensor | None = None) -> T
         scores = torch.where(inside[..., None], scores, -torch.inf)
     if m is not None:
         scores = torch.cat([m[:, None], scores], 1)
-    # The slope of a sum of nothing is zero; logsumexp's own would be NaN.
-    nothing = scores.isneginf().all(1, keepdim=True)
-    m = torch.where(nothing, 0, scores).logsumexp(1)
-    return torch.where(nothing[:, 0], -torch.inf, m)
+    return scores.logsumexp(1)
 
 
 def finish(m: Tensor) -> Tensor:

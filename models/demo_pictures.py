@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 FROM = ("top left", "top right", "bottom left", "bottom right")
 
@@ -37,13 +33,13 @@ def draw(
     for name, figure in figures.items():
         paths.append(out / f"{name}.png")
         figure.savefig(paths[-1], dpi=120)
-        plt.close(figure)
     return paths
 
 
-def learning_curve(clips: dict) -> Any:
+def learning_curve(clips: dict) -> Figure:
     """Held-out score, loss and sparsity for each epoch."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    (left, right) = figure.subplots(1, 2)
     history = clips["history"]
     epochs = range(1, len(history) + 1)
     left.plot(epochs, [h["score"] for h in history], "o-", label="STRNN, held-out score")
@@ -60,9 +56,10 @@ def learning_curve(clips: dict) -> Any:
     return figure
 
 
-def confusion(clips: dict, single: dict) -> Any:
+def confusion(clips: dict, single: dict) -> Figure:
     """Confusion matrices of both tasks."""
-    figure, panels = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    panels = figure.subplots(1, 2)
     tasks = (("The digit after the zero, held-out clips", clips, 1),)
     tasks += (("Single digits, the test parts of five folds", single, 0),)
     for panel, (title, task, first) in zip(panels, tasks, strict=True):
@@ -79,9 +76,9 @@ def confusion(clips: dict, single: dict) -> Any:
     return figure
 
 
-def projections(clips: dict, G: np.ndarray, Q: np.ndarray) -> Any:
+def projections(clips: dict, G: np.ndarray, Q: np.ndarray) -> Figure:
     """Which cells and which moments the sparse projections kept; a clip above the moments."""
-    figure = plt.figure(figsize=(11, 7.5), layout="constrained")
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
     space, clip, moments = figure.subfigures(3, 1, height_ratios=(3, 1.3, 2.6))
     space.suptitle(
         "Cells that G kept: sum of |G| over its rows, for each direction; crossed: all zero"
@@ -110,9 +107,10 @@ def projections(clips: dict, G: np.ndarray, Q: np.ndarray) -> Any:
     return figure
 
 
-def training_step(timing: dict) -> Any:
+def training_step(timing: dict) -> Figure:
     """Time of one training step, fused and with the reference loops."""
-    figure, panel = plt.subplots(figsize=(5, 3), layout="constrained")
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    panel = figure.subplots()
     kinds = ("reference", "fused")
     bars = panel.barh(kinds, [timing[kind] * 1e3 for kind in kinds], color=("gray", "C0"))
     panel.bar_label(bars, fmt="%.1f ms", padding=3)

@@ -125,8 +125,8 @@ def _predictions(report: Report, task: Task, found: dict[str, torch.Tensor]) -> 
     if task.kind == "traces":
         report.heading("Traces")
         videos = objective.join_windows(found)
-        caption = "Valence and arousal of the first videos; windows that overlap are averaged."
-        report.picture("traces", pictures.traces(videos), caption)
+        caption = "The first videos: annotated and predicted; windows that overlap are averaged."
+        report.picture("traces", pictures.traces(videos, task.traces), caption)
         return
     from sklearn.metrics import confusion_matrix
 
@@ -159,7 +159,9 @@ def _looks(report: Report, task: Task, model: nn.Module) -> dict[str, float]:
         chosen = strnn.spatial.projection.weight.detach().abs().sum(1).cpu().numpy()
         titles = pictures.SPACE[: len(chosen)]
         figure, how = pictures.nodes(chosen, titles, strnn.topology)
-        caption = f"Sum of |G| over the projections, for each direction ({how})."
+        caption = (
+            f"Sum of |G| over the projections, for each direction, each on its own scale ({how})."
+        )
         report.picture("space", figure, caption)
         maps = {"|G|, all directions": chosen.sum(0)}
         if task.topology is not None:

@@ -24,7 +24,11 @@ def _version(package: str) -> str:
 
 def _gpus() -> str:
     if not torch.cuda.is_available():
-        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+        built = (
+            f"torch is built for CUDA {torch.version.cuda}"
+            if torch.version.cuda
+            else "torch is built without CUDA"
+        )
         return f"none ({built})"
     names = []
     for i in range(torch.cuda.device_count()):

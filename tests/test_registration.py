@@ -17,7 +17,11 @@ T = sk.Topology.grid(3, 4)
 B, N, D, H, C, K = 2, 12, 4, 3, 2, 2
 LENGTHS = torch.tensor([5, 3])
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*TF32:UserWarning")
+# torch itself: its forward mode and inductor still call torch.jit; vmap says that it loops.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+]
 
 
 @pytest.fixture
@@ -79,7 +83,7 @@ def test_gradcheck(name, t):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_gradgradcheck(name, t):
-    assert gradgradcheck(*calls(t)[name])
+    assert gradgradcheck(*calls(t)[name], fast_mode=True)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -309,15 +313,18 @@ def test_compile_is_dynamic_in_the_batch(randn, compile_count):
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compile_over_several_lengths_of_time(randn):
+@pytest.mark.parametrize("extra", ["nothing", "hx", "lengths"])
+def test_compile_over_several_lengths_of_time(extra, randn):
     layer = sk.TemporalRNN(C, H).double()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for batch, steps in ((2, 5), (3, 5), (4, 6), (4, 9), (7, 9), (1, 1)):
+    for batch, steps in ((2, 5), (3, 5), (4, 9)) + ((4, 6), (7, 6)) * (extra == "nothing"):
         x = randn(batch, steps, C)
-        same_as_eager(layer, compiled, x)
-        same_as_eager(layer, compiled, x, randn(2, batch, H))
-        lengths = torch.randint(1, steps + 1, (batch,))
-        torch.testing.assert_close(compiled(x, lengths=lengths), layer(x, lengths=lengths))
+        if extra == "lengths":
+            lengths = torch.randint(1, steps + 1, (batch,))
+            actual, expected = compiled(x, lengths=lengths), layer(x, lengths=lengths)
+            torch.testing.assert_close(actual, expected)
+        else:
+            same_as_eager(layer, compiled, x, *([randn(2, batch, H)] if extra == "hx" else []))
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
@@ -344,8 +351,8 @@ def test_compiled_second_derivatives_are_right_or_refused(t):
     compiled = torch.compile(curvature, backend="aot_eager")
     try:
         actual = compiled(u)
-    except Exception as error:
-        assert "double backward" in str(error) or "not registered" in str(error)
+    except RuntimeError as error:
+        assert "functorch transforms" in str(error)
     else:
         torch.testing.assert_close(actual, expected)
 
@@ -355,22 +362,27 @@ def test_compiled_second_derivatives_are_right_or_refused(t):
         g.pow(2).sum().backward()
 
 
+@pytest.fixture
+def graphs():
+    """A compiler that runs graphs as they are and notes which of our ops each has."""
+    seen = []
+
+    def compiler(graph, _inputs):
+        seen.append([str(n.target) for n in graph.graph.nodes if "strnn" in str(n.target)])
+        return graph
+
+    return SimpleNamespace(seen=seen, compiler=compiler)
+
+
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled_code_obeys_use_backend(t, monkeypatch):
-    compiled = torch.compile(lambda u, w: sk.sweep(u, w, T), backend="aot_eager")
+def test_compiled_code_obeys_use_backend(t, graphs):
+    compiled = torch.compile(lambda u, w: sk.sweep(u, w, T), backend=graphs.compiler)
     u, w = t.u.detach(), t.w.detach()
     expected = compiled(u, w)
-    called = []
-    original = sk.reference.sweep
-    monkeypatch.setattr(
-        sk.reference, "sweep", lambda *a, **k: called.append(1) or original(*a, **k)
-    )
+    assert graphs.seen == [["strnn_cpu.sweep_fwd"]]
     with sk.use_backend("reference"):
         torch.testing.assert_close(compiled(u, w), expected)
-    assert called
-    called.clear()
-    torch.testing.assert_close(compiled(u, w), expected)
-    assert not called
+    assert len(graphs.seen) > 1 and not any(graphs.seen[1:])
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -42,9 +42,12 @@ class TraceWindows(Dataset):
     Args:
         traces: with frames.
         length: T.
-        stride: from window to window.
+        stride: from window to window, at most T.
         size: (rows, cols) of a frame.
         grey: one channel in place of three.
+
+    Raises:
+        ValueError: the stride would leave gaps, or a trace has no frames.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class TraceWindows(Dataset):
         size: tuple[int, int],
         grey: bool = False,
     ) -> None:
+        if not 1 <= stride <= length:
+            raise ValueError(f"TraceWindows: stride must be in 1..{length}, got {stride}: no gaps")
         self.traces, self.length, self.size, self.grey = list(traces), length, size, grey
         self.starts: list[tuple[int, int]] = []
         for k, trace in enumerate(self.traces):

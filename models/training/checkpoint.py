@@ -30,21 +30,29 @@ class CheckpointError(RuntimeError):
     """A checkpoint is damaged or does not fit; names the file."""
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Writes a file so that after a crash it has its old content or the new, never a part."""
+def write_atomic(path: Path, content: bytes | str, *, durable: bool = True) -> None:
+    """Writes a file so that after a crash it has its old content or the new, never a part.
+
+    Args:
+        path: the file.
+        content: all of it.
+        durable: whether it must be on disk at return; otherwise a loss of power may lose it.
+    """
     data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
 def save(run: Path, epoch: int, weights: dict[str, Tensor], state: dict[str, Any]) -> None:

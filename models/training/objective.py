@@ -74,7 +74,7 @@ def score(task: Task, found: dict[str, Tensor]) -> dict[str, float]:
     )
     pooled = {}
     for name, values in result.pooled._asdict().items():
-        pooled |= {f"{name}_valence": float(values[0]), f"{name}_arousal": float(values[1])}
+        pooled |= {f"{name}_{t}": float(v) for t, v in zip(task.traces, values, strict=True)}
     both = float(result.pooled.ccc.nanmean())
     return {"loss": 1 - both, "ccc": both, **pooled, "ccc_videos": float(result.mean.ccc.nanmean())}
 

@@ -52,14 +52,16 @@ def confusion(matrix: NDArray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def traces(videos: Sequence[dict[str, torch.Tensor]], most: int = 4) -> Figure:
-    """Valence and arousal of the first videos: annotated and predicted, gaps where not valid."""
+def traces(
+    videos: Sequence[dict[str, torch.Tensor]], names: Sequence[str], most: int = 4
+) -> Figure:
+    """The two traces of the first videos: annotated and predicted, gaps where not valid."""
     videos = videos[:most]
     figure = Figure(figsize=(10, 2.2 * len(videos)), layout="constrained")
     axes = figure.subplots(len(videos), 2, squeeze=False, sharey=True)
     for row, video in zip(axes, videos, strict=True):
         hidden = ~video["valid"][:, None]
-        for k, name in enumerate(("valence", "arousal")):
+        for k, name in enumerate(names):
             for key, label in (("y", "annotated"), ("predicted", "predicted")):
                 values = video[key].masked_fill(hidden, torch.nan)[:, k]
                 row[k].plot(values.numpy(), label=label)

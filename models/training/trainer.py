@@ -105,7 +105,8 @@ class Trainer:
         self.epoch, weights, state = found
         if state["items"] != sizes(self.task):
             raise CheckpointError(
-                f"{self.run}: trained on {state['items']} items, the task now has {sizes(self.task)}"
+                f"{self.run}: trained on {state['items']} items, "
+                f"the task now has {sizes(self.task)}"
             )
         try:
             self.model.load_state_dict(weights)
@@ -244,15 +245,15 @@ def predict(
 
 
 def write_logs(run: Path, history: Sequence[dict[str, float]]) -> None:
-    """Writes log.jsonl and log.csv anew, a line for each epoch."""
+    """Writes log.jsonl and log.csv anew, a line for each epoch; the checkpoint has the same."""
     lines = [json.dumps(row) for row in history]
-    checkpoint.write_atomic(run / "log.jsonl", "\n".join(lines) + "\n")
+    checkpoint.write_atomic(run / "log.jsonl", "\n".join(lines) + "\n", durable=False)
     table = io.StringIO()
     names = list(dict.fromkeys(name for row in history for name in row))
     writer = csv.DictWriter(table, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    checkpoint.write_atomic(run / "log.csv", table.getvalue())
+    checkpoint.write_atomic(run / "log.csv", table.getvalue(), durable=False)
 
 
 def one_line(row: dict[str, float]) -> str:

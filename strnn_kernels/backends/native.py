@@ -26,7 +26,7 @@ def _load(module: str) -> str | None:
 
 
 def cpu_capability() -> str | None:
-    """The instruction set that the CPU backend uses here, or why it has none; None without the backend."""
+    """The instruction set in use, or why there is none; None without the CPU backend."""
     if CPU_UNAVAILABLE:
         return None
     function = ctypes.CDLL(_find("_C")).strnn_cpu_capability

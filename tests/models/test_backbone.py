@@ -102,6 +102,15 @@ def test_lengths_are_as_if_each_clip_were_alone(cell, bidirectional):
         assert not states[b, n:].any()
 
 
+def test_dropout_is_between_layers_and_in_training_only():
+    x = torch.ones(1, 4, 3)
+    one, two = (Recurrence(3, 5, num_layers=n, dropout=0.5) for n in (1, 2))
+    assert one(x).equal(one(x))
+    assert not two(x).equal(two(x))
+    two.eval()
+    assert two(x).equal(two(x))
+
+
 def test_saliency_finds_the_pixels_that_count():
     x = torch.randn(2, 3, 2, 4, 4)
     weight = torch.zeros_like(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from strnn_models import reference_video
+from strnn_models import fusion, reference_video
 from strnn_models.cnn_irnn import (
     CNNIRNN,
     KahouCNN,
@@ -64,6 +64,12 @@ def test_the_readouts_differ_where_they_should():
     torch.testing.assert_close(mean, torch.tensor([[0.4, 0.6, 0.0]]))
     torch.testing.assert_close(vote, torch.tensor([[2 / 3, 1 / 3, 0.0]]))
     torch.testing.assert_close(clip_log_probs(scores, None, "last").exp()[0], log_probs[3])
+
+
+def test_log_probabilities_of_halves_are_single_precision():
+    scores = torch.randn(2, 3, 4).bfloat16()
+    for readout in ("last", "mean", "vote"):
+        assert clip_log_probs(scores, None, readout).dtype == torch.float32
 
 
 def test_it_starts_as_an_irnn():
@@ -166,15 +172,15 @@ def test_decision_fusion_beats_each_modality():
     alone = max((p.argmax(1) == labels).double().mean().item() for p in probabilities.values())
     options = {"samples": 300, "local_samples": 300, "smallest": 0.1}
     generator = torch.Generator().manual_seed(1)
-    fusion = search_decision_weights(probabilities, labels, generator=generator, **options)
-    assert fusion.accuracy > alone + 0.05
-    torch.testing.assert_close(fusion.weights.sum(0), torch.ones(4, dtype=torch.float64))
-    assert (fusion.weights >= 0).all()
-    fused = fuse_decisions(torch.stack(list(probabilities.values())), fusion.weights)
-    assert (fused.argmax(1) == labels).double().mean().item() == pytest.approx(fusion.accuracy)
+    found = search_decision_weights(probabilities, labels, generator=generator, **options)
+    assert found.accuracy > alone + 0.05
+    torch.testing.assert_close(found.weights.sum(0), torch.ones(4, dtype=torch.float64))
+    assert (found.weights >= 0).all()
+    fused = fuse_decisions(torch.stack(list(probabilities.values())), found.weights)
+    assert (fused.argmax(1) == labels).double().mean().item() == pytest.approx(found.accuracy)
     generator = torch.Generator().manual_seed(1)
     again = search_decision_weights(probabilities, labels, generator=generator, **options)
-    assert again.weights.equal(fusion.weights)
+    assert again.weights.equal(found.weights)
 
 
 def test_the_search_goes_on_until_the_deviation_is_small():
@@ -191,6 +197,22 @@ def test_the_search_goes_on_until_the_deviation_is_small():
         for smallest in (1.0, 1e-2)
     )
     assert long > short
+
+
+def test_the_deviation_falls_by_a_tenth_each_round(monkeypatch):
+    batches = []
+    best = fusion._best
+    monkeypatch.setattr(fusion, "_best", lambda *args: batches.append(args[2]) or best(*args))
+    search_decision_weights(*made_up_decisions(), samples=3, local_samples=5, smallest=0.3)
+    assert [len(batch) for batch in batches] == [
+        4,
+        3,
+        5,
+        5,
+        5,
+        5,
+        5,
+    ]  # 0.5 * 0.9^4 > 0.3 > 0.5 * 0.9^5
 
 
 def test_every_subset_is_searched():

@@ -279,11 +279,16 @@ class TemporalRNN(nn.Module):
     def stacked_parameters(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """w_ih (D, H, C), w_hh (D, H, H), bias (D, H) or None: what ``temporal_rnn`` takes."""
 
-        def stack(name):
-            return torch.stack([getattr(self, name + suffix) for suffix in self._suffixes])
+        def of(name):
+            return [self._parameters[name + suffix] for suffix in self._suffixes]
 
-        bias = stack("bias_ih") + stack("bias_hh") if self._has_bias else None
-        return stack("weight_ih"), stack("weight_hh"), bias
+        bias = None
+        if self._has_bias:
+            # Added one by one: the gradient of a sum of stacks would be one memory for both biases,
+            # into which a second backward would add twice.
+            pairs = zip(of("bias_ih"), of("bias_hh"), strict=True)
+            bias = torch.stack([b_ih + b_hh for b_ih, b_hh in pairs])
+        return torch.stack(of("weight_ih")), torch.stack(of("weight_hh")), bias
 
     def forward(
         self,

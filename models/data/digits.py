@@ -83,6 +83,43 @@ def digit_sequences(
     )
 
 
+@register("digit_spotting")
+def digit_spotting(
+    seed: int = 0, length: int = 8, num_train: int = 3000, num_test: int = 600
+) -> Task:
+    """Sequences of real digit images, even but for one, and the class is that odd digit.
+
+    One frame matters, none follows from another: what pooling over time is for. No image is in two
+    of the three parts.
+
+    Args:
+        seed: of the split and the sequences.
+        length: T.
+        num_train: sequences to train on.
+        num_test: sequences to validate on, and as many to test on.
+    """
+    images, labels, parts = _digits(seed, None)
+    random = np.random.default_rng(seed + 3)
+
+    def sequences(part: np.ndarray, num: int) -> Arrays:
+        y = np.arange(num) % 5
+        shown = 2 * random.integers(0, 5, (num, length))
+        shown[np.arange(num), random.integers(0, length, num)] = 2 * y + 1
+        return Arrays(x=_show(random, images, labels, part, shown), y=torch.tensor(y))
+
+    sizes = (num_train, num_test, num_test)
+    return Task(
+        "digit_spotting",
+        "sequences of real images of handwritten digits (scikit-learn load_digits) with a "
+        "constructed label, not emotion data",
+        *(sequences(part, num) for part, num in zip(parts, sizes, strict=True)),
+        tuple("13579"),
+        channels=1,
+        sample_length=length,
+        size=(8, 8),
+    )
+
+
 @register("digit_traces")
 def digit_traces(
     seed: int = 0, length: int = 16, num_train: int = 1200, num_test: int = 200

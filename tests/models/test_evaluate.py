@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from strnn_models.data import tasks
 from strnn_models.data.synthetic import (
     write_afew,
@@ -133,6 +134,19 @@ def test_digit_sequences_count():
         for part in (task.train, task.test)
     ]
     assert not shown[0] & shown[1]
+
+
+def test_digit_spotting_shows_one_odd_digit():
+    task = tasks.make("digit_spotting", length=4, num_train=20, num_test=10)
+    data = load_digits()
+    known = {
+        image.astype(np.float32).tobytes(): digit
+        for image, digit in zip(data.images / 16, data.target, strict=True)
+    }
+    for k in range(20):
+        item = task.train[k]
+        shown = [int(known[frame.numpy().tobytes()]) for frame in item["x"]]
+        assert [d for d in shown if d % 2] == [int(task.classes[int(item["y"])])]
 
 
 def test_digit_traces(tmp_path):

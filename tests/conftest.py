@@ -12,7 +12,7 @@ import torch
 
 import strnn_kernels as sk
 
-# Empty tensors, also those that C++ allocates, are filled with NaN: an output that is not written shows.
+# Empty tensors, also those that C++ allocates, are filled with NaN: an unwritten output shows.
 torch.use_deterministic_algorithms(True, warn_only=True)
 
 
@@ -79,7 +79,7 @@ def agree(gradients):
 
 @pytest.fixture
 def run_python():
-    """run_python(code, cwd=None, **environment): a fresh interpreter; returns the finished process."""
+    """run_python(code, cwd=None, **environment): a fresh interpreter, run to its end."""
 
     def run(code, *, cwd=None, **environment):
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("STRNN_")}

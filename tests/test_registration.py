@@ -1,4 +1,4 @@
-"""The ops as torch sees them: derivatives of any order, opcheck, compile, export, autocast, torch.func."""
+"""The ops as torch sees them: derivatives, opcheck, compile, export, autocast, torch.func."""
 
 from __future__ import annotations
 
@@ -203,7 +203,9 @@ def test_func_vmap(name, t):
     stacked = [torch.stack([v, 2 * v, -v]) for v in plain]
     for mapped in [{i} for i in range(len(plain))] + [set(range(len(plain)))]:
         dims = tuple(0 if i in mapped else None for i in range(len(plain)))
-        pick = [s if i in mapped else v for i, (s, v) in enumerate(zip(stacked, plain, strict=True))]
+        pick = [
+            s if i in mapped else v for i, (s, v) in enumerate(zip(stacked, plain, strict=True))
+        ]
         actual = torch.func.vmap(f, dims)(*pick)
         for k in range(3):
             one = [p[k] if i in mapped else p for i, p in enumerate(pick)]
@@ -299,8 +301,7 @@ def test_compile_with_inductor(randn):
 
 @pytest.fixture
 def compile_count():
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    return counter
+    return torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 
 
 @pytest.mark.usefixtures("fresh_dynamo")

@@ -73,6 +73,13 @@ def test_same_seed_same_run(tmp_path):
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
 
 
+def test_workers_change_nothing(tmp_path):
+    for workers in (0, 1):
+        train(settings(tmp_path / str(workers), epochs=1, workers=workers))
+    a, b = (weights(tmp_path / name) for name in "01")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_resume_after_kill_is_exact(tmp_path):
     # Dropout: the random state must come back too.

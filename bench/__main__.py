@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     result["host_us"] = host_time(
         [c for c in contestants if not c.is_peer or c.name == "nn.RNN"], peaks
     )
-    if not options.cases:
+    if options.cases == ["default"]:
         result["whole_model"] = whole_model.measure(options.threads[0])
     show(result)
     if options.compare:

@@ -1,0 +1,114 @@
+// Sums of products outside the serial chain: out[z][m][n] = sum_k a[z][m,k] b[z][k,n], any strides, in parts of k that are added up in their
+// order (bitwise repeatable). All gradients of weights, dx and dh0 go through it.
+//
+// One CTA per (tile of 32 x 32 outputs, part, z); 256 threads with 2 x 2 outputs each; 32 steps of k at a time through shared memory.
+// Predicted (not measured): fma-bound at about a third of the float32 peak, since each pair of fma needs one load from shared memory.
+#pragma once
+#include "launch.cuh"
+#include "ptx.cuh"
+#include "storage.cuh"
+
+namespace strnn::cuda {
+
+constexpr int kGemmTile = 32;
+constexpr int kGemmThreads = 256;
+constexpr int kGemmLd = kGemmTile + 1;  // a tile is written along either axis: odd, so that neither meets bank conflicts
+
+// k = k_hi * K_lo + k_lo, so that the rows of a sum may be the pairs of two strided axes. b null: all ones (the gradient of a bias).
+struct Gemm {
+  int64_t M, N, K, K_lo, Z, parts;
+  const void* a;
+  int64_t a_m, a_hi, a_lo, a_z;
+  const void* b;
+  int64_t b_n, b_hi, b_lo, b_z;
+  void* out;  // [part][z][m][n] with these strides
+  int64_t out_m, out_z, out_part;
+};
+
+template <typename A, typename B, typename Out>
+__global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
+  using T = acc_t<B>;
+  STRNN_DYNAMIC_SHARED(raw);
+  Carver carver{raw};
+  T* tile_a = carver.take<T>(kGemmTile * kGemmLd);  // [k][m]
+  T* tile_b = carver.take<T>(kGemmTile * kGemmLd);  // [k][n]
+  const int64_t tiles_n = (g.N + kGemmTile - 1) / kGemmTile;
+  const int64_t m0 = blockIdx.x / tiles_n * kGemmTile, n0 = blockIdx.x % tiles_n * kGemmTile;
+  const int64_t part = blockIdx.y, z = blockIdx.z;
+  const int64_t begin = g.K * part / g.parts, end = g.K * (part + 1) / g.parts;
+  const A* a = static_cast<const A*>(g.a) + z * g.a_z;
+  const B* b = static_cast<const B*>(g.b) + z * g.b_z;
+  const int row = threadIdx.x / 16, column = threadIdx.x % 16;
+  const bool is_m_fast = g.a_m == 1, is_n_fast = g.b_n == 1;
+
+  T acc[2][2] = {};
+  for (int64_t k0 = begin; k0 < end; k0 += kGemmTile) {
+    for (int e = threadIdx.x; e < kGemmTile * kGemmTile; e += kGemmThreads) {
+      const int fast = e % kGemmTile, slow = e / kGemmTile;
+      {
+        const int m = is_m_fast ? fast : slow, k = is_m_fast ? slow : fast;
+        const int64_t hi = (k0 + k) / g.K_lo, lo = (k0 + k) % g.K_lo;
+        tile_a[k * kGemmLd + m] = m0 + m < g.M && k0 + k < end ? T(to_acc(a[(m0 + m) * g.a_m + hi * g.a_hi + lo * g.a_lo])) : T(0);
+      }
+      {
+        const int n = is_n_fast ? fast : slow, k = is_n_fast ? slow : fast;
+        const int64_t hi = (k0 + k) / g.K_lo, lo = (k0 + k) % g.K_lo;
+        const bool is_inside = n0 + n < g.N && k0 + k < end;
+        tile_b[k * kGemmLd + n] = !is_inside ? T(0) : g.b ? T(to_acc(b[(n0 + n) * g.b_n + hi * g.b_hi + lo * g.b_lo])) : T(1);
+      }
+    }
+    __syncthreads();
+#pragma unroll 8
+    for (int k = 0; k < kGemmTile; ++k) {
+      const T a0 = tile_a[k * kGemmLd + row], a1 = tile_a[k * kGemmLd + row + 16];
+      const T b0 = tile_b[k * kGemmLd + column], b1 = tile_b[k * kGemmLd + column + 16];
+      acc[0][0] += a0 * b0;
+      acc[0][1] += a0 * b1;
+      acc[1][0] += a1 * b0;
+      acc[1][1] += a1 * b1;
+    }
+    __syncthreads();
+  }
+  Out* out = static_cast<Out*>(g.out) + part * g.out_part + z * g.out_z;
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int64_t m = m0 + row + 16 * i, n = n0 + column + 16 * j;
+      if (m < g.M && n < g.N) out[m * g.out_m + n] = from_acc<Out>(acc[i][j]);
+    }
+}
+
+inline int64_t gemm_tiles(int64_t M, int64_t N) { return ((M + kGemmTile - 1) / kGemmTile) * ((N + kGemmTile - 1) / kGemmTile); }
+
+template <typename A, typename B, typename Out>
+void gemm(const Gemm& g, void* stream) {
+  const dim3 grid(static_cast<unsigned>(gemm_tiles(g.M, g.N)), static_cast<unsigned>(g.parts), static_cast<unsigned>(g.Z));
+  const int64_t tile = (kGemmTile * kGemmLd * static_cast<int64_t>(sizeof(acc_t<B>)) + 127) / 128 * 128;
+  launch("gemm", gemm_kernel<A, B, Out>, grid, kGemmThreads, 2 * tile, stream, g);
+}
+
+struct Reduce {
+  int64_t count, parts;
+  const void* from;  // [parts][count]
+  void* to;          // [count]
+};
+
+// to[i] = sum over parts, in their order.
+template <typename S>
+__global__ void __launch_bounds__(256) reduce_kernel(const Reduce r) {
+  using T = acc_t<S>;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= r.count) return;
+  const T* from = static_cast<const T*>(r.from) + i;
+  T sum = 0;
+  for (int64_t part = 0; part < r.parts; ++part) sum += from[part * r.count];
+  static_cast<S*>(r.to)[i] = from_acc<S>(sum);
+}
+
+template <typename S>
+void reduce(const Reduce& r, void* stream) {
+  launch("reduce", reduce_kernel<S>, dim3(static_cast<unsigned>((r.count + 255) / 256)), 256, 0, stream, r);
+}
+
+}  // namespace strnn::cuda

@@ -22,6 +22,8 @@ from strnn_kernels.topology import Topology
 
 SCALING_PEERS = ("wavefront", "nn.RNN")
 SCHEMA = 1
+#: A load average above which another program is surely running.
+MAX_LOAD = 0.5
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,10 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     cases = select_cases(options.cases)
     contestants = select_contestants(options.backends, options.peers, options.cases)
     budget = options.seconds / (8 if options.quick else 1)
+    about = machine()
     peaks = roofline.measure_peaks(options.threads)
     result: dict[str, Any] = {
         "schema": SCHEMA,
-        "machine": machine(),
+        "machine": about,
         "commit": commit(),
         "peaks": peaks.as_json(),
         "host_us": [],
@@ -168,6 +171,11 @@ def show(result: dict[str, Any]) -> None:
         f"\n{about['cpu']}, {about['cores']} cores, {about['isa']}, torch {about['torch']}, "
         f"commit {result['commit']}"
     )
+    if (about["load_before"] or 0) > MAX_LOAD:
+        print(
+            f"WARNING: load was {about['load_before']} before the run. Other programs take cores, "
+            "cache and bandwidth, not from everybody alike: do not quote these ratios."
+        )
     print(f"FMA peak of one core: {peaks['fma_gflops']:.1f} GFLOP/s ({peaks['fma_how']})")
     for threads, rates in peaks["copy_gbs"].items():
         sizes = ", ".join(f"{rate:.1f} GB/s over {size >> 10} KiB" for size, rate in rates.items())
@@ -195,6 +203,7 @@ def machine() -> dict[str, Any]:
         "isa": torch.backends.cpu.get_cpu_capability(),
         "system": platform.system(),
         "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
         "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
     }

@@ -55,7 +55,8 @@ def sweep(
     backend = select(name, u.device, u.dtype)
     if backend.name == "reference":
         return reference.sweep(u, w, topology, activation=activation, mask=mask, h0=h0)
-    return registration.sweep(backend, u, None, None, w, mask, h0, None, None, topology, activation)
+    tables = registration.topology_tables(topology, u.device, backend.order)
+    return registration.sweep(backend, u, None, None, w, mask, h0, None, None, tables, activation)
 
 
 def gated_sweep(g: torch.Tensor, gate: torch.Tensor, w: torch.Tensor, topology: Topology) -> torch.Tensor:
@@ -85,7 +86,8 @@ def gated_sweep(g: torch.Tensor, gate: torch.Tensor, w: torch.Tensor, topology: 
     backend = select(name, g.device, g.dtype)
     if backend.name == "reference":
         return reference.gated_sweep(g, gate, w, topology)
-    return registration.gated_sweep(backend, g, gate, w, topology)
+    tables = registration.topology_tables(topology, g.device, backend.order)
+    return registration.gated_sweep(backend, g, gate, w, tables)
 
 
 def sparse_projection(h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -183,8 +185,9 @@ def spatial_rnn(
         return reference.spatial_rnn(
             x, w_ih, w_hh, bias, topology, activation=activation, mask=mask, projection=projection
         )
+    tables = registration.topology_tables(topology, x.device, backend.order)
     return registration.sweep(
-        backend, x, w_ih, bias, w_hh, mask, None, None, projection, topology, activation
+        backend, x, w_ih, bias, w_hh, mask, None, None, projection, tables, activation
     )
 
 
@@ -258,14 +261,11 @@ def temporal_rnn(
             # Direction 0 starts at step 0, direction 1 at the last valid step (-1, nowhere, if there is none).
             starts = [torch.where(lengths > 0, 0, -1), lengths - 1][:D]
             entry = torch.stack(starts, 1).to(torch.int32)
+    # len(range(T)) is T; a compiler that treats T as a symbol settles on its value there, which int(T) would not make it do.
+    tables = registration.chain_tables(len(range(T)), bool(bidirectional), x.device, backend.order)
     return registration.sweep(
-        backend, x, w_ih, bias, w_hh, mask, h0, entry, projection, _chain(T, bidirectional), activation
+        backend, x, w_ih, bias, w_hh, mask, h0, entry, projection, tables, activation
     )
-
-
-@torch.compiler.assume_constant_result
-def _chain(T: int, bidirectional: bool) -> Topology:
-    return Topology.chain(T, bidirectional=bidirectional)
 
 
 def _autocast(*tensors):

@@ -33,20 +33,23 @@ _under_transform = torch._C._are_functorch_transforms_active
 
 
 def sweep(
-    backend: Backend, x, w_ih, bias, w_hh, mask, h0, entry, projection, topology: Topology, activation
+    backend: Backend, x, w_ih, bias, w_hh, mask, h0, entry, projection, tables, activation
 ):
-    """The sweep of ``schema.OPS``: h (B, N, D, H), or with a projection s (B, D, K, H)."""
+    """The sweep of ``schema.OPS``: h (B, N, D, H), or with a projection s (B, D, K, H).
+
+    ``tables`` are those of :func:`topology_tables` or :func:`chain_tables`.
+    """
     tensors = (x, w_ih, bias, w_hh, mask, h0, entry, projection)
     needs_grad = _needs_grad(tensors)
     keep_h = needs_grad or projection is None
-    args = (*tensors, *_tables(topology, x.device, backend.order), ACTIVATIONS.index(activation), keep_h)
+    args = (*tensors, *tables, ACTIVATIONS.index(activation), keep_h)
     h, s = _call(backend, "sweep", args, needs_grad)
     return h if projection is None else s
 
 
-def gated_sweep(backend: Backend, g, gate, w, topology: Topology):
+def gated_sweep(backend: Backend, g, gate, w, tables):
     """The gated sweep of ``schema.OPS``: y (B, N, D, H)."""
-    args = (g, gate, w, *_tables(topology, g.device, backend.order))
+    args = (g, gate, w, *tables)
     return _call(backend, "gated_sweep", args, _needs_grad((g, gate, w)))
 
 
@@ -64,17 +67,27 @@ def _needs_grad(tensors) -> bool:
 
 
 @torch.compiler.assume_constant_result
-def _tables(topology: Topology, device: torch.device, order: str):
-    tables = topology.__dict__.get("_op_tables")
+def topology_tables(topology: Topology, device: torch.device, order: str):
+    """What the ops take for a topology: its table, that of its reverse, and their sizes."""
+    return _tables(topology, device, order)
+
+
+@torch.compiler.assume_constant_result
+def chain_tables(T: int, bidirectional: bool, device: torch.device, order: str):
+    """The same for ``Topology.chain(T)``; a compiler need not see the Topology."""
+    return _tables(Topology.chain(T, bidirectional=bidirectional), device, order)
+
+
+def _tables(topology, device, order):
+    known = topology.__dict__.get("_op_tables")
+    if known is None:
+        object.__setattr__(topology, "_op_tables", known := {})
+    tables = known.get((device, order))
     if tables is None:
-        object.__setattr__(topology, "_op_tables", tables := {})
-    found = tables.get((device, order))
-    if found is None:
         forward, backward = topology.program(order), topology.reversed().program(order)
         sizes = [forward.num_groups, forward.num_slots, backward.num_groups, backward.num_slots]
-        found = (forward.table(device), backward.table(device), sizes)
-        tables[device, order] = found
-    return found
+        tables = known[device, order] = (forward.table(device), backward.table(device), sizes)
+    return tables
 
 
 def _call(backend: Backend, name: str, args, needs_grad: bool):
@@ -302,7 +315,12 @@ def _register(backend: Backend) -> dict[str, SimpleNamespace]:
             setup_context=lambda ctx, inputs, output, rule=rule: rule.save(ctx, inputs, output),
             lib=library,
         )
-    ops.gated_sweep = functions["gated_sweep"].eager.apply
+
+    def gated_sweep(*inputs):
+        function = functions["gated_sweep"]
+        return (function.transformed if _under_transform() else function.eager).apply(*inputs)
+
+    ops.gated_sweep = gated_sweep
     return functions
 
 

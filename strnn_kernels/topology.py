@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 from numpy.typing import ArrayLike, NDArray
 
 from strnn_kernels.montages import MONTAGES
@@ -111,12 +112,11 @@ class SweepProgram:
             device = torch.device(device.type, torch.get_device_module(device).current_device())
         table = self._tables.get(device)
         if table is None:
-            # A tensor born in inference mode could not be saved for a backward pass later.
-            with torch.inference_mode(False):
+            # A tensor born in inference mode could not be saved for a backward pass later, and one born
+            # under a tracer would be a stand-in without data.
+            with torch.inference_mode(False), _disable_current_modes():
                 table = torch.from_numpy(self._joined).to(device)
-            # Tracers hand out stand-ins for tensors: those must not outlive the trace.
-            if type(table) is torch.Tensor:
-                self._tables[device] = table
+            self._tables[device] = table
         return table
 
 

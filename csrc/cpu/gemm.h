@@ -5,7 +5,8 @@
 // A is read one scalar at a time, at a[m * row_step + k * k_step], so a transposed A costs nothing.
 // B is read in whole registers, at b[panel * panel_step + k * ldb + n % kPanel], so that a packed B (panels of
 // kPanel columns, ldb = kPanel) and a plain row-major buffer (panel_step = kPanel) are the same code.
-// init_step = 0 adds the same row (a bias) to every row of C; init = c accumulates.
+// init_step = 0 adds the same row (a bias) to every row of C; init = c accumulates. The sum over k starts at zero and meets init at
+// the end, so that a long accumulation (a weight gradient over many chunks) is a sum of short ones and loses little to rounding.
 //
 // One micro-kernel keeps a tile of MR x NV registers: on AVX-512, 14 x 2 accumulators + 2 of B + 1 of A of 32;
 // on 16-register machines 6 x 2 + 2 + 1. Rows are divided evenly over the tiles, so no tile is small.
@@ -39,7 +40,7 @@ STRNN_INLINE void gemm_tile(int64_t K, const T* a, int64_t row_step, int64_t k_s
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) acc[m][v] = load<T>(init + m * init_step + v * kLanes<T>);
+    for (int v = 0; v < NV; ++v) acc[m][v] = Vec<T>{};
   // Three rows per base pointer: x86 addresses base, base + step and base + 2 * step without arithmetic, so 14 rows
   // need five moving pointers instead of fourteen.
   const T* base[(MR + 2) / 3];
@@ -65,7 +66,7 @@ STRNN_INLINE void gemm_tile(int64_t K, const T* a, int64_t row_step, int64_t k_s
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) store<T>(c + m * ldc + v * kLanes<T>, acc[m][v]);
+    for (int v = 0; v < NV; ++v) store<T>(c + m * ldc + v * kLanes<T>, load<T>(init + m * init_step + v * kLanes<T>) + acc[m][v]);
 }
 
 template <typename T, int MR>

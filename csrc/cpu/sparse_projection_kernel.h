@@ -111,7 +111,7 @@ class SparseProjectionKernel {
         for (int64_t k = 0; k < a.K; ++k) {
           Vec<T> sum{};
           for (int64_t j = 0; j < ld; j += kLanes<T>) sum += load(h + j) * load(ds + k * ld + j);
-          dweight[(d * a.K + k) * a.N + n] += lane_sum<T>(sum);
+          dweight[(d * a.K + k) * a.N + n] += lane_sum(sum);
         }
       }
     });

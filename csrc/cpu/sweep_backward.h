@@ -21,6 +21,7 @@ class SweepBackwardKernel {
       : a_(a),
         ld_(leading_dimension<T>(a.H)),
         ldc_(leading_dimension<T>(a.C)),
+        ldx_(leading_dimension<T>(a.C + 1)),
         num_vecs_(round_up<T>(a.H) / kLanes<T>),
         num_vecs_c_(round_up<T>(a.C) / kLanes<T>) {
     const double flops = 2.0 * a.B * a.N * a.D * a.H * (2 * a.C + 2 * a.H + 2 * a.K);
@@ -35,8 +36,7 @@ class SweepBackwardKernel {
   // Partial gradients of one direction, private to a worker.
   struct Gradients {
     T* dw;           // [H][ld]
-    T* du_t;         // [C][ld], dw_ih transposed
-    T* dbias;        // [ld]
+    T* du_t;         // [C + 1][ld], dw_ih transposed, then dbias: the bias is the weight of an input that is always one
     T* dprojection;  // [K][N]
   };
 
@@ -48,7 +48,7 @@ class SweepBackwardKernel {
     auto* nonzeros = scratch.take<NonZero<T>>(a_.ds ? D * K * N : 0);
     int64_t* nonzero_ptr = scratch.take<int64_t>(a_.ds ? D * N + 1 : 0);
     T* dx = scratch.take<T>(has_dx_sum_ && !dx_in_place_ ? (split_directions_ ? D : 1) * a_.B * N * C : 0);
-    gradients_size_ = H * ld_ + C * ld_ + ld_ + (a_.ds ? K * N : 0);
+    gradients_size_ = H * ld_ + (C + 1) * ld_ + (a_.ds ? K * N : 0);
     T* gradients = scratch.take<T>(tiling_.num_workers * D * gradients_size_);
     T* zeros = scratch.take<T>(ldc_);
     if (!w) return;
@@ -81,7 +81,7 @@ class SweepBackwardKernel {
 
   Gradients gradients(int64_t worker, int64_t d) const {
     T* p = gradients_ + (worker * a_.D + d) * gradients_size_;
-    return {p, p + a_.H * ld_, p + (a_.H + a_.C) * ld_, p + (a_.H + a_.C + 1) * ld_};
+    return {p, p + a_.H * ld_, p + (a_.H + a_.C + 1) * ld_};
   }
 
   struct Buffers {
@@ -91,7 +91,7 @@ class SweepBackwardKernel {
       const SweepBackward& a = kernel.a_;
       const int64_t rows = kernel.tiling_.rows, chunk_rows = rows * kernel.tiling_.chunk, ld = kernel.ld_;
       slots = scratch.take<T>(a.program.S * rows * ld);
-      x = scratch.take<T>(a.C ? chunk_rows * kernel.ldc_ : 0);
+      x = scratch.take<T>(a.C ? chunk_rows * kernel.ldx_ : 0);
       dx = scratch.take<T>(kernel.has_dx_sum_ ? chunk_rows * kernel.ldc_ : 0);
       h = scratch.take<T>(chunk_rows * ld);
       du = scratch.take<T>(chunk_rows * ld);
@@ -173,12 +173,7 @@ class SweepBackwardKernel {
       if (!dh) std::fill(du, du + size, T(0));
       if (!a_.ds) continue;
       const int64_t* range = nonzero_ptr_ + tile.d * a_.N + i;
-      if (range[0] == range[1]) continue;
-      for (int64_t j = 0; j < size; j += kLanes<T>) {
-        Vec<T> sum = load(du + j);
-        for (int64_t e = range[0]; e < range[1]; ++e) sum += nonzeros_[e].value * load(buffers.ds + nonzeros_[e].index * size + j);
-        store(du + j, sum);
-      }
+      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], size, buffers.ds, size, du);
     }
   }
 
@@ -252,15 +247,13 @@ class SweepBackwardKernel {
     if (a_.ds) add_dprojection(tile, begin, end, mine.dprojection, buffers);
     if (C == 0) return;
     for (int64_t i = begin, row = 0; i < end; ++i)
-      for (int64_t r = 0; r < tile.rows; ++r, ++row)
-        load_row<S, T>(static_cast<const S*>(a_.x) + (tile.b_of[r] * a_.N + tile.node(i)) * C, C, buffers.x + row * ldc_);
-    gemm(C, num_vecs_, Gemm<T>{R, buffers.x, 1, ldc_, buffers.du, ld_, kPanel<T>, mine.du_t, ld_, mine.du_t, ld_});
-    if (a_.dbias)
-      for (int64_t v = 0; v < num_vecs_; ++v) {
-        Vec<T> sum = load(mine.dbias + v * kLanes<T>);
-        for (int64_t row = 0; row < R; ++row) sum += load(buffers.du + row * ld_ + v * kLanes<T>);
-        store(mine.dbias + v * kLanes<T>, sum);
+      for (int64_t r = 0; r < tile.rows; ++r, ++row) {
+        T* x = buffers.x + row * ldx_;
+        load_row<S, T>(static_cast<const S*>(a_.x) + (tile.b_of[r] * a_.N + tile.node(i)) * C, C, x);
+        x[C] = 1;
       }
+    const int64_t inputs = C + (a_.dbias ? 1 : 0);
+    gemm(inputs, num_vecs_, Gemm<T>{R, buffers.x, 1, ldx_, buffers.du, ld_, kPanel<T>, mine.du_t, ld_, mine.du_t, ld_});
     if (!has_dx_sum_) return;
     gemm(R, num_vecs_c_,
          Gemm<T>{H, buffers.du, ld_, 1, packed_u_ + tile.d * packed_size<T>(H, C), kPanel<T>, H * kPanel<T>, zeros_, 0,
@@ -305,7 +298,7 @@ class SweepBackwardKernel {
                 if (q < count) acc[q] += hv * load(buffers.ds + (k + q) * size + j);
             }
           }
-        for (int64_t q = 0; q < count; ++q) dprojection[(k + q) * a_.N + tile.node(i)] += lane_sum<T>(acc[q]);
+        for (int64_t q = 0; q < count; ++q) dprojection[(k + q) * a_.N + tile.node(i)] += lane_sum(acc[q]);
       }
     }
   }
@@ -337,7 +330,7 @@ class SweepBackwardKernel {
       if (C)
         for (int64_t h = 0; h < H; ++h)
           for (int64_t c = 0; c < C; ++c) static_cast<S*>(a_.dw_ih)[(d * H + h) * C + c] = from_acc<S>(sum.du_t[c * ld_ + h]);
-      if (a_.dbias) store_row<S, T>(sum.dbias, H, static_cast<S*>(a_.dbias) + d * H);
+      if (a_.dbias) store_row<S, T>(sum.du_t + C * ld_, H, static_cast<S*>(a_.dbias) + d * H);
       if (a_.dprojection) {
         S* to = static_cast<S*>(a_.dprojection) + d * K * N;
         for (int64_t j = 0; j < K * N; ++j) to[j] = a_.ds ? from_acc<S>(sum.dprojection[j]) : S{};
@@ -353,7 +346,7 @@ class SweepBackwardKernel {
   }
 
   const SweepBackward& a_;
-  int64_t ld_, ldc_, num_vecs_, num_vecs_c_, gradients_size_ = 0;
+  int64_t ld_, ldc_, ldx_, num_vecs_, num_vecs_c_, gradients_size_ = 0;
   Tiling tiling_;
   bool has_dx_sum_, split_directions_, dx_in_place_;
   T *packed_w_ = nullptr, *packed_u_ = nullptr, *gradients_ = nullptr, *dx_ = nullptr, *zeros_ = nullptr;

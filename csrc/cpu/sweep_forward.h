@@ -173,7 +173,9 @@ class SweepForwardKernel {
           const Vec<T> y = is_masked ? Vec<T>{} : act(load(pre + j), gate + j, lanes);
           store(pre + j, y);
           if (slot) store(slot + r * ld_ + j, y);
-          if (h) store_partial<S, T>(h + j, lanes, y);
+          if (!h) continue;
+          if (lanes == kLanes<T>) store_as<S, T>(h + j, y);
+          else store_partial<S, T>(h + j, lanes, y);
         }
       }
     }
@@ -181,31 +183,10 @@ class SweepForwardKernel {
 
   // s[k] += sum over the chunk's nodes of G[k, n] h[n], for each k over its non-zeros only.
   void project(int64_t d, int64_t c, int64_t rows, const Buffers& buffers) {
-    constexpr int kBlock = 8;  // registers of s at a time
     for (int64_t k = 0; k < a_.K; ++k) {
       const int64_t* range = nonzero_ptr_ + (d * num_chunks_ + c) * a_.K + k;
-      T* s = buffers.s + k * rows * ld_;
-      for (int64_t j = 0; j < rows * ld_; j += kBlock * kLanes<T>) {
-        const int64_t vecs = std::min<int64_t>(kBlock, (rows * ld_ - j) / kLanes<T>);
-        if (vecs == kBlock) add_scaled<kBlock>(range, rows, buffers.u + j, s + j);
-        else
-          for (int64_t v = 0; v < vecs; ++v) add_scaled<1>(range, rows, buffers.u + j + v * kLanes<T>, s + j + v * kLanes<T>);
-      }
+      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], rows * ld_, buffers.u, rows * ld_, buffers.s + k * rows * ld_);
     }
-  }
-
-  template <int kBlock>
-  STRNN_INLINE void add_scaled(const int64_t* range, int64_t rows, const T* h, T* s) {
-    Vec<T> acc[kBlock];
-#pragma GCC unroll 8
-    for (int v = 0; v < kBlock; ++v) acc[v] = load(s + v * kLanes<T>);
-    for (int64_t e = range[0]; e < range[1]; ++e) {
-      const T* row = h + nonzeros_[e].index * rows * ld_;
-#pragma GCC unroll 8
-      for (int v = 0; v < kBlock; ++v) acc[v] += nonzeros_[e].value * load(row + v * kLanes<T>);
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < kBlock; ++v) store(s + v * kLanes<T>, acc[v]);
   }
 
   const SweepForward& a_;

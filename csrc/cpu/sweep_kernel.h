@@ -92,6 +92,28 @@ struct NonZero {
   T value;
 };
 
+// to[0 .. size) += sum over the non-zeros of value * from[index * stride ..]; size in whole registers.
+template <typename T>
+STRNN_INLINE void add_scaled(const NonZero<T>* begin, const NonZero<T>* end, int64_t size, const T* from, int64_t stride, T* to) {
+  constexpr int kBlock = 8;  // registers of the sum at a time: enough to hide the latency of the additions
+  int64_t j = 0;
+  for (; j + kBlock * kLanes<T> <= size; j += kBlock * kLanes<T>) {
+    Vec<T> acc[kBlock] = {};
+    for (const NonZero<T>* e = begin; e != end; ++e) {
+      const T* row = from + e->index * stride + j;
+#pragma GCC unroll 8
+      for (int v = 0; v < kBlock; ++v) acc[v] += e->value * load(row + v * kLanes<T>);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kBlock; ++v) store(to + j + v * kLanes<T>, load(to + j + v * kLanes<T>) + acc[v]);
+  }
+  for (; j < size; j += kLanes<T>) {
+    Vec<T> acc{};
+    for (const NonZero<T>* e = begin; e != end; ++e) acc += e->value * load(from + e->index * stride + j);
+    store(to + j, load(to + j) + acc);
+  }
+}
+
 // The part of a unit that both passes share: rows, mask, slots, and the sum over predecessors.
 template <typename S>
 struct Tile {

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +71,15 @@ BACKENDS = {
     )
 }
 
-_requested: ContextVar[str | None] = ContextVar("strnn_backend", default=None)
+
+
+class _Requested(threading.local):
+    """The name that use_backend asks for in this thread; dynamo can trace it, unlike a ContextVar."""
+
+    name = ""
+
+
+_requested = _Requested()
 _chosen: dict[tuple[str, torch.device, torch.dtype], Backend] = {}
 
 
@@ -91,11 +99,11 @@ def use_backend(name: str) -> Iterator[None]:
         BackendError: there is no such backend, or it cannot run here.
     """
     _available(name)
-    token = _requested.set(name)
+    before, _requested.name = _requested.name, name
     try:
         yield
     finally:
-        _requested.reset(token)
+        _requested.name = before
 
 
 def _available(name: str) -> Backend:
@@ -119,7 +127,7 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> Backend:
         BackendError: none accepts; one line per backend says why. "reference" is never chosen unless
             it is asked for, since it is much slower.
     """
-    name = _requested.get() or os.environ.get("STRNN_BACKEND", "")
+    name = _requested.name or os.environ.get("STRNN_BACKEND", "")
     backend = _chosen.get((name, device, dtype))
     return _choose(op, name, device, dtype) if backend is None else backend
 

@@ -141,7 +141,8 @@ void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
     if (a.dh0) gemm<T, S, S>({B, H, H, H, D, 1, scratch.e, step, 0, 1, H, a.w_hh, 1, 0, H, H * H, a.dh0, step, H, 0}, stream);
   }
   reduce<S>({weights, scratch.parts_hh + (a.h0 ? 1 : 0), scratch.dw_hh, a.dw_hh}, stream);
-  if (a.dbias) {
+  if (a.dbias && !C) reduce<S>({D * H, 0, nullptr, a.dbias}, stream);  // without an input product there is no bias
+  if (a.dbias && C) {
     gemm<T, S, T>({H, 1, rows, rows ? rows : 1, D, scratch.parts_bias, scratch.du, 1, 0, step, H, nullptr, 1, 0, 0, 0, scratch.dbias, 1, H, D * H}, stream);
     reduce<S>({D * H, scratch.parts_bias, scratch.dbias, a.dbias}, stream);
   }
@@ -158,6 +159,7 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
   const Plan plan = plan_sweep(sizes, device);
   const Scratch<S> scratch(a, dtype, plan, device, workspace);
   if (a.ds) sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device, scratch.projection, stream);
+  if (a.dprojection && !a.ds) reduce<S>({a.D * a.K * a.N, 0, nullptr, a.dprojection}, stream);
   BackwardArgs f{};
   GeneralSweep& sweep = f.sweep;
   sweep.program = a.program;

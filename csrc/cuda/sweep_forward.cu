@@ -142,7 +142,7 @@ void run(const SweepForward& a, Dtype dtype, const Device& device, Workspace wor
   }
   sweep.input0 = a.x, sweep.input1 = a.gate;
   sweep.slots = scratch.slots;
-  f.mask = a.mask, f.h0 = a.h0, f.entry = a.entry, f.bias = a.bias, f.projection = a.projection;
+  f.mask = a.mask, f.h0 = a.h0, f.entry = a.entry, f.bias = a.C ? a.bias : nullptr, f.projection = a.projection;
   f.activation = a.activation, f.is_gated = a.gate != nullptr, f.projects = plan.projects;
   f.h = a.h ? a.h : scratch.h, f.pre = a.pre, f.s = a.s;
   const dim3 grid(static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2), static_cast<unsigned>(a.D));

@@ -19,4 +19,14 @@ def _load(module: str) -> str | None:
     return None
 
 
+def _load_cuda() -> str | None:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    reason = _load("_C_cuda")
+    if reason is None and torch.cuda.device_count() == 0:
+        return "no CUDA device was found"
+    return reason
+
+
 CPU_UNAVAILABLE = _load("_C")
+CUDA_UNAVAILABLE = _load_cuda()

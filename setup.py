@@ -57,6 +57,8 @@ def why_no_cuda() -> str | None:
     nvcc = os.path.join(CUDA_HOME or "", "bin", "nvcc")
     if not os.path.exists(nvcc):
         return "no nvcc was found (CUDA_HOME)"
+    if not os.path.exists(os.path.join(CUDA_HOME, "include", "cuda_runtime_api.h")):
+        return f"CUDA_HOME={CUDA_HOME} has no include/cuda_runtime_api.h"
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     major = version.partition("release ")[2].partition(".")[0]
     if major != torch.version.cuda.partition(".")[0]:

@@ -25,6 +25,17 @@ struct Gemm {
   int64_t out_m, out_z, out_part;
 };
 
+// An index k that is taken apart once and then only advanced: no division in the loop.
+struct Contraction {
+  int64_t hi, lo, K_lo;
+
+  __device__ __forceinline__ Contraction(int64_t k, int64_t size) : hi(k / size), lo(k % size), K_lo(size) {}
+  __device__ __forceinline__ void advance(int64_t by) {
+    lo += by;
+    while (lo >= K_lo) lo -= K_lo, ++hi;
+  }
+};
+
 template <typename A, typename B, typename Out>
 __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
   using T = acc_t<B>;
@@ -38,25 +49,31 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
   const int64_t begin = g.K * part / g.parts, end = g.K * (part + 1) / g.parts;
   const A* a = static_cast<const A*>(g.a) + z * g.a_z;
   const B* b = static_cast<const B*>(g.b) + z * g.b_z;
-  const int row = threadIdx.x / 16, column = threadIdx.x % 16;
+  const int row = threadIdx.x / 16, column = threadIdx.x % 16;  // and 16 further
   const bool is_m_fast = g.a_m == 1, is_n_fast = g.b_n == 1;
+
+  const int fast = threadIdx.x % kGemmTile, slow = threadIdx.x / kGemmTile;
+  constexpr int kPasses = kGemmTile * kGemmTile / kGemmThreads, kStep = kGemmTile / kPasses;  // elements of a tile per thread
+  Contraction at_a(begin + (is_m_fast ? slow : fast), g.K_lo), at_b(begin + (is_n_fast ? slow : fast), g.K_lo);
+  const int step_a = is_m_fast ? kStep : 0, step_b = is_n_fast ? kStep : 0;
 
   T acc[2][2] = {};
   for (int64_t k0 = begin; k0 < end; k0 += kGemmTile) {
-    for (int e = threadIdx.x; e < kGemmTile * kGemmTile; e += kGemmThreads) {
-      const int fast = e % kGemmTile, slow = e / kGemmTile;
-      {
-        const int m = is_m_fast ? fast : slow, k = is_m_fast ? slow : fast;
-        const int64_t hi = (k0 + k) / g.K_lo, lo = (k0 + k) % g.K_lo;
-        tile_a[k * kGemmLd + m] = m0 + m < g.M && k0 + k < end ? T(to_acc(a[(m0 + m) * g.a_m + hi * g.a_hi + lo * g.a_lo])) : T(0);
-      }
-      {
-        const int n = is_n_fast ? fast : slow, k = is_n_fast ? slow : fast;
-        const int64_t hi = (k0 + k) / g.K_lo, lo = (k0 + k) % g.K_lo;
-        const bool is_inside = n0 + n < g.N && k0 + k < end;
-        tile_b[k * kGemmLd + n] = !is_inside ? T(0) : g.b ? T(to_acc(b[(n0 + n) * g.b_n + hi * g.b_hi + lo * g.b_lo])) : T(1);
-      }
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int other = slow + pass * kStep;
+      const int m = is_m_fast ? fast : other, k_a = is_m_fast ? other : fast;
+      const int n = is_n_fast ? fast : other, k_b = is_n_fast ? other : fast;
+      T value_a = 0, value_b = 0;
+      if (m0 + m < g.M && k0 + k_a < end) value_a = to_acc(a[(m0 + m) * g.a_m + at_a.hi * g.a_hi + at_a.lo * g.a_lo]);
+      if (n0 + n < g.N && k0 + k_b < end) value_b = g.b ? T(to_acc(b[(n0 + n) * g.b_n + at_b.hi * g.b_hi + at_b.lo * g.b_lo])) : T(1);
+      tile_a[k_a * kGemmLd + m] = value_a;
+      tile_b[k_b * kGemmLd + n] = value_b;
+      at_a.advance(step_a);
+      at_b.advance(step_b);
     }
+    at_a.advance(kGemmTile - kPasses * step_a);
+    at_b.advance(kGemmTile - kPasses * step_b);
     __syncthreads();
 #pragma unroll 8
     for (int k = 0; k < kGemmTile; ++k) {

@@ -33,7 +33,7 @@ struct BackwardArgs {
 };
 
 template <typename S, bool kWeightsShared, bool kSlotsShared>
-__global__ void __launch_bounds__(kSweepThreads) sweep_backward_kernel(const BackwardArgs f) {
+__global__ void __launch_bounds__(kSweepThreads, kSweepBlocks) sweep_backward_kernel(const BackwardArgs f) {
   using T = acc_t<S>;
   STRNN_DYNAMIC_SHARED(raw);
   const GeneralTile<S, kWeightsShared, kSlotsShared> tile(f.sweep, Carver{raw});

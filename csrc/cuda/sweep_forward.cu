@@ -28,7 +28,7 @@ struct ForwardArgs {
 };
 
 template <typename S, bool kWeightsShared, bool kSlotsShared>
-__global__ void __launch_bounds__(kSweepThreads) sweep_forward_kernel(const ForwardArgs f) {
+__global__ void __launch_bounds__(kSweepThreads, kSweepBlocks) sweep_forward_kernel(const ForwardArgs f) {
   using T = acc_t<S>;
   STRNN_DYNAMIC_SHARED(raw);
   const GeneralTile<S, kWeightsShared, kSlotsShared> tile(f.sweep, Carver{raw});

@@ -24,6 +24,7 @@
 namespace strnn::cuda {
 
 constexpr int kSweepThreads = 256;
+constexpr int kSweepBlocks = 2;  // per SM at least: 128 registers; without it the compiler spills a few to make room for more
 
 // What both passes give to the chunk loop.
 struct GeneralSweep {

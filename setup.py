@@ -85,7 +85,7 @@ def cpu_extensions():
     )
     planner = CppExtension(
         "strnn_kernels._planner",
-        [f"{CSRC}/planner.cpp"],
+        [f"{CSRC}/planner.cpp", f"{CSRC}/cuda/planner.cpp"],
         include_dirs=[pybind11.get_include()],
         extra_compile_args=["-O2", "-fvisibility=hidden"],
     )

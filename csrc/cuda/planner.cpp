@@ -69,18 +69,21 @@ Plan plan_sweep(const SweepSizes& z, const Device& device) {
   const auto fits = [&](bool weights, bool slots, bool projects) {
     plan.weights_in_shared = weights, plan.slots_in_shared = slots, plan.projects = projects && z.K > 0 && !z.is_backward;
     choose_items(z, plan);
-    plan.shared_bytes = GeneralLayout::of(z, plan).bytes(z.dtype);
-    return plan.shared_bytes <= device.shared_per_block;
+    const int rows = 1 << plan.rows_log2;
+    for (;; plan.items = std::max(rows, plan.items / 2 / rows * rows)) {
+      plan.shared_bytes = GeneralLayout::of(z, plan).bytes(z.dtype);
+      if (plan.shared_bytes <= device.shared_per_block) return true;
+      if (weights || slots || plan.items == rows) return false;  // fewer items at a time only when nothing else is left
+    }
   };
   // What leaves shared memory first: rows, then the fused projection, then slots, then the weights, which every step reads in full.
+  const int wanted_log2 = plan.rows_log2;
   for (const bool weights : {true, false})
     for (const bool slots : {true, false})
       for (const bool projects : {true, false})
-        for (int rows_log2 = plan.rows_log2, first = rows_log2; rows_log2 >= 0; --rows_log2) {
-          plan.rows_log2 = rows_log2;
+        // Weights from global memory are read again by every tile: at least as many rows as share one load of a weight.
+        for (plan.rows_log2 = weights ? wanted_log2 : std::max(wanted_log2, kItemsPerThreadLog2); plan.rows_log2 >= 0; --plan.rows_log2)
           if (fits(weights, slots, projects)) return plan;
-          if (rows_log2 == 0) plan.rows_log2 = first;
-        }
   plan.rows_log2 = 0;
   fits(false, false, false);
   throw std::runtime_error("strnn_cuda: a sweep with H = " + std::to_string(z.H) + " and C = " + std::to_string(z.C) + " needs " +

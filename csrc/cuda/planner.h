@@ -27,7 +27,8 @@ struct SweepSizes {
   bool is_backward, is_gated;
 };
 
-constexpr int kItemsPerThread = 4;  // (node, row) pairs that share one load of a weight
+constexpr int kItemsPerThreadLog2 = 2;
+constexpr int kItemsPerThread = 1 << kItemsPerThreadLog2;  // (node, row) pairs that share one load of a weight
 constexpr int64_t kWarpPerRowMaxH = 32;
 constexpr int64_t kWarpPerRowMaxC = 32;
 

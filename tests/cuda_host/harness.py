@@ -1,8 +1,8 @@
 """The CUDA kernels as a backend on CPU tensors: the .cu files compiled by g++ and executed by the emulator.
 
 `build` compiles csrc/cuda with the emulator; `Emulated` is one build with its schedule and the limits of
-the device that it pretends to be; `register` makes it a backend of the package, so that every test of a
-backend runs on it through the public functions.
+the device that it pretends to be; `Switch` makes it a backend of the package, so that the functions of
+the package, their derivatives included, run on it.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import ctypes
 import hashlib
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from strnn_kernels import registration
-from strnn_kernels.backends import BACKENDS, Backend
+from strnn_kernels.backends import BACKENDS, Backend, use_backend
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -60,11 +62,19 @@ def _headers(*folders: Path) -> str:
     return "".join(f.read_text() for f in files)
 
 
-def build(mode: str = "fast", sources: Path = ROOT / "csrc" / "cuda", only: Sequence[str] = KERNELS):
+def missing() -> str | None:
+    """What the emulator needs and this machine lacks, or None."""
+    if shutil.which("g++") is None:
+        return "no g++"
+    if not (CUDA_HOME / "include" / "cuda_bf16.h").exists():
+        return f"no CUDA headers in {CUDA_HOME}/include"
+    return None
+
+
+def build(mode: str = "fast", sources: Path = ROOT / "csrc" / "cuda") -> Path:
     """The shared library of the kernels in `sources` in one of `MODES`.
 
-    Sources that include each other by relative paths may lie elsewhere (the mutation test), beside a
-    copy of csrc/common.
+    `sources` may be a changed copy (the mutation test), beside a copy of csrc/common.
     """
     runtime = [_compile(HERE / f, ["-O2"], _headers(HERE)) for f in ("scheduler.cpp", "checker.cpp")]
     depends = _headers(HERE, sources, sources.parent / "common")
@@ -220,18 +230,27 @@ class Emulated:
 
 
 class Switch:
-    """The backend "cuda_host", whose ops go to whichever `Emulated` is current."""
-
-    name = "cuda_host"
+    """The backend "cuda_host", whose ops go to whichever `Emulated` runs."""
 
     def __init__(self):
-        self.current: Emulated | None = None
-        backend = Backend(self.name, ("cpu",), tuple(DTYPES), None)
-        BACKENDS[self.name] = backend
-        registration._OPS[self.name] = registration._register(backend)
-        self._library = torch.library.Library(backend.namespace, "IMPL")
+        self._current: Emulated | None = None
+        self._backend = Backend("cuda_host", ("cpu",), tuple(DTYPES), None)
+        registration._OPS["cuda_host"] = registration._register(self._backend)
+        self._library = torch.library.Library(self._backend.namespace, "IMPL")
         for op in registration.OPS:
             self._library.impl(op.name, self._forwarder(op.name), "CPU")
 
     def _forwarder(self, name: str):
-        return lambda *args: getattr(self.current, name)(*args)
+        return lambda *args: getattr(self._current, name)(*args)
+
+    @contextmanager
+    def running(self, emulated: Emulated) -> Iterator[None]:
+        """The package's functions run on `emulated`; other tests do not see the backend."""
+        self._current = emulated
+        BACKENDS[self._backend.name] = self._backend
+        try:
+            with use_backend(self._backend.name):
+                yield
+        finally:
+            del BACKENDS[self._backend.name]
+            self._current = None

@@ -1,0 +1,131 @@
+"""The emulator sees bugs planted in the package's kernels: each of these changes must be caught."""
+
+import shutil
+
+import pytest
+
+import strnn_kernels as sk
+from strnn_kernels import testing
+
+#: Compile for float32 alone: a mutant costs seconds.
+ONE_DTYPE = (
+    "storage.cuh",
+    """    case Dtype::kFloat32: return f(float{});
+    case Dtype::kFloat64: return f(double{});
+    case Dtype::kBFloat16: return f(__nv_bfloat16{});
+    case Dtype::kFloat16: return f(__half{});
+""",
+    "    default: return f(float{});\n",
+)
+#: name -> file, text, what it becomes, the case that shows it, part of the report (None: wrong numbers).
+MUTATIONS = {
+    "barrier-before-product": (
+        "sweep_kernel.cuh",
+        "    cp_async_wait<1>();  // the newest group is the next chunk's\n    __syncthreads();\n",
+        "    cp_async_wait<1>();\n",
+        "corner-mask",
+        "RACE",
+    ),
+    "barrier-after-product": (
+        "sweep_kernel.cuh",
+        "    __syncthreads();\n    after(now);\n",
+        "    after(now);\n",
+        "corner-mask",
+        "RACE",
+    ),
+    "wait-off-by-one": (
+        "sweep_kernel.cuh",
+        "cp_async_wait<1>()",
+        "cp_async_wait<2>()",
+        "corner-mask",
+        "copy under way",
+    ),
+    "copies-never-waited-for": (
+        "sweep_kernel.cuh",
+        "  cp_async_wait<0>();\n",
+        "",
+        "corner-mask",
+        "never waited for",
+    ),
+    "wrong-index-of-a-weight": (
+        "sweep_kernel.cuh",
+        "acc[q] += wk[i] * s.v[i];",
+        "acc[q] += wk[i] * s.v[i ^ 1];",
+        "corner-4x3-states",
+        None,
+    ),
+    "tail-of-the-batch-is-read": (
+        "sweep_kernel.cuh",
+        "      if (r >= tile_rows) continue;\n",
+        "",
+        "corner-mask",
+        "BOUNDS",
+    ),
+    "tail-of-the-batch-is-written": (
+        "sweep_kernel.cuh",
+        "if (first + q < items && r < tile_rows) finish",
+        "if (first + q < items) finish",
+        "corner-mask",
+        "BOUNDS",
+    ),
+    "slot-of-a-node-without-successors": (
+        "sweep_forward.cu",
+        "if (tile.has_successors(i)) tile.slot",
+        "if (true) tile.slot",
+        "corner-mask",
+        "RACE",
+    ),
+    "barrier-of-a-sum": (
+        "gemm.cuh",
+        "    __syncthreads();\n  }\n",
+        "  }\n",
+        "corner-mask",
+        "RACE",
+    ),
+    "partial-sum-left-out": (
+        "gemm.cuh",
+        "part < r.parts; ++part",
+        "part + 1 < r.parts; ++part",
+        "corner-4x3-states",
+        None,
+    ),
+}
+#: Two multiprocessors, so that a tile has several rows and the last one a tail.
+DEVICE = (80, 2, 48 * 1024, 48 * 1024)
+
+
+def mutate(folder, file, text, becomes):
+    path = folder / "cuda" / file
+    source = path.read_text()
+    assert source.count(text) == 1, f"{file} must have exactly once: {text}"
+    path.write_text(source.replace(text, becomes))
+
+
+@pytest.fixture
+def sources(harness, tmp_path):
+    for part in ("cuda", "common"):
+        shutil.copytree(harness.ROOT / "csrc" / part, tmp_path / part)
+    mutate(tmp_path, *ONE_DTYPE)
+    return tmp_path
+
+
+def run(harness, switch, sources, name):
+    case = testing.find(name)
+    inputs = case.inputs()
+    expected = testing.Expected.of(case, inputs)
+    emulated = harness.Emulated(harness.build("race", sources / "cuda"), DEVICE, seed=2)
+    with switch.running(emulated):
+        expected.check(case.results(sk, inputs), "mutant")
+
+
+@pytest.mark.parametrize("name", ["corner-mask", "corner-4x3-states"])
+def test_unchanged_passes(name, harness, switch, sources):
+    run(harness, switch, sources, name)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_is_caught(mutation, harness, switch, sources):
+    file, text, becomes, case, report = MUTATIONS[mutation]
+    mutate(sources, file, text, becomes)
+    with pytest.raises(AssertionError if report is None else RuntimeError, match=report):
+        run(harness, switch, sources, case)

@@ -72,7 +72,7 @@ MUTATIONS = {
         "sweep_forward.cu",
         "if (tile.has_successors(i)) tile.slot",
         "if (true) tile.slot",
-        "corner-mask",
+        "diamond",
         "RACE",
     ),
     "barrier-of-a-sum": (

@@ -1,10 +1,11 @@
 """Build of the compiled parts; everything else stands in pyproject.toml.
 
-Three extensions: ``strnn_kernels._C`` (the CPU ops) and ``strnn_kernels._C_cuda`` (the CUDA ops), both through torch's stable ABI: one
-binary for torch 2.10 and later; and ``strnn_kernels._planner`` (the compiler of topologies, pybind11, no torch). Without a C++ compiler
-the package installs without them, without nvcc or beside a torch without CUDA it installs without _C_cuda; it says so, and
-``python -m strnn_kernels.info`` repeats it. STRNN_CPU=1 and STRNN_CUDA=1 make that an error, 0 leaves the part out. TORCH_CUDA_ARCH_LIST,
-MAX_JOBS and CUDA_HOME mean what they mean to torch.utils.cpp_extension.
+Three extensions: ``strnn_kernels._C`` (the CPU ops) and ``strnn_kernels._C_cuda`` (the CUDA ops), both
+through torch's stable ABI: one binary for torch 2.10 and later; and ``strnn_kernels._planner`` (the
+compiler of topologies, pybind11, no torch). Without a C++ compiler the package installs without them,
+without nvcc or beside a torch without CUDA it installs without _C_cuda; it says so, and ``python -m
+strnn_kernels.info`` repeats it. STRNN_CPU=1 and STRNN_CUDA=1 make that an error, 0 leaves the part
+out. TORCH_CUDA_ARCH_LIST, MAX_JOBS and CUDA_HOME mean what they mean to torch.utils.cpp_extension.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from setuptools import setup
 
 CSRC = "csrc"
 # Errno and traps are never read: without them the compiler may vectorise calls and speculate.
-# -Wno-psabi: vectors never cross the library's boundary; -Wno-maybe-uninitialized: false alarms from gcc 12's own intrinsics.
+# -Wno-psabi: vectors never cross the library's boundary; -Wno-maybe-uninitialized: false alarms
+# from gcc 12's own intrinsics.
 COMPILE_FLAGS = [
     "-O3",
     "-fvisibility=hidden",
@@ -36,7 +38,7 @@ def has_compiler() -> bool:
 
 
 def left_out(part: str, switch: str, reason: str | None) -> bool:
-    """Whether a part is not built: asked for, or for a reason, which is an error if the part was demanded."""
+    """Whether a part is not built; a reason is an error if the part was demanded."""
     wanted = os.environ.get(switch, "")
     if wanted == "0":
         return True
@@ -96,14 +98,27 @@ def cuda_extension():
     import torch
     from torch.utils.cpp_extension import CUDAExtension
 
-    # nvcc knows sm_100 from CUDA 12.8 on. Without a list torch's builder asks the machine's GPU, which a build machine need not have.
+    # nvcc knows sm_100 from CUDA 12.8 on. Without a list torch's builder asks the machine's GPU,
+    # which a build machine need not have.
     knows_100 = tuple(map(int, torch.version.cuda.split("."))) >= (12, 8)
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0+PTX" if knows_100 else "8.0;9.0+PTX")
-    sources = ("planner.cpp", "sweep_forward.cu", "sweep_backward.cu", "sparse_projection_kernel.cu")
+    os.environ.setdefault(
+        "TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0+PTX" if knows_100 else "8.0;9.0+PTX"
+    )
+    architectures = os.environ["TORCH_CUDA_ARCH_LIST"]
+    sources = (
+        "planner.cpp",
+        "sweep_forward.cu",
+        "sweep_backward.cu",
+        "sparse_projection_kernel.cu",
+    )
     return CUDAExtension(
         "strnn_kernels._C_cuda",
         [f"{CSRC}/bindings_cuda.cpp", *(f"{CSRC}/cuda/{source}" for source in sources)],
-        define_macros=[*STABLE_ABI, ("USE_CUDA", None)],
+        define_macros=[
+            *STABLE_ABI,
+            ("USE_CUDA", None),
+            ("STRNN_CUDA_ARCHITECTURES", f'"{architectures}"'),
+        ],
         extra_compile_args={"cxx": COMPILE_FLAGS, "nvcc": NVCC_FLAGS},
         py_limited_api=True,
     )
@@ -111,7 +126,9 @@ def cuda_extension():
 
 def compiled_parts():
     extensions = []
-    if not left_out("CPU", "STRNN_CPU", None if has_compiler() else "no C++ compiler was found (CXX or c++)"):
+    if not left_out(
+        "CPU", "STRNN_CPU", None if has_compiler() else "no C++ compiler was found (CXX or c++)"
+    ):
         extensions += cpu_extensions()
     if has_compiler() and not left_out("CUDA", "STRNN_CUDA", why_no_cuda()):
         extensions.append(cuda_extension())

@@ -7,7 +7,8 @@ namespace strnn::cpu {
 namespace {
 
 void run_in_parallel(int64_t num_workers, void (*body)(int64_t, void*), void* context) {
-  if (num_workers <= 1) return body(0, context);  // opening a parallel region costs more than small work
+  if (num_workers <= 1)
+    return body(0, context);  // opening a parallel region costs more than small work
   torch::stable::parallel_for(0, num_workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) body(worker, context);
   });
@@ -20,19 +21,33 @@ struct Backend {
 
   static bool owns(const Tensor& t) { return t.is_cpu(); }
   static bool is_valid(const Program& program) { return program.is_valid(); }
-  static void sweep(const SweepForward& a, Dtype dtype, const Tensor&) { capability().sweep(a, dtype, num_threads(), run_in_parallel); }
+  static void sweep(const SweepForward& a, Dtype dtype, const Tensor&) {
+    capability().sweep(a, dtype, num_threads(), run_in_parallel);
+  }
   static void sweep_backward(const SweepBackward& a, Dtype dtype, const Tensor&) {
     capability().sweep_backward(a, dtype, num_threads(), run_in_parallel);
   }
   static void sparse_projection(const SparseProjection& a, Dtype dtype, const Tensor&) {
     capability().sparse_projection(a, dtype, num_threads(), run_in_parallel);
   }
-  static void sparse_projection_backward(const SparseProjectionBackward& a, Dtype dtype, const Tensor&) {
+  static void sparse_projection_backward(const SparseProjectionBackward& a, Dtype dtype,
+                                         const Tensor&) {
     capability().sparse_projection_backward(a, dtype, num_threads(), run_in_parallel);
   }
 };
 
 }  // namespace
 }  // namespace strnn::cpu
+
+// For strnn_kernels.info, which finds it by name: the instruction set in use, or why there is none.
+extern "C" __attribute__((visibility("default"))) const char* strnn_cpu_capability() {
+  static std::string answer;
+  try {
+    answer = strnn::cpu::capability().name;
+  } catch (const std::exception& error) {
+    answer = error.what();
+  }
+  return answer.c_str();
+}
 
 STRNN_REGISTER_OPS(strnn_cpu, CPU, strnn::cpu::Backend)

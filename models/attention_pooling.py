@@ -54,7 +54,10 @@ class SpatialAttention(nn.Module):
 
 
 def attention_penalty(attention: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """||A A^T - I||_F^2, the mean over valid frames: small if heads look at few, different places.
+    """||A A^T - I||_F^2, small if heads look at few and different places.
+
+    The mean over the valid frames of each clip, then over clips, as a likelihood is: it does not
+    depend on how a batch is split over processes, if each has as many clips.
 
     Args:
         attention: A, (B, T, R, rows, cols).
@@ -66,7 +69,7 @@ def attention_penalty(attention: Tensor, lengths: Tensor | None = None) -> Tenso
     inside = valid("attention_penalty", lengths, attention)
     if inside is None:
         return each.mean()
-    return torch.where(inside, each, 0).sum() / inside.sum().clamp(min=1)
+    return (torch.where(inside, each, 0).sum(1) / inside.sum(1).clamp(min=1)).mean()
 
 
 def temporal_softmax(scores: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -122,10 +125,7 @@ def extend(m: Tensor | None, scores: Tensor, lengths: Tensor | None = None) -> T
         scores = torch.where(inside[..., None], scores, -torch.inf)
     if m is not None:
         scores = torch.cat([m[:, None], scores], 1)
-    # The slope of a sum of nothing is zero; logsumexp's own would be NaN.
-    nothing = scores.isneginf().all(1, keepdim=True)
-    m = torch.where(nothing, 0, scores).logsumexp(1)
-    return torch.where(nothing[:, 0], -torch.inf, m)
+    return scores.logsumexp(1)
 
 
 def finish(m: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ class CNNIRNN(nn.Module):
 
 
 def clip_log_probs(scores: Tensor, lengths: Tensor | None, readout: str) -> Tensor:
-    """Log-probabilities of clips (B, K) from scores of their frames (B, T, K).
+    """Log-probabilities of clips (B, K), float32 at least, from scores of their frames (B, T, K).
 
     Args:
         scores: of the frames.
@@ -186,6 +186,7 @@ def clip_log_probs(scores: Tensor, lengths: Tensor | None, readout: str) -> Tens
         ArgumentError: readout is unknown, or a shape does not fit.
     """
     one_of("clip_log_probs", "readout", readout, ("last", "mean", "vote"))
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     B, T, K = scores.shape
     if lengths is None:
         lengths = torch.full((B,), T, device=scores.device)
@@ -196,7 +197,7 @@ def clip_log_probs(scores: Tensor, lengths: Tensor | None, readout: str) -> Tens
         return log_probs[torch.arange(B, device=scores.device), lengths.to(scores.device) - 1]
     if readout == "vote":
         wins = nn.functional.one_hot(scores.argmax(2), K) * inside[..., None]
-        return (wins.sum(1) / inside.sum(1, keepdim=True)).to(scores.dtype).log()
+        return (wins.sum(1) / inside.sum(1, keepdim=True)).to(scores).log()
     log_probs = log_probs.masked_fill(~inside[..., None], -torch.inf)
     return log_probs.logsumexp(1) - inside.sum(1, keepdim=True).log()
 

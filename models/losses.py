@@ -106,6 +106,8 @@ class LossTerms(NamedTuple):
 class CombinedLoss(nn.Module):
     """categorical * cross-entropy + dimensional * (1 - mean CCC of the traces).
 
+    The cross-entropy is the mean over all labelled frames, or clips, of the batch.
+
     Args:
         categorical: weight of the cross-entropy; ours, the thesis's (Xia 2018) is not known.
         dimensional: weight of the other term; ours, likewise.

@@ -1,8 +1,9 @@
-// Vec<T>: one register of T, through the compiler's vector extension, so that one source serves every
-// instruction set. The register's width is the only thing that a capability decides; loads and stores of
-// part of a register are the only place where it needs its own instructions.
+// Vec<T>: one register of T, through the compiler's vector extension, so that one source serves
+// every instruction set. The register's width is the only thing that a capability decides; loads
+// and stores of part of a register are the only place where it needs its own instructions.
 //
-// This header is included once per capability, inside that capability's namespace (see capability.h).
+// This header is included once per capability, inside that capability's namespace (see
+// capability.h).
 
 constexpr int kVecBytes = STRNN_VEC_BYTES;
 
@@ -107,7 +108,8 @@ STRNN_INLINE void store_partial<BFloat16, float>(BFloat16* p, int64_t n, Vec<flo
   // Round to nearest even in integer arithmetic; a NaN keeps its sign and becomes quiet.
   const __m512i bits = (__m512i)v;
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff)), 16);
+  const __m512i rounded = _mm512_srli_epi32(
+      _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff)), 16);
   const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
   const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
   const __m256i packed = _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, quiet));
@@ -140,14 +142,18 @@ STRNN_INLINE void store_partial<float, float>(float* p, int64_t n, Vec<float> v)
 
 template <typename S, typename T>
 STRNN_INLINE Vec<T> load_as(const S* p) {
-  if constexpr (std::is_same_v<S, T>) return load<T>(p);
-  else return load_partial<S, T>(p, kLanes<T>);
+  if constexpr (std::is_same_v<S, T>)
+    return load<T>(p);
+  else
+    return load_partial<S, T>(p, kLanes<T>);
 }
 
 template <typename S, typename T>
 STRNN_INLINE void store_as(S* p, Vec<T> v) {
-  if constexpr (std::is_same_v<S, T>) store<T>(p, v);
-  else store_partial<S, T>(p, kLanes<T>, v);
+  if constexpr (std::is_same_v<S, T>)
+    store<T>(p, v);
+  else
+    store_partial<S, T>(p, kLanes<T>, v);
 }
 
 // Rows: n stored values <-> a buffer of whole registers whose tail reads as zero.

@@ -1,8 +1,10 @@
-// Sums of products outside the serial chain: out[z][m][n] = sum_k a[z][m,k] b[z][k,n], any strides, in parts of k that are added up in their
-// order (bitwise repeatable). All gradients of weights, dx and dh0 go through it.
+// Sums of products outside the serial chain: out[z][m][n] = sum_k a[z][m,k] b[z][k,n], any strides,
+// in parts of k that are added up in their order (bitwise repeatable). All gradients of weights, dx
+// and dh0 go through it.
 //
-// One CTA per (tile of 32 x 32 outputs, part, z); 256 threads with 2 x 2 outputs each; 32 steps of k at a time through shared memory.
-// Predicted (not measured): fma-bound at about a third of the float32 peak, since each pair of fma needs one load from shared memory.
+// One CTA per (tile of 32 x 32 outputs, part, z); 256 threads with 2 x 2 outputs each; 32 steps of
+// k at a time through shared memory. Predicted (not measured): fma-bound at about a third of the
+// float32 peak, since each pair of fma needs one load from shared memory.
 #pragma once
 #include "launch.cuh"
 #include "ptx.cuh"
@@ -12,9 +14,12 @@ namespace strnn::cuda {
 
 constexpr int kGemmTile = 32;
 constexpr int kGemmThreads = 256;
-constexpr int kGemmLd = kGemmTile + 1;  // a tile is written along either axis: odd, so that neither meets bank conflicts
+constexpr int kGemmLd =
+    kGemmTile +
+    1;  // a tile is written along either axis: odd, so that neither meets bank conflicts
 
-// k = k_hi * K_lo + k_lo, so that the rows of a sum may be the pairs of two strided axes. b null: all ones (the gradient of a bias).
+// k = k_hi * K_lo + k_lo, so that the rows of a sum may be the pairs of two strided axes. b null:
+// all ones (the gradient of a bias).
 struct Gemm {
   int64_t M, N, K, K_lo, Z, parts;
   const void* a;
@@ -29,7 +34,8 @@ struct Gemm {
 struct Contraction {
   int64_t hi, lo, K_lo;
 
-  __device__ __forceinline__ Contraction(int64_t k, int64_t size) : hi(k / size), lo(k % size), K_lo(size) {}
+  __device__ __forceinline__ Contraction(int64_t k, int64_t size)
+      : hi(k / size), lo(k % size), K_lo(size) {}
   __device__ __forceinline__ void advance(int64_t by) {
     lo += by;
     while (lo >= K_lo) lo -= K_lo, ++hi;
@@ -53,8 +59,10 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
   const bool is_m_fast = g.a_m == 1, is_n_fast = g.b_n == 1;
 
   const int fast = threadIdx.x % kGemmTile, slow = threadIdx.x / kGemmTile;
-  constexpr int kPasses = kGemmTile * kGemmTile / kGemmThreads, kStep = kGemmTile / kPasses;  // elements of a tile per thread
-  Contraction at_a(begin + (is_m_fast ? slow : fast), g.K_lo), at_b(begin + (is_n_fast ? slow : fast), g.K_lo);
+  constexpr int kPasses = kGemmTile * kGemmTile / kGemmThreads,
+                kStep = kGemmTile / kPasses;  // elements of a tile per thread
+  Contraction at_a(begin + (is_m_fast ? slow : fast), g.K_lo),
+      at_b(begin + (is_n_fast ? slow : fast), g.K_lo);
   const int step_a = is_m_fast ? kStep : 0, step_b = is_n_fast ? kStep : 0;
 
   T acc[2][2] = {};
@@ -65,8 +73,10 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
       const int m = is_m_fast ? fast : other, k_a = is_m_fast ? other : fast;
       const int n = is_n_fast ? fast : other, k_b = is_n_fast ? other : fast;
       T value_a = 0, value_b = 0;
-      if (m0 + m < g.M && k0 + k_a < end) value_a = to_acc(a[(m0 + m) * g.a_m + at_a.hi * g.a_hi + at_a.lo * g.a_lo]);
-      if (n0 + n < g.N && k0 + k_b < end) value_b = g.b ? T(to_acc(b[(n0 + n) * g.b_n + at_b.hi * g.b_hi + at_b.lo * g.b_lo])) : T(1);
+      if (m0 + m < g.M && k0 + k_a < end)
+        value_a = to_acc(a[(m0 + m) * g.a_m + at_a.hi * g.a_hi + at_a.lo * g.a_lo]);
+      if (n0 + n < g.N && k0 + k_b < end)
+        value_b = g.b ? T(to_acc(b[(n0 + n) * g.b_n + at_b.hi * g.b_hi + at_b.lo * g.b_lo])) : T(1);
       tile_a[k_a * kGemmLd + m] = value_a;
       tile_b[k_b * kGemmLd + n] = value_b;
       at_a.advance(step_a);
@@ -96,12 +106,16 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
     }
 }
 
-inline int64_t gemm_tiles(int64_t M, int64_t N) { return ((M + kGemmTile - 1) / kGemmTile) * ((N + kGemmTile - 1) / kGemmTile); }
+inline int64_t gemm_tiles(int64_t M, int64_t N) {
+  return ((M + kGemmTile - 1) / kGemmTile) * ((N + kGemmTile - 1) / kGemmTile);
+}
 
 template <typename A, typename B, typename Out>
 void gemm(const Gemm& g, void* stream) {
-  const dim3 grid(static_cast<unsigned>(gemm_tiles(g.M, g.N)), static_cast<unsigned>(g.parts), static_cast<unsigned>(g.Z));
-  const int64_t tile = (kGemmTile * kGemmLd * static_cast<int64_t>(sizeof(acc_t<B>)) + 127) / 128 * 128;
+  const dim3 grid(static_cast<unsigned>(gemm_tiles(g.M, g.N)), static_cast<unsigned>(g.parts),
+                  static_cast<unsigned>(g.Z));
+  const int64_t tile =
+      (kGemmTile * kGemmLd * static_cast<int64_t>(sizeof(acc_t<B>)) + 127) / 128 * 128;
   launch("gemm", gemm_kernel<A, B, Out>, grid, kGemmThreads, 2 * tile, stream, g);
 }
 
@@ -125,7 +139,8 @@ __global__ void __launch_bounds__(256) reduce_kernel(const Reduce r) {
 
 template <typename S>
 void reduce(const Reduce& r, void* stream) {
-  launch("reduce", reduce_kernel<S>, dim3(static_cast<unsigned>((r.count + 255) / 256)), 256, 0, stream, r);
+  launch("reduce", reduce_kernel<S>, dim3(static_cast<unsigned>((r.count + 255) / 256)), 256, 0,
+         stream, r);
 }
 
 }  // namespace strnn::cuda

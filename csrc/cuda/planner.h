@@ -1,9 +1,12 @@
-// Which family of kernels runs a sweep, and with which tile: a pure function of the sizes and of the device's limits, free of CUDA, so that
-// tests and `python -m strnn_kernels.info` call it on any machine.
+// Which family of kernels runs a sweep, and with which tile: a pure function of the sizes and of
+// the device's limits, free of CUDA, so that tests and `python -m strnn_kernels.info` call it on
+// any machine.
 //
-//   general       a CTA per (direction, tile of rows of B); any topology, H, dtype. Slots and weights in shared memory where they
+//   general       a CTA per (direction, tile of rows of B); any topology, H, dtype. Slots and
+//   weights in shared memory where they
 //                 fit, else in global memory, where the second-level cache serves them.
-//   warp_per_row  H <= 32, float32: a warp per (direction, row of B), a lane per hidden unit, weights in registers.
+//   warp_per_row  H <= 32, float32: a warp per (direction, row of B), a lane per hidden unit,
+//   weights in registers.
 #pragma once
 #include <cstdint>
 
@@ -12,7 +15,7 @@
 namespace strnn::cuda {
 
 struct Device {
-  int64_t architecture;      // 80, 90, 100
+  int64_t architecture;  // 80, 90, 100
   int64_t num_sms;
   int64_t shared_per_block;  // bytes that one CTA may ask for
   int64_t shared_per_sm;
@@ -20,7 +23,8 @@ struct Device {
 
 enum class Family { kGeneral, kWarpPerRow };
 
-// What a plan depends on; G and S are the groups and slots of the sweep program that the pass follows.
+// What a plan depends on; G and S are the groups and slots of the sweep program that the pass
+// follows.
 struct SweepSizes {
   int64_t B, N, D, C, H, K, G, S;
   Dtype dtype;
@@ -28,18 +32,20 @@ struct SweepSizes {
 };
 
 constexpr int kItemsPerThreadLog2 = 2;
-constexpr int kItemsPerThread = 1 << kItemsPerThreadLog2;  // (node, row) pairs that share one load of a weight
+constexpr int kItemsPerThread =
+    1 << kItemsPerThreadLog2;  // (node, row) pairs that share one load of a weight
 constexpr int64_t kWarpPerRowMaxH = 32;
 constexpr int64_t kWarpPerRowMaxC = 32;
 
 struct Plan {
   Family family;
-  int threads;             // of a CTA
-  int rows_log2;           // general: rows of a tile; warp_per_row: warps of a CTA
-  int items;               // general: (node, row) pairs in flight; warp_per_row: rows of a warp, one after the other
+  int threads;    // of a CTA
+  int rows_log2;  // general: rows of a tile; warp_per_row: warps of a CTA
+  int items;  // general: (node, row) pairs in flight; warp_per_row: rows of a warp, one after the
+              // other
   bool weights_in_shared;
   bool slots_in_shared;
-  bool projects;           // the sparse projection is fused; else a second kernel reads h
+  bool projects;  // the sparse projection is fused; else a second kernel reads h
   int64_t shared_bytes;
 };
 
@@ -48,11 +54,12 @@ Plan plan_sweep(const SweepSizes&, const Device&);
 
 const char* family_name(Family);
 
-// Parts into which the rows of a sum over rows are cut, so that tiles x parts fill the device; depends on nothing that varies from run
-// to run.
+// Parts into which the rows of a sum over rows are cut, so that tiles x parts fill the device;
+// depends on nothing that varies from run to run.
 int64_t choose_splits(int64_t tiles, int64_t rows, const Device&);
 
-// Shared memory of the general family's CTA, in elements; the kernel carves its arrays in this order.
+// Shared memory of the general family's CTA, in elements; the kernel carves its arrays in this
+// order.
 struct GeneralLayout {
   int64_t weights, sum, input0, input1, slots, state, projected;
   int64_t ld_sum, ld_weights;

@@ -1,6 +1,7 @@
-// All inline PTX of the package, and the few other things that differ between a GPU and the CPU that executes these sources in tests
-// (tests/cuda_host defines STRNN_CUDA_HOST and force-includes its stand-ins). Each function has the same meaning in both branches; the
-// first run on a GPU compares them (tests/cuda_host/README.md).
+// All inline PTX of the package, and the few other things that differ between a GPU and the CPU
+// that executes these sources in tests (tests/cuda_host defines STRNN_CUDA_HOST and force-includes
+// its stand-ins). Each function has the same meaning in both branches; the first run on a GPU
+// compares them (tests/cuda_host/README.md).
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -13,17 +14,25 @@ namespace strnn::cuda {
 
 #define STRNN_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
 
-// Asynchronous copy of kBytes (4, 8 or 16, both addresses aligned to it) from global to shared memory.
+// Asynchronous copy of kBytes (4, 8 or 16, both addresses aligned to it) from global to shared
+// memory.
 template <int kBytes>
 __device__ __forceinline__ void cp_async(void* to, const void* from) {
   if constexpr (kBytes == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+                 : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(kBytes) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from),
+                 "n"(kBytes)
+                 : "memory");
 }
-__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void cp_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
 // Waits until at most kPending of this thread's newest groups of copies are under way.
 template <int kPending>

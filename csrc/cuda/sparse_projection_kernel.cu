@@ -1,9 +1,10 @@
-// s[b,d,k] = sum_n weight[d,k,n] h[b,n,d] and its derivative. Exact zeros of weight cost a test, no arithmetic and no load of h.
+// s[b,d,k] = sum_n weight[d,k,n] h[b,n,d] and its derivative. Exact zeros of weight cost a test, no
+// arithmetic and no load of h.
 //
-// Forward: a thread is (b, d, kRowsPerThread rows k, one hidden unit) and walks the nodes; weight is read as a broadcast. Backward: dh is
-// a thread per element that walks k; dweight is a sum over (b, hidden unit) of products, in parts (gemm.cuh).
-// Predicted, not measured: bandwidth-bound; SEED (B = 288, N = 62, D = 4, H = 30, K = 10) reads 8.6 MB: about 4 us from the second-level
-// cache.
+// Forward: a thread is (b, d, kRowsPerThread rows k, one hidden unit) and walks the nodes; weight
+// is read as a broadcast. Backward: dh is a thread per element that walks k; dweight is a sum over
+// (b, hidden unit) of products, in parts (gemm.cuh). Predicted, not measured: bandwidth-bound; SEED
+// (B = 288, N = 62, D = 4, H = 30, K = 10) reads 8.6 MB: about 4 us from the second-level cache.
 #include "gemm.cuh"
 #include "kernels.h"
 #include "workspace.h"
@@ -15,12 +16,14 @@ constexpr int kRowsPerThread = 8;  // of s in registers: one load of h serves th
 constexpr int kThreads = 128;
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads) sparse_projection_forward_kernel(const SparseProjection a) {
+__global__ void __launch_bounds__(kThreads)
+    sparse_projection_forward_kernel(const SparseProjection a) {
   using T = acc_t<S>;
   const int64_t blocks_k = (a.K + kRowsPerThread - 1) / kRowsPerThread;
   const int64_t e = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (e >= a.B * a.D * blocks_k * a.H) return;
-  const int64_t j = e % a.H, k0 = e / a.H % blocks_k * kRowsPerThread, d = e / a.H / blocks_k % a.D, b = e / a.H / blocks_k / a.D;
+  const int64_t j = e % a.H, k0 = e / a.H % blocks_k * kRowsPerThread, d = e / a.H / blocks_k % a.D,
+                b = e / a.H / blocks_k / a.D;
   const S* h = static_cast<const S*>(a.h) + (b * a.N * a.D + d) * a.H + j;
   const S* weight = static_cast<const S*>(a.weight) + (d * a.K + k0) * a.N;
   T acc[kRowsPerThread] = {};
@@ -40,7 +43,8 @@ __global__ void __launch_bounds__(kThreads) sparse_projection_forward_kernel(con
   }
 #pragma unroll
   for (int q = 0; q < kRowsPerThread; ++q)
-    if (k0 + q < a.K) static_cast<S*>(a.s)[((b * a.D + d) * a.K + k0 + q) * a.H + j] = from_acc<S>(acc[q]);
+    if (k0 + q < a.K)
+      static_cast<S*>(a.s)[((b * a.D + d) * a.K + k0 + q) * a.H + j] = from_acc<S>(acc[q]);
 }
 
 // dh[b,n,d] = sum_k weight[d,k,n] ds[b,d,k], plus `onto` (B, N, D, H) if there is one.
@@ -73,21 +77,23 @@ int64_t parts_of(const SparseProjectionBackward& a, const Device& device) {
 }
 
 template <typename S>
-void run_backward(const SparseProjectionBackward& a, const void* onto, const Device& device, Workspace workspace, void* stream) {
+void run_backward(const SparseProjectionBackward& a, const void* onto, const Device& device,
+                  Workspace workspace, void* stream) {
   using T = acc_t<S>;
   if (a.dh) {
     const int64_t count = a.B * a.N * a.D * a.H;
-    launch("sparse_projection_backward", sparse_projection_backward_kernel<S>, dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads)),
-           kThreads, 0, stream, Spread{a.B, a.N, a.D, a.H, a.K, a.ds, a.weight, onto, a.dh});
+    launch("sparse_projection_backward", sparse_projection_backward_kernel<S>,
+           dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads)), kThreads, 0, stream,
+           Spread{a.B, a.N, a.D, a.H, a.K, a.ds, a.weight, onto, a.dh});
   }
   if (!a.dweight) return;
   const int64_t parts = parts_of(a, device), count = a.D * a.K * a.N;
   T* partial = workspace.take<T>(parts * count);
   // dweight[d][k][n] = sum over (b, j) of ds[b,d,k,j] h[b,n,d,j]
-  gemm<S, S, T>({a.K, a.N, a.B * a.H, a.H, a.D, parts,                   //
-                 a.ds, a.H, a.D * a.K * a.H, 1, a.K * a.H,               //
-                 a.h, a.D * a.H, a.N * a.D * a.H, 1, a.H,                //
-                 partial, a.N, a.K * a.N, count},
+  gemm<S, S, T>({a.K,     a.N,       a.B * a.H,       a.H,  a.D,       parts,  //
+                 a.ds,    a.H,       a.D * a.K * a.H, 1,    a.K * a.H,         //
+                 a.h,     a.D * a.H, a.N * a.D * a.H, 1,    a.H,               //
+                 partial, a.N,       a.K * a.N,       count},
                 stream);
   reduce<S>({count, parts, partial, a.dweight}, stream);
 }
@@ -102,15 +108,20 @@ void sparse_projection(const SparseProjection& a, Dtype dtype, void* stream) {
   });
 }
 
-int64_t sparse_projection_backward_workspace(const SparseProjectionBackward& a, Dtype dtype, const Device& device) {
+int64_t sparse_projection_backward_workspace(const SparseProjectionBackward& a, Dtype dtype,
+                                             const Device& device) {
   Workspace workspace(nullptr);
-  with_dtype(dtype, [&](auto s) { workspace.take<acc_t<decltype(s)>>(a.dweight ? parts_of(a, device) * a.D * a.K * a.N : 0); });
+  with_dtype(dtype, [&](auto s) {
+    workspace.take<acc_t<decltype(s)>>(a.dweight ? parts_of(a, device) * a.D * a.K * a.N : 0);
+  });
   return workspace.size();
 }
 
-void sparse_projection_backward(const SparseProjectionBackward& a, const void* onto, Dtype dtype, const Device& device, void* workspace,
-                                void* stream) {
-  with_dtype(dtype, [&](auto s) { run_backward<decltype(s)>(a, onto, device, Workspace(workspace), stream); });
+void sparse_projection_backward(const SparseProjectionBackward& a, const void* onto, Dtype dtype,
+                                const Device& device, void* workspace, void* stream) {
+  with_dtype(dtype, [&](auto s) {
+    run_backward<decltype(s)>(a, onto, device, Workspace(workspace), stream);
+  });
 }
 
 }  // namespace strnn::cuda

@@ -1,4 +1,5 @@
-// Storage types on the device and their conversion to the type that is computed in; see common/dtype.h.
+// Storage types on the device and their conversion to the type that is computed in; see
+// common/dtype.h.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -35,10 +36,14 @@ struct alignas(16) Quad {
 template <typename F>
 void with_dtype(Dtype dtype, const F& f) {
   switch (dtype) {
-    case Dtype::kFloat32: return f(float{});
-    case Dtype::kFloat64: return f(double{});
-    case Dtype::kBFloat16: return f(__nv_bfloat16{});
-    case Dtype::kFloat16: return f(__half{});
+    case Dtype::kFloat32:
+      return f(float{});
+    case Dtype::kFloat64:
+      return f(double{});
+    case Dtype::kBFloat16:
+      return f(__nv_bfloat16{});
+    case Dtype::kFloat16:
+      return f(__half{});
   }
 }
 

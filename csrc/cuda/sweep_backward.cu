@@ -1,15 +1,18 @@
-// Derivative of the sweep: the same operation on the reversed topology (a.program), so that a "predecessor" is a successor of the forward
-// sweep. With q = sum of successors' du and t = dh + projection^T ds + w_hh^T q:
+// Derivative of the sweep: the same operation on the reversed topology (a.program), so that a
+// "predecessor" is a successor of the forward sweep. With q = sum of successors' du and t = dh +
+// projection^T ds + w_hh^T q:
 //
 //   du = mask * act'(h) * t          with a gate: du = gate * t, dgate = pre * t
-//   dw_hh = sum_bn q (x) h           the same total as sum du (x) (sum of predecessors' h), without their gather
-//   dw_ih = sum_bn du (x) x,  dbias = sum_bn du,  dx = sum_d du w_ih,  e = sum of du where h0 entered:  dh0 = e w_hh,  dw_hh += e (x) h0
+//   dw_hh = sum_bn q (x) h           the same total as sum du (x) (sum of predecessors' h), without
+//   their gather dw_ih = sum_bn du (x) x,  dbias = sum_bn du,  dx = sum_d du w_ih,  e = sum of du
+//   where h0 entered:  dh0 = e w_hh,  dw_hh += e (x) h0
 //
-// General family: the sweep writes du and q, and the sums, which have no serial chain, follow over the whole device (gemm.cuh), each in
-// parts that are added up in their order: bitwise repeatable, no atomics.
+// General family: the sweep writes du and q, and the sums, which have no serial chain, follow over
+// the whole device (gemm.cuh), each in parts that are added up in their order: bitwise repeatable,
+// no atomics.
 //
-// Predicted, not measured (H200): the sweep as forward, plus 8 bytes per state of traffic; SEED (B = 288) about 12 us for the sweep and
-// 10 us for five small kernels after it.
+// Predicted, not measured (H200): the sweep as forward, plus 8 bytes per state of traffic; SEED (B
+// = 288) about 12 us for the sweep and 10 us for five small kernels after it.
 #include <type_traits>
 
 #include "gemm.cuh"
@@ -33,7 +36,8 @@ struct BackwardArgs {
 };
 
 template <typename S, bool kWeightsShared, bool kSlotsShared>
-__global__ void __launch_bounds__(kSweepThreads, kSweepBlocks) sweep_backward_kernel(const BackwardArgs f) {
+__global__ void __launch_bounds__(kSweepThreads, kSweepBlocks)
+    sweep_backward_kernel(const BackwardArgs f) {
   using T = acc_t<S>;
   STRNN_DYNAMIC_SHARED(raw);
   const GeneralTile<S, kWeightsShared, kSlotsShared> tile(f.sweep, Carver{raw});
@@ -41,7 +45,9 @@ __global__ void __launch_bounds__(kSweepThreads, kSweepBlocks) sweep_backward_ke
   const int d = tile.d, H = a.H;
 
   const auto extra = [](int, bool, int, int) { return T(0); };
-  const auto keep = [&](int i, int r, int j, T total) { static_cast<T*>(f.q)[tile.state_row(r, tile.node(i)) + j] = total; };
+  const auto keep = [&](int i, int r, int j, T total) {
+    static_cast<T*>(f.q)[tile.state_row(r, tile.node(i)) + j] = total;
+  };
   const auto finish = [&](int i, int item, int r, int j, int half, T t) {
     const int n = tile.node(i), staged = (half * a.items + item) * H + j;
     const int64_t at = tile.state_row(r, n) + j;
@@ -97,7 +103,8 @@ SparseProjectionBackward projection_of(const SweepBackward& a, void* dh) {
   return {a.B, a.N, a.D, a.H, a.K, a.ds, a.h, a.projection, dh, a.dprojection};
 }
 
-// Scratch of a backward sweep. Parts of the sums over rows: dw_hh [parts (+ 1 for h0)], dw_ih and dbias [parts].
+// Scratch of a backward sweep. Parts of the sums over rows: dw_hh [parts (+ 1 for h0)], dw_ih and
+// dbias [parts].
 template <typename S>
 struct Scratch {
   using T = acc_t<S>;
@@ -106,16 +113,19 @@ struct Scratch {
   int64_t parts_hh, parts_ih, parts_bias;
   void* projection;
 
-  Scratch(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device, Workspace& workspace) {
+  Scratch(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
+          Workspace& workspace) {
     const int64_t states = a.B * a.N * a.D * a.H, rows = a.B * a.N;
     const int64_t tiles = (a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2;
     dh = workspace.take<S>(a.ds ? states : 0);
-    projection = workspace.take<char>(a.ds ? sparse_projection_backward_workspace(projection_of(a, nullptr), dtype, device) : 0);
+    projection = workspace.take<char>(
+        a.ds ? sparse_projection_backward_workspace(projection_of(a, nullptr), dtype, device) : 0);
     const bool is_du_in_dx = std::is_same_v<S, T> && a.C == 0 && a.dx;
     du = is_du_in_dx ? static_cast<T*>(a.dx) : workspace.take<T>(a.C || a.h0 ? states : 0);
     q = workspace.take<T>(states);
     e = workspace.take<T>(a.h0 ? a.B * a.D * a.H : 0);
-    slots = workspace.take<T>(plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
+    slots = workspace.take<T>(
+        plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
     parts_hh = choose_splits(gemm_tiles(a.H, a.H) * a.D, rows, device);
     parts_ih = choose_splits(gemm_tiles(a.H, a.C) * a.D, rows, device);
     parts_bias = choose_splits(gemm_tiles(a.H, 1) * a.D, rows, device);
@@ -129,36 +139,125 @@ struct Scratch {
 template <typename S>
 void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
   using T = acc_t<S>;
-  const int64_t B = a.B, N = a.N, D = a.D, C = a.C, H = a.H, rows = B * N, step = D * H, weights = D * H * H;
-  gemm<T, S, T>({H, H, rows, rows ? rows : 1, D, scratch.parts_hh, scratch.q, 1, 0, step, H, a.h, 1, 0, step, H, scratch.dw_hh, H, H * H, weights},
+  const int64_t B = a.B, N = a.N, D = a.D, C = a.C, H = a.H, rows = B * N, step = D * H,
+                weights = D * H * H;
+  gemm<T, S, T>({H,
+                 H,
+                 rows,
+                 rows ? rows : 1,
+                 D,
+                 scratch.parts_hh,
+                 scratch.q,
+                 1,
+                 0,
+                 step,
+                 H,
+                 a.h,
+                 1,
+                 0,
+                 step,
+                 H,
+                 scratch.dw_hh,
+                 H,
+                 H * H,
+                 weights},
                 stream);
   if (a.h0) {
     const int64_t count = B * D * H;
-    launch("sum_entered", sum_entered_kernel<T>, dim3(static_cast<unsigned>((count + 127) / 128)), 128, 0, stream,
-           Entered{a.program, B, H, a.entry, scratch.du, scratch.e});
-    gemm<T, S, T>({H, H, B, B ? B : 1, D, 1, scratch.e, 1, 0, step, H, a.h0, 1, 0, step, H, scratch.dw_hh + scratch.parts_hh * weights, H, H * H, weights},
+    launch("sum_entered", sum_entered_kernel<T>, dim3(static_cast<unsigned>((count + 127) / 128)),
+           128, 0, stream, Entered{a.program, B, H, a.entry, scratch.du, scratch.e});
+    gemm<T, S, T>({H,
+                   H,
+                   B,
+                   B ? B : 1,
+                   D,
+                   1,
+                   scratch.e,
+                   1,
+                   0,
+                   step,
+                   H,
+                   a.h0,
+                   1,
+                   0,
+                   step,
+                   H,
+                   scratch.dw_hh + scratch.parts_hh * weights,
+                   H,
+                   H * H,
+                   weights},
                   stream);
-    if (a.dh0) gemm<T, S, S>({B, H, H, H, D, 1, scratch.e, step, 0, 1, H, a.w_hh, 1, 0, H, H * H, a.dh0, step, H, 0}, stream);
+    if (a.dh0)
+      gemm<T, S, S>(
+          {B, H, H, H, D, 1, scratch.e, step, 0, 1, H, a.w_hh, 1, 0, H, H * H, a.dh0, step, H, 0},
+          stream);
   }
   reduce<S>({weights, scratch.parts_hh + (a.h0 ? 1 : 0), scratch.dw_hh, a.dw_hh}, stream);
-  if (a.dbias && !C) reduce<S>({D * H, 0, nullptr, a.dbias}, stream);  // without an input product there is no bias
+  if (a.dbias && !C)
+    reduce<S>({D * H, 0, nullptr, a.dbias}, stream);  // without an input product there is no bias
   if (a.dbias && C) {
-    gemm<T, S, T>({H, 1, rows, rows ? rows : 1, D, scratch.parts_bias, scratch.du, 1, 0, step, H, nullptr, 1, 0, 0, 0, scratch.dbias, 1, H, D * H}, stream);
+    gemm<T, S, T>({H,
+                   1,
+                   rows,
+                   rows ? rows : 1,
+                   D,
+                   scratch.parts_bias,
+                   scratch.du,
+                   1,
+                   0,
+                   step,
+                   H,
+                   nullptr,
+                   1,
+                   0,
+                   0,
+                   0,
+                   scratch.dbias,
+                   1,
+                   H,
+                   D * H},
+                  stream);
     reduce<S>({D * H, scratch.parts_bias, scratch.dbias, a.dbias}, stream);
   }
   if (a.dw_ih) {
-    gemm<T, S, T>({H, C, rows, rows ? rows : 1, D, scratch.parts_ih, scratch.du, 1, 0, step, H, a.x, 1, 0, C, 0, scratch.dw_ih, C, H * C, D * H * C}, stream);
+    gemm<T, S, T>({H,
+                   C,
+                   rows,
+                   rows ? rows : 1,
+                   D,
+                   scratch.parts_ih,
+                   scratch.du,
+                   1,
+                   0,
+                   step,
+                   H,
+                   a.x,
+                   1,
+                   0,
+                   C,
+                   0,
+                   scratch.dw_ih,
+                   C,
+                   H * C,
+                   D * H * C},
+                  stream);
     reduce<S>({D * H * C, scratch.parts_ih, scratch.dw_ih, a.dw_ih}, stream);
   }
-  if (C && a.dx) gemm<T, S, S>({rows, C, D * H, D * H, 1, 1, scratch.du, step, 0, 1, 0, a.w_ih, 1, 0, C, 0, a.dx, C, 0, 0}, stream);
+  if (C && a.dx)
+    gemm<T, S, S>(
+        {rows, C, D * H, D * H, 1, 1, scratch.du, step, 0, 1, 0, a.w_ih, 1, 0, C, 0, a.dx, C, 0, 0},
+        stream);
 }
 
 template <typename S>
-void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace workspace, void* stream) {
+void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace workspace,
+         void* stream) {
   const SweepSizes sizes = sizes_of(a, dtype);
   const Plan plan = plan_sweep(sizes, device);
   const Scratch<S> scratch(a, dtype, plan, device, workspace);
-  if (a.ds) sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device, scratch.projection, stream);
+  if (a.ds)
+    sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device,
+                               scratch.projection, stream);
   if (a.dprojection && !a.ds) reduce<S>({a.D * a.K * a.N, 0, nullptr, a.dprojection}, stream);
   BackwardArgs f{};
   GeneralSweep& sweep = f.sweep;
@@ -172,14 +271,18 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
   sweep.input0 = a.ds ? scratch.dh : a.dh;
   sweep.input1 = a.gate ? a.gate : a.h;
   sweep.slots = scratch.slots;
-  f.mask = a.mask, f.pre = a.pre, f.activation = a.activation, f.is_gated = a.gate != nullptr, f.dgate = a.dgate;
+  f.mask = a.mask, f.pre = a.pre, f.activation = a.activation, f.is_gated = a.gate != nullptr,
+  f.dgate = a.dgate;
   f.dx = a.C || scratch.du == a.dx ? nullptr : a.dx;
   f.du = scratch.du, f.q = scratch.q;
-  const dim3 grid(static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2), static_cast<unsigned>(a.D));
+  const dim3 grid(
+      static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),
+      static_cast<unsigned>(a.D));
   with_bool(plan.weights_in_shared, [&](auto weights) {
     with_bool(plan.slots_in_shared, [&](auto slots) {
-      launch("sweep_backward", sweep_backward_kernel<S, decltype(weights)::value, decltype(slots)::value>, grid, plan.threads,
-             plan.shared_bytes, stream, f);
+      launch("sweep_backward",
+             sweep_backward_kernel<S, decltype(weights)::value, decltype(slots)::value>, grid,
+             plan.threads, plan.shared_bytes, stream, f);
     });
   });
   run_sums<S>(a, scratch, stream);
@@ -189,12 +292,16 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
 
 int64_t sweep_backward_workspace(const SweepBackward& a, Dtype dtype, const Device& device) {
   Workspace workspace(nullptr);
-  with_dtype(dtype, [&](auto s) { Scratch<decltype(s)>(a, dtype, plan_sweep(sizes_of(a, dtype), device), device, workspace); });
+  with_dtype(dtype, [&](auto s) {
+    Scratch<decltype(s)>(a, dtype, plan_sweep(sizes_of(a, dtype), device), device, workspace);
+  });
   return workspace.size();
 }
 
-void sweep_backward(const SweepBackward& a, Dtype dtype, const Device& device, void* workspace, void* stream) {
-  with_dtype(dtype, [&](auto s) { run<decltype(s)>(a, dtype, device, Workspace(workspace), stream); });
+void sweep_backward(const SweepBackward& a, Dtype dtype, const Device& device, void* workspace,
+                    void* stream) {
+  with_dtype(dtype,
+             [&](auto s) { run<decltype(s)>(a, dtype, device, Workspace(workspace), stream); });
 }
 
 }  // namespace strnn::cuda

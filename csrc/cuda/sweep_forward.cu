@@ -1,9 +1,12 @@
-// Forward sweep: h = mask * act(u + w_hh sum_pred h), u = w_ih x + bias or given; with a gate h = gate * (u + w_hh sum_pred h);
-// s = projection h. General family; see sweep_kernel.cuh for the plan of a CTA.
+// Forward sweep: h = mask * act(u + w_hh sum_pred h), u = w_ih x + bias or given; with a gate h =
+// gate * (u + w_hh sum_pred h); s = projection h. General family; see sweep_kernel.cuh for the plan
+// of a CTA.
 //
-// Predicted, not measured (H200 at 1.98 GHz): a chunk costs two barriers, a gather from shared memory and H / 4 steps of one 128-bit
-// broadcast load per item and one weight load per k: about 0.5 us for H = 32, 0.8 us for H = 128 with weights in shared memory, per group
-// of the program; SEED (13 groups, B = 288) about 10 us; 0.6 flop per byte of shared memory is what limits large batches.
+// Predicted, not measured (H200 at 1.98 GHz): a chunk costs two barriers, a gather from shared
+// memory and H / 4 steps of one 128-bit broadcast load per item and one weight load per k: about
+// 0.5 us for H = 32, 0.8 us for H = 128 with weights in shared memory, per group of the program;
+// SEED (13 groups, B = 288) about 10 us; 0.6 flop per byte of shared memory is what limits large
+// batches.
 #include <type_traits>
 
 #include "kernels.h"
@@ -28,7 +31,8 @@ struct ForwardArgs {
 };
 
 template <typename S, bool kWeightsShared, bool kSlotsShared>
-__global__ void __launch_bounds__(kSweepThreads, kSweepBlocks) sweep_forward_kernel(const ForwardArgs f) {
+__global__ void __launch_bounds__(kSweepThreads, kSweepBlocks)
+    sweep_forward_kernel(const ForwardArgs f) {
   using T = acc_t<S>;
   STRNN_DYNAMIC_SHARED(raw);
   const GeneralTile<S, kWeightsShared, kSlotsShared> tile(f.sweep, Carver{raw});
@@ -49,20 +53,27 @@ __global__ void __launch_bounds__(kSweepThreads, kSweepBlocks) sweep_forward_ker
     if (f.bias) acc += to_acc(static_cast<const S*>(f.bias)[d * H + j]);
     if (f.pre) static_cast<S*>(f.pre)[at] = from_acc<S>(acc);
     T y;
-    if (f.is_gated) y = to_acc(tile.input1[(half * a.items + item) * H + j]) * acc;
-    else y = f.mask && !f.mask[tile.row(r, n)] ? T(0) : activate(f.activation, acc);
+    if (f.is_gated)
+      y = to_acc(tile.input1[(half * a.items + item) * H + j]) * acc;
+    else
+      y = f.mask && !f.mask[tile.row(r, n)] ? T(0) : activate(f.activation, acc);
     if (tile.has_successors(i)) tile.slot(tile.table(a.program.slot, d * a.N + i), r)[j] = y;
     if (f.h) static_cast<S*>(f.h)[at] = from_acc<S>(y);
     if (f.projects) tile.state[item * H + j] = y;
   };
-  // s[k][r][j] belongs to one thread for the whole sweep; the states are overwritten only after the next chunk's first barrier.
+  // s[k][r][j] belongs to one thread for the whole sweep; the states are overwritten only after the
+  // next chunk's first barrier.
   const int outputs = f.projects ? a.K * static_cast<int>(tile.tile_rows) * H : 0;
-  const auto output = [&](int e, int& k, int& r, int& j) { j = e % H, r = e / H % static_cast<int>(tile.tile_rows), k = e / H / static_cast<int>(tile.tile_rows); };
+  const auto output = [&](int e, int& k, int& r, int& j) {
+    j = e % H, r = e / H % static_cast<int>(tile.tile_rows),
+    k = e / H / static_cast<int>(tile.tile_rows);
+  };
   const auto after = [&](const Chunk& c) {
     for (int e = threadIdx.x; e < outputs; e += blockDim.x) {
       int k, r, j;
       output(e, k, r, j);
-      const S* weight = static_cast<const S*>(f.projection) + (static_cast<int64_t>(d) * a.K + k) * a.N;
+      const S* weight =
+          static_cast<const S*>(f.projection) + (static_cast<int64_t>(d) * a.K + k) * a.N;
       T total = c.begin == 0 ? T(0) : tile.projected[e];
       for (int i = c.begin; i < c.end; ++i) {
         const T g = to_acc(weight[tile.node(i)]);
@@ -75,12 +86,13 @@ __global__ void __launch_bounds__(kSweepThreads, kSweepBlocks) sweep_forward_ker
   for (int e = threadIdx.x; e < outputs; e += blockDim.x) {
     int k, r, j;
     output(e, k, r, j);
-    static_cast<S*>(f.s)[(((tile.b0 + r) * a.D + d) * a.K + k) * H + j] = from_acc<S>(tile.projected[e]);
+    static_cast<S*>(f.s)[(((tile.b0 + r) * a.D + d) * a.K + k) * H + j] =
+        from_acc<S>(tile.projected[e]);
   }
 }
 
 struct Transpose {
-  int64_t J, K, D;   // from (D, J, K) to (D, K, J)
+  int64_t J, K, D;  // from (D, J, K) to (D, K, J)
   const void* from;
   void* to;
 };
@@ -88,7 +100,8 @@ struct Transpose {
 template <typename S>
 __global__ void __launch_bounds__(256) transpose_kernel(const Transpose t) {
   const int64_t count = t.D * t.J * t.K;
-  for (int64_t e = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; e < count; e += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+  for (int64_t e = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; e < count;
+       e += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const int64_t j = e % t.J, k = e / t.J % t.K, d = e / t.J / t.K;
     static_cast<S*>(t.to)[e] = static_cast<const S*>(t.from)[(d * t.J + j) * t.K + k];
   }
@@ -97,7 +110,8 @@ __global__ void __launch_bounds__(256) transpose_kernel(const Transpose t) {
 template <typename S>
 void transpose(const Transpose& t, void* stream) {
   const int64_t blocks = (t.D * t.J * t.K + 255) / 256;
-  launch("transpose", transpose_kernel<S>, dim3(static_cast<unsigned>(blocks < 4096 ? blocks : 4096)), 256, 0, stream, t);
+  launch("transpose", transpose_kernel<S>,
+         dim3(static_cast<unsigned>(blocks < 4096 ? blocks : 4096)), 256, 0, stream, t);
 }
 
 SweepSizes sizes_of(const SweepForward& a, Dtype dtype) {
@@ -115,12 +129,14 @@ struct Scratch {
     w_hh = workspace.take<S>(plan.weights_in_shared ? 0 : a.D * a.H * a.H);
     w_ih = workspace.take<S>(plan.weights_in_shared ? 0 : a.D * a.H * a.C);
     h = workspace.take<S>(a.K && !plan.projects && !a.h ? a.B * a.N * a.D * a.H : 0);
-    slots = workspace.take<acc_t<S>>(plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
+    slots = workspace.take<acc_t<S>>(
+        plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
   }
 };
 
 template <typename S>
-void run(const SweepForward& a, Dtype dtype, const Device& device, Workspace workspace, void* stream) {
+void run(const SweepForward& a, Dtype dtype, const Device& device, Workspace workspace,
+         void* stream) {
   const SweepSizes sizes = sizes_of(a, dtype);
   const Plan plan = plan_sweep(sizes, device);
   const Scratch<S> scratch(a, plan, workspace);
@@ -142,29 +158,38 @@ void run(const SweepForward& a, Dtype dtype, const Device& device, Workspace wor
   }
   sweep.input0 = a.x, sweep.input1 = a.gate;
   sweep.slots = scratch.slots;
-  f.mask = a.mask, f.h0 = a.h0, f.entry = a.entry, f.bias = a.C ? a.bias : nullptr, f.projection = a.projection;
+  f.mask = a.mask, f.h0 = a.h0, f.entry = a.entry, f.bias = a.C ? a.bias : nullptr,
+  f.projection = a.projection;
   f.activation = a.activation, f.is_gated = a.gate != nullptr, f.projects = plan.projects;
   f.h = a.h ? a.h : scratch.h, f.pre = a.pre, f.s = a.s;
-  const dim3 grid(static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2), static_cast<unsigned>(a.D));
+  const dim3 grid(
+      static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),
+      static_cast<unsigned>(a.D));
   with_bool(plan.weights_in_shared, [&](auto weights) {
     with_bool(plan.slots_in_shared, [&](auto slots) {
-      launch("sweep_forward", sweep_forward_kernel<S, decltype(weights)::value, decltype(slots)::value>, grid, plan.threads,
-             plan.shared_bytes, stream, f);
+      launch("sweep_forward",
+             sweep_forward_kernel<S, decltype(weights)::value, decltype(slots)::value>, grid,
+             plan.threads, plan.shared_bytes, stream, f);
     });
   });
-  if (a.K && !plan.projects) sparse_projection({a.B, a.N, a.D, a.H, a.K, f.h, a.projection, a.s}, dtype, stream);
+  if (a.K && !plan.projects)
+    sparse_projection({a.B, a.N, a.D, a.H, a.K, f.h, a.projection, a.s}, dtype, stream);
 }
 
 }  // namespace
 
 int64_t sweep_workspace(const SweepForward& a, Dtype dtype, const Device& device) {
   Workspace workspace(nullptr);
-  with_dtype(dtype, [&](auto s) { Scratch<decltype(s)>(a, plan_sweep(sizes_of(a, dtype), device), workspace); });
+  with_dtype(dtype, [&](auto s) {
+    Scratch<decltype(s)>(a, plan_sweep(sizes_of(a, dtype), device), workspace);
+  });
   return workspace.size();
 }
 
-void sweep(const SweepForward& a, Dtype dtype, const Device& device, void* workspace, void* stream) {
-  with_dtype(dtype, [&](auto s) { run<decltype(s)>(a, dtype, device, Workspace(workspace), stream); });
+void sweep(const SweepForward& a, Dtype dtype, const Device& device, void* workspace,
+           void* stream) {
+  with_dtype(dtype,
+             [&](auto s) { run<decltype(s)>(a, dtype, device, Workspace(workspace), stream); });
 }
 
 }  // namespace strnn::cuda

@@ -1,5 +1,5 @@
-// Scratch in global memory, taken from one allocation of the caller. A layout is run twice: over nothing, to learn its size, and over
-// the allocation.
+// Scratch in global memory, taken from one allocation of the caller. A layout is run twice: over
+// nothing, to learn its size, and over the allocation.
 #pragma once
 #include <cstdint>
 

@@ -147,6 +147,24 @@ def standard_montage() -> Any:
     return make_standard_montage("colin27_1005" if "colin27_1005" in known else "standard_1005")
 
 
+def mne_info(names: Sequence[str], rate: float = 200.0) -> Any:
+    """An mne.Info of these electrodes with their places on the head, for MNE's own functions.
+
+    Raises:
+        ImportError: mne is missing.
+        ValueError: an electrode is in no standard montage.
+    """
+    standard = standard_montage()
+    import mne
+
+    known = standard.get_positions()
+    marks = {key: known[key] for key in ("nasion", "lpa", "rpa", "coord_frame")}
+    montage = mne.channels.make_dig_montage(positions_3d(standard, names), **marks)
+    info = mne.create_info(list(names), rate, "eeg", verbose="error")
+    info.set_montage(montage, verbose="error")
+    return info
+
+
 def _montage(montage: Any) -> Any:
     if not isinstance(montage, str):
         return montage

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from strnn_models.data.de_features import differential_entropy
-from strnn_models.data.montages import SEED_CHANNELS, positions_3d, standard_montage
+from strnn_models.data.montages import SEED_CHANNELS, mne_info
 from strnn_models.data.seed import Trial
 from strnn_models.data.tasks import Task, register
 from strnn_models.data.windows import Windows, standardise
@@ -38,7 +38,7 @@ def simulated_eeg(
     region: str = "left temporal",
     num_trials: int = 60,
     seconds: int = 21,
-    strength: float = 0.5,
+    strength: float = 0.2,
     sample_length: int = 9,
     stride: int = 3,
 ) -> Task:
@@ -104,17 +104,7 @@ def lead_field() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         import mne
     except ImportError as error:
         raise ImportError("the task simulated_eeg needs MNE: pip install mne") from error
-    standard = standard_montage()
-    known = standard.get_positions()
-    montage = mne.channels.make_dig_montage(
-        positions_3d(standard, SEED_CHANNELS),
-        nasion=known["nasion"],
-        lpa=known["lpa"],
-        rpa=known["rpa"],
-        coord_frame=known["coord_frame"],
-    )
-    info = mne.create_info(list(SEED_CHANNELS), RATE, "eeg", verbose="error")
-    info.set_montage(montage, verbose="error")
+    info = mne_info(SEED_CHANNELS, RATE)
     sphere = mne.make_sphere_model("auto", "auto", info, verbose="error")
     space = mne.setup_volume_source_space(pos=20.0, sphere=sphere, mindist=10.0, verbose="error")
     forward = mne.make_forward_solution(

@@ -33,18 +33,21 @@ class Trace:
 
 
 class TraceWindows(Dataset):
-    """Windows of T steps of traces with frames; within one video, `stride` apart.
+    """Windows of T steps of traces with frames, `stride` apart, each within one video.
 
-    An item has x (T, 1 or 3, rows, cols), y (T, 2), valid (T,) and `video`, the number of its
-    trace. Steps without an image are black and not valid; windows without a valid step are left
-    out.
+    An item has x (T, 1 or 3, rows, cols), y (T, 2), valid (T,), `video`, the number of its trace,
+    and `start`. Steps without an image are black and not valid. The last window of a video ends
+    with it; a video shorter than T is one window.
 
     Args:
         traces: with frames.
         length: T.
-        stride: from window to window; the last window of a video ends at its end.
+        stride: from window to window, at most T.
         size: (rows, cols) of a frame.
         grey: one channel in place of three.
+
+    Raises:
+        ValueError: the stride would leave gaps, or a trace has no frames.
     """
 
     def __init__(
@@ -55,15 +58,15 @@ class TraceWindows(Dataset):
         size: tuple[int, int],
         grey: bool = False,
     ) -> None:
+        if not 1 <= stride <= length:
+            raise ValueError(f"TraceWindows: stride must be in 1..{length}, got {stride}: no gaps")
         self.traces, self.length, self.size, self.grey = list(traces), length, size, grey
         self.starts: list[tuple[int, int]] = []
         for k, trace in enumerate(self.traces):
             if trace.frames is None:
                 raise ValueError(f"TraceWindows: {trace.name} has no frames")
-            last = len(trace.values) - length
-            for start in [*range(0, last, stride), last] if last >= 0 else ():
-                if trace.valid[start : start + length].any():
-                    self.starts.append((k, start))
+            last = max(0, len(trace.values) - length)
+            self.starts += [(k, start) for start in [*range(0, last, stride), last]]
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -71,8 +74,9 @@ class TraceWindows(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         k, start = self.starts[index]
         trace, steps = self.traces[k], slice(start, start + self.length)
-        x = torch.zeros(self.length, 1 if self.grey else 3, *self.size)
-        for t, frame in enumerate(trace.frames[steps]):
+        frames = trace.frames[steps]
+        x = torch.zeros(len(frames), 1 if self.grey else 3, *self.size)
+        for t, frame in enumerate(frames):
             if frame is not None:
                 x[t] = load_frames([frame], self.size, self.grey)[0]
         return {

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there, whenever the process dies.
 
-An epoch writes two new files, weights (safetensors) and the rest (torch.save, read with weights_only), and then
-replaces the small file that names them, with their checksums. Whatever moment a kill hits, that file names a
-complete pair.
+An epoch writes two new files, weights (safetensors) and the rest (torch.save, read with
+weights_only), and then replaces the small file that names them, with their checksums. Whatever
+moment a kill hits, that file names a complete pair.
 """
 
 from __future__ import annotations
@@ -30,21 +30,29 @@ class CheckpointError(RuntimeError):
     """A checkpoint is damaged or does not fit; names the file."""
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Writes a file so that after a crash it has its old content or the new, never a part."""
+def write_atomic(path: Path, content: bytes | str, *, durable: bool = True) -> None:
+    """Writes a file so that after a crash it has its old content or the new, never a part.
+
+    Args:
+        path: the file.
+        content: all of it.
+        durable: whether it must be on disk at return; otherwise a loss of power may lose it.
+    """
     data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
 def save(run: Path, epoch: int, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -58,7 +66,10 @@ def save(run: Path, epoch: int, weights: dict[str, Tensor], state: dict[str, Any
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    parts = {f"epoch-{epoch:05d}.safetensors": pack(weights), f"epoch-{epoch:05d}.pt": buffer.getvalue()}
+    parts = {
+        f"epoch-{epoch:05d}.safetensors": pack(weights),
+        f"epoch-{epoch:05d}.pt": buffer.getvalue(),
+    }
     for name, data in parts.items():
         write_atomic(run / name, data)
     pointer = {

@@ -43,8 +43,8 @@ class Config:
         weight_decay: of the optimizer.
         schedule: of the learning rate: "constant", or "cosine" from lr to 0 over the epochs.
         clip_norm: largest norm of the gradient; 0: no clipping.
-        sparsity: how L1 terms of a model act: "proximal" steps, which make exact zeros; a "penalty" in
-            the loss; or "none".
+        sparsity: how L1 terms of a model act: "proximal" steps, which make exact zeros; a "penalty"
+            in the loss; or "none".
         amp: mixed precision: "off", "bf16", or "fp16" with loss scaling.
         patience: epochs without a better validation score before training stops; 0: never.
         device: "auto", "cpu", "cuda" or "cuda:0" and so on.
@@ -97,7 +97,7 @@ class Config:
 
 
 def load(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Settings from a file, then from key=value arguments; `task_options.root=/data` reaches inside.
+    """Settings from a file, then from key=value; `task_options.root=/data` reaches inside.
 
     Args:
         path: a YAML file. None: the defaults.
@@ -124,10 +124,11 @@ def load(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Confi
 
 def difference(old: Config, new: Config) -> list[str]:
     """Names of settings that differ, save those that do not change what is computed."""
-    free = {"out", "epochs", "patience", "device", "workers"}
-    return [
-        f.name for f in fields(Config) if f.name not in free and getattr(old, f.name) != getattr(new, f.name)
-    ]
+    free = {"out", "patience", "device", "workers"}
+    if new.schedule == "constant":
+        free.add("epochs")
+    names = [f.name for f in fields(Config) if f.name not in free]
+    return [name for name in names if getattr(old, name) != getattr(new, name)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @contextmanager
 def group(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started, nccl for GPUs and gloo otherwise; nothing for one."""
+    """Joins the processes that torchrun started: nccl on GPUs, otherwise gloo."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return

@@ -72,9 +72,8 @@ BACKENDS = {
 }
 
 
-
 class _Requested(threading.local):
-    """The name that use_backend asks for in this thread; dynamo can trace it, unlike a ContextVar."""
+    """What use_backend asks for in this thread; unlike a ContextVar, dynamo can trace it."""
 
     name = ""
 
@@ -84,7 +83,7 @@ _chosen: dict[tuple[str, torch.device, torch.dtype], Backend] = {}
 
 
 def backends() -> dict[str, str | None]:
-    """Every backend by name, with the reason why it cannot run on this machine, or None if it can."""
+    """Every backend by name, with why it cannot run on this machine, or None if it can."""
     return {name: BACKENDS[name].unavailable for name in ("reference", "cpu", "triton", "cuda")}
 
 
@@ -124,8 +123,8 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> Backend:
         dtype: their dtype.
 
     Raises:
-        BackendError: none accepts; one line per backend says why. "reference" is never chosen unless
-            it is asked for, since it is much slower.
+        BackendError: none accepts; one line per backend says why. "reference" is never chosen
+            unless it is asked for, since it is much slower.
     """
     name = _requested.name or os.environ.get("STRNN_BACKEND", "")
     backend = _chosen.get((name, device, dtype))
@@ -133,7 +132,9 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> Backend:
 
 
 def _choose(op: str, name: str, device: torch.device, dtype: torch.dtype) -> Backend:
-    candidates = [_available(name)] if name else [b for b in BACKENDS.values() if b.name != "reference"]
+    candidates = (
+        [_available(name)] if name else [b for b in BACKENDS.values() if b.name != "reference"]
+    )
     refusals = []
     for backend in candidates:
         reasons = backend.refusals(device, dtype)

@@ -1,4 +1,4 @@
-"""The emulator as fixtures; tests in this folder are skipped where g++ or the CUDA headers are missing."""
+"""The emulator as fixtures; without g++ or the CUDA headers the tests that need it are skipped."""
 
 import importlib.util
 import sys

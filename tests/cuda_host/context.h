@@ -15,8 +15,10 @@ struct Context {
   void* stack_pointer = nullptr;
 
   void make(char* stack, size_t bytes, void (*entry)()) {
-    void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + bytes) & ~uintptr_t{15});
-    *--top = nullptr;  // a return address that is never used keeps the stack aligned as after a call
+    void** top =
+        reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + bytes) & ~uintptr_t{15});
+    *--top =
+        nullptr;  // a return address that is never used keeps the stack aligned as after a call
     *--top = reinterpret_cast<void*>(entry);
     for (int i = 0; i < 6; ++i) *--top = nullptr;  // callee-saved registers
     stack_pointer = top;

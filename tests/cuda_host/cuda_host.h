@@ -1,6 +1,7 @@
-// Executes CUDA kernel sources on the CPU: g++ -x c++ -include cuda_host.h kernel.cu. Every CUDA thread is a fiber; one thread of the
-// operating system runs them all, a few blocks at a time. What is not declared here (atomics, clusters, grid barriers, static shared
-// memory) does not compile: the package's kernels use none of it.
+// Executes CUDA kernel sources on the CPU: g++ -x c++ -include cuda_host.h kernel.cu. Every CUDA
+// thread is a fiber; one thread of the operating system runs them all, a few blocks at a time. What
+// is not declared here (atomics, clusters, grid barriers, static shared memory) does not compile:
+// the package's kernels use none of it.
 #pragma once
 #define STRNN_CUDA_HOST 1
 
@@ -47,7 +48,8 @@ dim3 block_dim() __attribute__((const));
 dim3 grid_dim() __attribute__((const));
 
 unsigned char* dyn_smem();
-void* carve(size_t bytes);  // the next array of shared memory, rounded up to 128 bytes, with a forbidden gap behind it
+void* carve(size_t bytes);  // the next array of shared memory, rounded up to 128 bytes, with a
+                            // forbidden gap behind it
 void block_sync(int line);
 void warp_sync(unsigned mask);
 void cp_async(void* to, const void* from, int bytes, int source_bytes);
@@ -64,7 +66,8 @@ unsigned lane();
 
 extern "C" {
 const char* emu_report();
-// 0: round robin; 1: the thread woken last first; even: one random warp as far as it gets; odd: a random thread every time.
+// 0: round robin; 1: the thread woken last first; even: one random warp as far as it gets; odd: a
+// random thread every time.
 void emu_seed(unsigned seed);
 // A buffer in global memory that kernels may use: 1 read, 2 write, 3 both.
 void emu_register(const void* p, size_t bytes, const char* name, int flags);
@@ -82,13 +85,17 @@ inline void __syncwarp(unsigned mask = ~0u) { emu::warp_sync(mask); }
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int from) {
   T result;
-  std::memcpy(&result, emu::exchange("__shfl_sync", mask, &value, sizeof value)[from & 31], sizeof result);
+  std::memcpy(&result, emu::exchange("__shfl_sync", mask, &value, sizeof value)[from & 31],
+              sizeof result);
   return result;
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int distance) {
   T result;
-  std::memcpy(&result, emu::exchange("__shfl_xor_sync", mask, &value, sizeof value)[(emu::lane() ^ distance) & 31], sizeof result);
+  std::memcpy(
+      &result,
+      emu::exchange("__shfl_xor_sync", mask, &value, sizeof value)[(emu::lane() ^ distance) & 31],
+      sizeof result);
   return result;
 }
 template <typename T>

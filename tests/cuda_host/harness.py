@@ -1,8 +1,8 @@
-"""The CUDA kernels as a backend on CPU tensors: the .cu files compiled by g++ and executed by the emulator.
+"""The CUDA kernels as a backend on CPU tensors: compiled by g++, executed by the emulator.
 
-`build` compiles csrc/cuda with the emulator; `Emulated` is one build with its schedule and the limits of
-the device that it pretends to be; `Switch` makes it a backend of the package, so that the functions of
-the package, their derivatives included, run on it.
+`build` compiles csrc/cuda with the emulator; `Emulated` is one build with its schedule and the
+limits of the device that it pretends to be; `Switch` makes it a backend of the package, so that the
+functions of the package, their derivatives included, run on it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def _compile(source: Path, flags: Sequence[str], depends: str) -> Path:
 
 
 def _headers(*folders: Path) -> str:
-    files = (f for folder in folders for f in sorted(folder.glob("*.*h")) + sorted(folder.glob("*.h")))
+    files = (
+        f for folder in folders for f in sorted(folder.glob("*.*h")) + sorted(folder.glob("*.h"))
+    )
     return "".join(f.read_text() for f in files)
 
 
@@ -76,7 +78,9 @@ def build(mode: str = "fast", sources: Path = ROOT / "csrc" / "cuda") -> Path:
 
     `sources` may be a changed copy (the mutation test), beside a copy of csrc/common.
     """
-    runtime = [_compile(HERE / f, ["-O2"], _headers(HERE)) for f in ("scheduler.cpp", "checker.cpp")]
+    runtime = [
+        _compile(HERE / f, ["-O2"], _headers(HERE)) for f in ("scheduler.cpp", "checker.cpp")
+    ]
     depends = _headers(HERE, sources, sources.parent / "common")
     force = ["-include", str(HERE / "cuda_host.h")]
     kernels = [_compile(sources / f, [*MODES[mode], *force], depends) for f in KERNELS]
@@ -95,8 +99,8 @@ class Emulated:
     """One build of the kernels.
 
     Attributes:
-        seed: the schedule: 0 round robin, 1 last woken first, even: one random warp as far as it gets,
-            odd: a random thread every time.
+        seed: the schedule: 0 round robin, 1 last woken first, even: one random warp as far as it
+            gets, odd: a random thread every time.
         device: the limits that the planner sees.
     """
 
@@ -106,7 +110,12 @@ class Emulated:
         self.seed = seed
         self._c = ctypes.CDLL(str(library))
         self._c.host_error.restype = ctypes.c_char_p
-        self._c.emu_register.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int]
+        self._c.emu_register.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.c_char_p,
+            ctypes.c_int,
+        ]
         self._kept: list[torch.Tensor] = []
 
     def _guarded(self, name: str, like: torch.Tensor | None, shape, dtype, flags: int):
@@ -130,10 +139,12 @@ class Emulated:
         self._c.emu_seed(self.seed)
         self._kept = []
         given = {
-            n: None if t is None else self._guarded(n, t, t.shape, t.dtype, 1) for n, t in inputs.items()
+            n: None if t is None else self._guarded(n, t, t.shape, t.dtype, 1)
+            for n, t in inputs.items()
         }
         made = {
-            n: None if s is None else self._guarded(n, None, s, dtype, 2) for n, s in outputs.items()
+            n: None if s is None else self._guarded(n, None, s, dtype, 2)
+            for n, s in outputs.items()
         }
 
         def pointers(tensors):
@@ -164,14 +175,18 @@ class Emulated:
         def line(match):
             command = ["addr2line", "-i", "-s", "-e", match[1], match[2]]
             found = subprocess.run(command, capture_output=True, text=True).stdout.split("\n")
-            own = [x.split(" (disc")[0] for x in found if x and "cuda_host" not in x and "ptx" not in x]
+            own = [
+                x.split(" (disc")[0] for x in found if x and "cuda_host" not in x and "ptx" not in x
+            ]
             return f"[{own[0] if own else found[0]}]"
 
         return re.sub(r"\[([^\]\[]+\.so)\+(0x[0-9a-f]+)\]", line, report)
 
     # --- the ops of strnn_kernels.schema ---
 
-    def _sweep(self, x, w_ih, bias, w_hh, mask, h0, entry, projection, table, groups, slots, activation):
+    def _sweep(
+        self, x, w_ih, bias, w_hh, mask, h0, entry, projection, table, groups, slots, activation
+    ):
         (B, N), (D, H) = x.shape[:2], w_hh.shape[:2]
         C = 0 if w_ih is None else w_ih.shape[2]
         K = 0 if projection is None else projection.shape[1]
@@ -183,16 +198,32 @@ class Emulated:
 
     def sweep_fwd(self, x, w_ih, bias, w_hh, mask, h0, entry, projection, program, reversed_program,
                   sizes, activation, keep_h):  # fmt: skip
-        n, given = self._sweep(x, w_ih, bias, w_hh, mask, h0, entry, projection, program, *sizes[:2], activation)
+        n, given = self._sweep(
+            x, w_ih, bias, w_hh, mask, h0, entry, projection, program, *sizes[:2], activation
+        )
         B, N, D, _, H, K = n[:6]
-        wanted = {"h": (B, N, D, H) if keep_h else None, "pre": None, "s": (B, D, K, H) if K else None}
+        wanted = {
+            "h": (B, N, D, H) if keep_h else None,
+            "pre": None,
+            "s": (B, D, K, H) if K else None,
+        }
         made = self.call("sweep", n, given | {"gate": None}, wanted, x.dtype)
         return tuple(x.new_empty(0) if made[k] is None else made[k] for k in ("h", "s"))
 
-    def sweep_bwd(self, dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection, reversed_program,
-                  sizes, activation, need_dx):  # fmt: skip
+    def sweep_bwd(self, dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection,
+                  reversed_program, sizes, activation, need_dx):  # fmt: skip
         n, given = self._sweep(
-            x, w_ih, bias, w_hh, mask, h0, entry, projection, reversed_program, *sizes[2:], activation
+            x,
+            w_ih,
+            bias,
+            w_hh,
+            mask,
+            h0,
+            entry,
+            projection,
+            reversed_program,
+            *sizes[2:],
+            activation,
         )
         given |= {"h": h, "dh": dh, "ds": ds, "gate": None, "pre": None}
         of = {"dx": x if need_dx else None, "dw_ih": w_ih, "dbias": bias, "dw_hh": w_hh, "dh0": h0}
@@ -210,7 +241,9 @@ class Emulated:
         n, given = self._sweep(g, None, None, w, None, None, None, None, program, *sizes[:2], 0)
         wanted = {"h": None, "pre": g.shape, "s": None}
         pre = self.call("sweep", n, given | {"gate": gate}, wanted, g.dtype)["pre"]
-        n, given = self._sweep(g, None, None, w, None, None, None, None, reversed_program, *sizes[2:], 0)
+        n, given = self._sweep(
+            g, None, None, w, None, None, None, None, reversed_program, *sizes[2:], 0
+        )
         given |= {"h": y, "dh": dy, "ds": None, "gate": gate, "pre": pre}
         wanted = {"dgate": g.shape, "dx": g.shape, "dw_ih": None, "dbias": None, "dw_hh": w.shape}
         wanted |= {"dh0": None, "dprojection": None}
@@ -224,7 +257,10 @@ class Emulated:
 
     def sparse_projection_bwd(self, ds, h, weight):
         (B, N, D, H), K = h.shape, weight.shape[1]
-        given, wanted = {"ds": ds, "h": h, "weight": weight}, {"dh": h.shape, "dweight": weight.shape}
+        given, wanted = (
+            {"ds": ds, "h": h, "weight": weight},
+            {"dh": h.shape, "dweight": weight.shape},
+        )
         made = self.call("sparse_projection_backward", (B, N, D, H, K), given, wanted, h.dtype)
         return made["dh"], made["dweight"]
 

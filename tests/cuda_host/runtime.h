@@ -1,4 +1,5 @@
-// Inside of the emulator: fibers and their blocks (scheduler.cpp) and the checker of memory accesses (checker.cpp).
+// Inside of the emulator: fibers and their blocks (scheduler.cpp) and the checker of memory
+// accesses (checker.cpp).
 #pragma once
 #include <deque>
 #include <memory>
@@ -16,9 +17,10 @@
 namespace emu {
 
 constexpr size_t kStackBytes = 128 << 10;
-constexpr size_t kMaxCarved = 64;    // arrays of shared memory per block
-constexpr size_t kGap = 128;         // forbidden bytes behind each
-constexpr size_t kGranule = 2;       // bytes of a cell of the checker: the smallest element that a kernel writes
+constexpr size_t kMaxCarved = 64;  // arrays of shared memory per block
+constexpr size_t kGap = 128;       // forbidden bytes behind each
+constexpr size_t kGranule =
+    2;  // bytes of a cell of the checker: the smallest element that a kernel writes
 
 using Clock = std::vector<uint32_t>;  // of a block's threads: how far each is known to have got
 
@@ -41,7 +43,7 @@ struct Fiber {
   const char* state = "ready";
   void* pc = nullptr;
   Clock clock;
-  std::vector<Copy> open;               // copies not yet committed
+  std::vector<Copy> open;  // copies not yet committed
   std::deque<std::vector<Copy>> groups;
   size_t carved_device = 0, carved_host = 0;
 };
@@ -52,7 +54,8 @@ struct Barrier {
   std::vector<Fiber*> waiting;
 };
 
-// A collective of the lanes of one mask; two generations, since a lane may start the next one before all have read this one.
+// A collective of the lanes of one mask; two generations, since a lane may start the next one
+// before all have read this one.
 struct Collective {
   unsigned mask, arrived = 0, generation = 0;
   const char* what = "";
@@ -65,7 +68,8 @@ struct Warp {
   std::vector<std::pair<unsigned, std::unique_ptr<Barrier>>> barriers;
 };
 
-// What the checker knows of a granule of memory. Threads are counted through the grid from 1; 0: nobody.
+// What the checker knows of a granule of memory. Threads are counted through the grid from 1; 0:
+// nobody.
 struct Cell {
   uint32_t writer, write_clock, write_pc;
   uint32_t reader, read_clock, read_pc;
@@ -112,7 +116,9 @@ void note(const std::string& key, const std::string& message);
 [[noreturn]] void fail(const std::string& message);
 std::string place(void* pc);
 std::string name_of(const Fiber* f);
-inline uint32_t global_index(const Fiber* f) { return f->block->index * grid.block_size + f->index; }
+inline uint32_t global_index(const Fiber* f) {
+  return f->block->index * grid.block_size + f->index;
+}
 
 bool is_instrumented();
 void reset_checker();

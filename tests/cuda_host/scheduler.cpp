@@ -1,4 +1,5 @@
-// Fibers, blocks, barriers, warp collectives and asynchronous copies of the emulator. Compiled without -fsanitize=thread.
+// Fibers, blocks, barriers, warp collectives and asynchronous copies of the emulator. Compiled
+// without -fsanitize=thread.
 #include <dlfcn.h>
 #include <sys/mman.h>
 
@@ -33,14 +34,17 @@ unsigned seed = 0;
 uint64_t random_state = 1;
 
 uint32_t draw() {
-  random_state ^= random_state << 13, random_state ^= random_state >> 7, random_state ^= random_state << 17;
+  random_state ^= random_state << 13, random_state ^= random_state >> 7,
+      random_state ^= random_state << 17;
   return static_cast<uint32_t>(random_state >> 16);
 }
 
 // Fibers that can run.
 class ReadyQueue {
  public:
-  void reset(size_t num_warps) { all_.clear(), warps_.assign(seed < 2 ? 0 : num_warps, {}), active_.clear(), current_ = kNone; }
+  void reset(size_t num_warps) {
+    all_.clear(), warps_.assign(seed < 2 ? 0 : num_warps, {}), active_.clear(), current_ = kNone;
+  }
 
   void push(Fiber* f) {
     if (seed < 2) return all_.push_back(f);
@@ -53,12 +57,15 @@ class ReadyQueue {
     if (seed < 2) {
       if (all_.empty()) return nullptr;
       Fiber* f = seed == 0 ? all_.front() : all_.back();
-      if (seed == 0) all_.pop_front();
-      else all_.pop_back();
+      if (seed == 0)
+        all_.pop_front();
+      else
+        all_.pop_back();
       return f;
     }
     if (active_.empty()) return nullptr;
-    if (current_ == kNone || warps_[current_].empty() || seed % 2 == 1) current_ = active_[draw() % active_.size()];
+    if (current_ == kNone || warps_[current_].empty() || seed % 2 == 1)
+      current_ = active_[draw() % active_.size()];
     std::vector<Fiber*>& queue = warps_[current_];
     std::swap(queue[draw() % queue.size()], queue.back());
     Fiber* f = queue.back();
@@ -111,7 +118,8 @@ void arrive(Barrier& barrier, int expected, const char* state, void* pc) {
 void entry() {
   grid.kernel(grid.context);
   Fiber* f = grid.self;
-  if (!f->open.empty() || !f->groups.empty()) note("exit", "EXIT: copies never waited for by " + name_of(f));
+  if (!f->open.empty() || !f->groups.empty())
+    note("exit", "EXIT: copies never waited for by " + name_of(f));
   f->is_done = true, f->state = "done";
   leave();
 }
@@ -138,9 +146,11 @@ void start(Block& block, unsigned index) {
     Fiber& f = block.fibers[i];
     f.block = &block, f.index = i;
     f.thread = dim3(i % t.x, i / t.x % t.y, i / (t.x * t.y));
-    f.stack = static_cast<char*>(mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    f.stack = static_cast<char*>(mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (grid.is_checked) f.clock.assign(grid.block_size, 0), f.clock[i] = 1;
-    f.context.make(f.stack, kStackBytes - global_index(&f) % 61 * 192, entry);  // stacks at different places of the cache
+    f.context.make(f.stack, kStackBytes - global_index(&f) % 61 * 192,
+                   entry);  // stacks at different places of the cache
     ready.push(&f);
   }
 }
@@ -167,7 +177,8 @@ void report_deadlock() {
   if (!is_stuck) return;
   std::string message = "DEADLOCK:";
   for (const auto& [state, group] : groups)
-    message += "\n    " + std::to_string(group.first) + " threads " + state + " (first: " + group.second + ")";
+    message += "\n    " + std::to_string(group.first) + " threads " + state +
+               " (first: " + group.second + ")";
   note("deadlock", message);
 }
 
@@ -188,13 +199,17 @@ std::string place(void* pc) {
   Dl_info info;
   char text[512];
   if (pc && dladdr(pc, &info) && info.dli_fname)
-    std::snprintf(text, sizeof text, "[%s+0x%zx]", info.dli_fname, static_cast<size_t>(static_cast<char*>(pc) - static_cast<char*>(info.dli_fbase)) - 1);
+    std::snprintf(
+        text, sizeof text, "[%s+0x%zx]", info.dli_fname,
+        static_cast<size_t>(static_cast<char*>(pc) - static_cast<char*>(info.dli_fbase)) - 1);
   else
     std::snprintf(text, sizeof text, "[%p]", pc);
   return text;
 }
 
-std::string name_of(const Fiber* f) { return "block " + std::to_string(f->block->index) + " thread " + std::to_string(f->index); }
+std::string name_of(const Fiber* f) {
+  return "block " + std::to_string(f->block->index) + " thread " + std::to_string(f->index);
+}
 
 int launch_raw(const Launch& launch, void (*kernel)(const void*), const void* context) {
   grid = Grid{};
@@ -206,8 +221,10 @@ int launch_raw(const Launch& launch, void (*kernel)(const void*), const void* co
   random_state = seed * 7919ull + 12345;
   ready.reset(static_cast<size_t>(grid.num_blocks) * ((grid.block_size + 31) / 32));
   reset_checker();
-  if (grid.block_size == 0 || grid.block_size > 1024) return note("size", "LIMIT: a block has 1 to 1024 threads"), grid.findings;
-  if (launch.smem > 227 * 1024) return note("size", "LIMIT: more than 227 KB of shared memory"), grid.findings;
+  if (grid.block_size == 0 || grid.block_size > 1024)
+    return note("size", "LIMIT: a block has 1 to 1024 threads"), grid.findings;
+  if (launch.smem > 227 * 1024)
+    return note("size", "LIMIT: more than 227 KB of shared memory"), grid.findings;
   for (const Region& r : user_regions()) grid.regions.emplace_back(new Region(r));
   grid.blocks.resize(grid.num_blocks);
   std::vector<unsigned> order(grid.num_blocks);
@@ -216,7 +233,8 @@ int launch_raw(const Launch& launch, void (*kernel)(const void*), const void* co
     for (unsigned i = grid.num_blocks; i-- > 1;) std::swap(order[i], order[draw() % (i + 1)]);
   unsigned next = 0, up = 0;
   while (!grid.is_aborted) {
-    for (; up < kResidentBlocks && next < grid.num_blocks; ++up, ++next) start(grid.blocks[order[next]], order[next]);
+    for (; up < kResidentBlocks && next < grid.num_blocks; ++up, ++next)
+      start(grid.blocks[order[next]], order[next]);
     Fiber* f = ready.pop();
     if (!f) break;
     grid.self = f;
@@ -238,13 +256,14 @@ dim3 grid_dim() { return grid.launch.grid; }
 unsigned lane() { return grid.self->index % 32; }
 unsigned char* dyn_smem() { return grid.self->block->shared; }
 
-// The offset on the device advances by the rounded size, the one here also by the gap, which stays forbidden.
+// The offset on the device advances by the rounded size, the one here also by the gap, which stays
+// forbidden.
 void* carve(size_t bytes) {
   Fiber* f = grid.self;
   const size_t rounded = (bytes + 127) / 128 * 128;
   if (f->carved_device + rounded > grid.launch.smem)
-    fail("SHARED: the kernel takes at least " + std::to_string(f->carved_device + rounded) + " bytes, the launch asked for " +
-         std::to_string(grid.launch.smem));
+    fail("SHARED: the kernel takes at least " + std::to_string(f->carved_device + rounded) +
+         " bytes, the launch asked for " + std::to_string(grid.launch.smem));
   unsigned char* taken = f->block->shared + f->carved_host;
   if (grid.is_checked)
     for (size_t i = 0; i < (bytes + kGranule - 1) / kGranule; ++i)
@@ -258,8 +277,9 @@ void block_sync(int line) {
   Barrier& barrier = grid.self->block->barrier;
   void* pc = __builtin_return_address(0);
   if (barrier.arrived && barrier.line != line)
-    note("line" + std::to_string(line), "DIVERGENT: a barrier is reached at line " + std::to_string(barrier.line) + " and, by " +
-                                            name_of(grid.self) + ", at line " + std::to_string(line) + " " + place(pc));
+    note("line" + std::to_string(line),
+         "DIVERGENT: a barrier is reached at line " + std::to_string(barrier.line) + " and, by " +
+             name_of(grid.self) + ", at line " + std::to_string(line) + " " + place(pc));
   barrier.line = line;
   arrive(barrier, static_cast<int>(grid.block_size), "at __syncthreads", pc);
 }
@@ -269,14 +289,18 @@ void warp_sync(unsigned mask) {
   if (!(mask >> lane() & 1)) fail("MASK: __syncwarp without the calling lane, " + name_of(f));
   auto& barriers = f->block->warps[f->index / 32].barriers;
   for (auto& [known, barrier] : barriers)
-    if (known == mask) return arrive(*barrier, __builtin_popcount(mask), "at __syncwarp", __builtin_return_address(0));
+    if (known == mask)
+      return arrive(*barrier, __builtin_popcount(mask), "at __syncwarp",
+                    __builtin_return_address(0));
   barriers.emplace_back(mask, new Barrier);
-  arrive(*barriers.back().second, __builtin_popcount(mask), "at __syncwarp", __builtin_return_address(0));
+  arrive(*barriers.back().second, __builtin_popcount(mask), "at __syncwarp",
+         __builtin_return_address(0));
 }
 
 Exchanged exchange(const char* what, unsigned mask, const void* mine, size_t bytes) {
   Fiber* f = grid.self;
-  if (!(mask >> lane() & 1)) fail(std::string("MASK: ") + what + " without the calling lane, " + name_of(f));
+  if (!(mask >> lane() & 1))
+    fail(std::string("MASK: ") + what + " without the calling lane, " + name_of(f));
   auto& known = f->block->warps[f->index / 32].collectives;
   Collective* c = nullptr;
   for (auto& k : known)
@@ -287,7 +311,8 @@ Exchanged exchange(const char* what, unsigned mask, const void* mine, size_t byt
     c->mask = mask;
   }
   if (c->arrived && std::strcmp(c->what, what) != 0)
-    fail(std::string("DIVERGENT: ") + name_of(f) + " calls " + what + " while others of its warp are in " + c->what);
+    fail(std::string("DIVERGENT: ") + name_of(f) + " calls " + what +
+         " while others of its warp are in " + c->what);
   const unsigned half = c->generation % 2;
   c->what = what;
   std::memcpy(c->lanes[half][lane()], mine, bytes);
@@ -307,7 +332,8 @@ Exchanged exchange(const char* what, unsigned mask, const void* mine, size_t byt
 void cp_async(void* to, const void* from, int bytes, int source_bytes) {
   Fiber* f = grid.self;
   void* pc = __builtin_return_address(0);
-  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes) fail("ALIGN: cp.async " + place(pc));
+  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
+    fail("ALIGN: cp.async " + place(pc));
   if (grid.is_checked) {
     check(reinterpret_cast<uintptr_t>(from), source_bytes, Access::kRead, pc);
     check(reinterpret_cast<uintptr_t>(to), bytes, Access::kCopyIssue, pc);
@@ -325,7 +351,8 @@ void cp_wait(int pending) {
   Fiber* f = grid.self;
   while (static_cast<int>(f->groups.size()) > pending) {
     for (const Copy& c : f->groups.front()) {
-      if (grid.is_checked) check(reinterpret_cast<uintptr_t>(c.to), c.bytes, Access::kCopyDone, c.pc);
+      if (grid.is_checked)
+        check(reinterpret_cast<uintptr_t>(c.to), c.bytes, Access::kCopyDone, c.pc);
       std::memcpy(c.to, c.from, c.source_bytes);
       std::memset(static_cast<char*>(c.to) + c.source_bytes, 0, c.bytes - c.source_bytes);
     }

@@ -12,8 +12,9 @@ CASES = testing.CONFORMANCE
 SMALL = tuple(
     testing.find(name)
     for name in (
-        "corner-mask", "corner-sparse", "corner-4x3-states", "cross-4x4", "diamond", "chain-tanh-h0",
-        "chain-lengths-h0", "chain-lengths-k", "sweep-mask-h0", "gated-diamond", "project",
+        "corner-mask", "corner-sparse", "corner-4x3-states", "cross-4x4", "diamond",
+        "chain-tanh-h0", "chain-lengths-h0", "chain-lengths-k", "sweep-mask-h0",
+        "gated-diamond", "project",
     )
 )  # fmt: skip
 #: Shared memory of devices so small that the general family must leave things out of it.
@@ -48,7 +49,7 @@ def test_schedules(case, seed, harness, switch, fast):
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_little_shared_memory(case, limit, harness, switch, fast):
-    """With few multiprocessors a tile has several rows, with little memory weights and slots are global."""
+    """Few multiprocessors: tiles of several rows; little memory: weights and slots are global."""
     check(switch, harness.Emulated(fast, (80, 2, LIMITS[limit], LIMITS[limit])), case)
 
 
@@ -132,6 +133,6 @@ def test_too_large_for_the_device(harness, switch, fast):
     u, w = torch.zeros(1, 2, 2, 300), torch.zeros(2, 300, 300)
     with (
         switch.running(harness.Emulated(fast, (80, 2, 1024, 1024))),
-        pytest.raises(RuntimeError, match="needs .* bytes of shared memory, the device has 1024"),
+        pytest.raises(RuntimeError, match=r"needs .* bytes of shared memory, the device has 1024"),
     ):
         sk.sweep(u, w, sk.Topology.chain(2))

@@ -10,14 +10,19 @@ from strnn_kernels import testing
 #: Compile for float32 alone: a mutant costs seconds.
 ONE_DTYPE = (
     "storage.cuh",
-    """    case Dtype::kFloat32: return f(float{});
-    case Dtype::kFloat64: return f(double{});
-    case Dtype::kBFloat16: return f(__nv_bfloat16{});
-    case Dtype::kFloat16: return f(__half{});
+    """    case Dtype::kFloat32:
+      return f(float{});
+    case Dtype::kFloat64:
+      return f(double{});
+    case Dtype::kBFloat16:
+      return f(__nv_bfloat16{});
+    case Dtype::kFloat16:
+      return f(__half{});
 """,
-    "    default: return f(float{});\n",
+    "    default:\n      return f(float{});\n",
 )
-#: name -> file, text, what it becomes, the case that shows it, part of the report (None: wrong numbers).
+#: name -> file, text, what it becomes, the case that shows it, part of the report (None: wrong
+#: numbers).
 MUTATIONS = {
     "barrier-before-product": (
         "sweep_kernel.cuh",
@@ -63,8 +68,8 @@ MUTATIONS = {
     ),
     "tail-of-the-batch-is-written": (
         "sweep_kernel.cuh",
-        "if (first + q < items && r < tile_rows) finish",
-        "if (first + q < items) finish",
+        "if (first + q < items && r < tile_rows)\n",
+        "if (first + q < items)\n",
         "corner-mask",
         "BOUNDS",
     ),

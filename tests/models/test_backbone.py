@@ -80,7 +80,7 @@ def test_wrong_clips_are_refused(small_cnn, shape, lengths, message):
 
 def test_wrong_backbones_are_refused(small_cnn):
     with pytest.raises(sk.ArgumentError, match="feature_size"):
-        FrameEncoder(nn.Conv2d(2, 5, 3))
+        FrameEncoder(nn.Sequential(nn.Conv2d(2, 5, 3)))
     with pytest.raises(sk.ArgumentError, match="F = 5"):
         FrameEncoder(small_cnn, feature_size=5)(torch.randn(1, 1, 2, 8, 8))
     with pytest.raises(sk.ArgumentError, match="group, batch, none"):
@@ -100,6 +100,15 @@ def test_lengths_are_as_if_each_clip_were_alone(cell, bidirectional):
         if n:
             torch.testing.assert_close(states[b, :n], layers(x[b : b + 1, :n])[0])
         assert not states[b, n:].any()
+
+
+def test_dropout_is_between_layers_and_in_training_only():
+    x = torch.ones(1, 4, 3)
+    one, two = (Recurrence(3, 5, num_layers=n, dropout=0.5) for n in (1, 2))
+    assert one(x).equal(one(x))
+    assert not two(x).equal(two(x))
+    two.eval()
+    assert two(x).equal(two(x))
 
 
 def test_saliency_finds_the_pixels_that_count():
@@ -137,7 +146,7 @@ class Bomb:
 
 
 def test_no_file_is_executed_and_no_damage_is_silent(tmp_path, small_cnn):
-    (tmp_path / "bomb.pt").write_bytes(pickle.dumps({"0.weight": Bomb()}))
+    (tmp_path / "bomb.pt").write_bytes(pickle.dumps({"0.weight": Bomb()}, protocol=2))
     torch.save({"0.weight": Bomb()}, tmp_path / "zip_bomb.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     (tmp_path / "empty.pt").touch()

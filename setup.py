@@ -1,11 +1,12 @@
 """Build of the compiled parts; everything else stands in pyproject.toml.
 
-Three extensions: ``strnn_kernels._C`` (the CPU ops) and ``strnn_kernels._C_cuda`` (the CUDA ops), both
-through torch's stable ABI: one binary for torch 2.10 and later; and ``strnn_kernels._planner`` (the
-compiler of topologies, pybind11, no torch). Without a C++ compiler the package installs without them,
-without nvcc or beside a torch without CUDA it installs without _C_cuda; it says so, and ``python -m
-strnn_kernels.info`` repeats it. STRNN_CPU=1 and STRNN_CUDA=1 make that an error, 0 leaves the part
-out. TORCH_CUDA_ARCH_LIST, MAX_JOBS and CUDA_HOME mean what they mean to torch.utils.cpp_extension.
+Three extensions: ``strnn_kernels._C`` (the CPU ops) and ``strnn_kernels._C_cuda`` (the CUDA ops),
+both through torch's stable ABI: one binary for torch 2.10 and later; and ``strnn_kernels._planner``
+(the compiler of topologies, pybind11, no torch). Without a C++ compiler the package installs
+without them, without nvcc or beside a torch without CUDA it installs without _C_cuda; it says so,
+and ``python -m strnn_kernels.info`` repeats it. STRNN_CPU=1 and STRNN_CUDA=1 make that an error, 0
+leaves the part out. TORCH_CUDA_ARCH_LIST, MAX_JOBS and CUDA_HOME mean what they mean to
+torch.utils.cpp_extension.
 """
 
 from __future__ import annotations
@@ -105,12 +106,8 @@ def cuda_extension():
         "TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0+PTX" if knows_100 else "8.0;9.0+PTX"
     )
     architectures = os.environ["TORCH_CUDA_ARCH_LIST"]
-    sources = (
-        "planner.cpp",
-        "sweep_forward.cu",
-        "sweep_backward.cu",
-        "sparse_projection_kernel.cu",
-    )
+    sources = ["planner.cpp", "sweep_forward.cu", "sweep_forward_warp.cu", "sweep_backward.cu"]
+    sources += ["sweep_backward_warp.cu", "sparse_projection_kernel.cu"]
     return CUDAExtension(
         "strnn_kernels._C_cuda",
         [f"{CSRC}/bindings_cuda.cpp", *(f"{CSRC}/cuda/{source}" for source in sources)],

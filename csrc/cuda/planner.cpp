@@ -40,7 +40,55 @@ void choose_items(const SweepSizes& z, Plan& plan) {
   plan.threads = static_cast<int>(std::clamp<int64_t>(ceil_div(threads, 32) * 32, 64, kMaxThreads));
 }
 
+// False if it cannot; rows of a CTA (warps) and of a warp, one after the other, if it can.
+bool plan_warp_per_row(const SweepSizes& z, const Device& device, Plan& plan) {
+  if (z.dtype != Dtype::kFloat32 || z.H > kWarpMaxH || z.C > kWarpMaxC || z.is_gated) return false;
+  for (int warps_log2 = 2; warps_log2 >= 0; --warps_log2)
+    for (const bool projects : {true, false}) {
+      const int warps = 1 << warps_log2;
+      plan.projects = projects && z.K > 0 && z.K <= kWarpMaxK;
+      plan.warp = WarpLayout::of(z, warps, plan.projects);
+      plan.shared_bytes = plan.warp.bytes();
+      // Two CTAs to an SM at least, or the latency of a step is not hidden.
+      if (2 * (plan.shared_bytes + 1024) > device.shared_per_sm ||
+          plan.shared_bytes > device.shared_per_block)
+        continue;
+      plan.family = Family::kWarpPerRow;
+      plan.threads = 32 * warps;
+      plan.rows_log2 = warps_log2;
+      const int64_t most_parts =
+          std::max<int64_t>(1, 8 * device.num_sms / std::max<int64_t>(1, z.D));
+      plan.items = z.is_backward
+                       ? static_cast<int>(std::max<int64_t>(1, ceil_div(z.B, warps * most_parts)))
+                       : 1;
+      plan.weights_in_shared = false;  // in registers
+      plan.slots_in_shared = true;
+      return true;
+    }
+  return false;
+}
+
 }  // namespace
+
+WarpLayout WarpLayout::of(const SweepSizes& z, int warps, bool projects) {
+  const int64_t width_x = z.C == 0 ? 0 : z.C <= 8 ? 8 : 32;
+  const int64_t width = z.is_backward ? 64 + width_x : width_x ? width_x : 32;
+  WarpLayout l{};
+  l.records = 2 * z.N;
+  l.projection = projects ? z.N * kWarpMaxK : 0;
+  l.slots = z.S * 32 * warps;
+  l.vectors = 2 * 2 * 32 * warps;
+  l.rings = kWarpRing * width * warps;
+  l.masks = ceil_div(z.N, 32) * warps;
+  l.total = z.is_backward ? 32 * (32 + width_x + 1) : 0;
+  return l;
+}
+
+int64_t WarpLayout::bytes() const {
+  return array_bytes(records, 16) + array_bytes(projection, 4) + array_bytes(slots, 4) +
+         array_bytes(vectors, 4) + array_bytes(rings, 4) + array_bytes(masks, 4) +
+         array_bytes(total, 4);
+}
 
 GeneralLayout GeneralLayout::of(const SweepSizes& z, const Plan& plan) {
   const int64_t rows = int64_t{1} << plan.rows_log2, items = plan.items;
@@ -67,6 +115,8 @@ int64_t GeneralLayout::bytes(Dtype dtype) const {
 
 Plan plan_sweep(const SweepSizes& z, const Device& device) {
   Plan plan{};
+  if (plan_warp_per_row(z, device, plan)) return plan;
+  plan = Plan{};
   plan.family = Family::kGeneral;
   // Rows: as many as fill a block with the nodes of an average group, as long as every SM has a
   // tile.

@@ -34,8 +34,22 @@ struct SweepSizes {
 constexpr int kItemsPerThreadLog2 = 2;
 constexpr int kItemsPerThread =
     1 << kItemsPerThreadLog2;  // (node, row) pairs that share one load of a weight
-constexpr int64_t kWarpPerRowMaxH = 32;
-constexpr int64_t kWarpPerRowMaxC = 32;
+
+// warp_per_row: the widths that its registers hold, and the inputs that are under way at a time.
+constexpr int64_t kWarpMaxH = 32;
+constexpr int64_t kWarpMaxC = 32;
+constexpr int kWarpMaxK = 16;
+constexpr int kWarpMaxThreads = 128;
+constexpr int kWarpRing = 8;
+
+// Shared memory of the warp_per_row family's CTA, in elements (records: 16 bytes, all others 4);
+// the kernels carve their arrays in this order and divide slots, vectors, rings and masks by warps.
+struct WarpLayout {
+  int64_t records, projection, slots, vectors, rings, masks, total;
+
+  static WarpLayout of(const SweepSizes&, int warps, bool projects);
+  int64_t bytes() const;
+};
 
 struct Plan {
   Family family;
@@ -47,6 +61,7 @@ struct Plan {
   bool slots_in_shared;
   bool projects;  // the sparse projection is fused; else a second kernel reads h
   int64_t shared_bytes;
+  WarpLayout warp;  // of the family warp_per_row
 };
 
 // Throws std::runtime_error with the limit if no tile fits the device.

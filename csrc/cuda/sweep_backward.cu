@@ -18,6 +18,7 @@
 #include "gemm.cuh"
 #include "kernels.h"
 #include "sweep_kernel.cuh"
+#include "sweep_warp.cuh"
 #include "workspace.h"
 
 namespace strnn::cuda {
@@ -254,6 +255,8 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
          void* stream) {
   const SweepSizes sizes = sizes_of(a, dtype);
   const Plan plan = plan_sweep(sizes, device);
+  if (plan.family == Family::kWarpPerRow)
+    return sweep_backward_warp(a, plan, device, workspace, stream);
   const Scratch<S> scratch(a, dtype, plan, device, workspace);
   if (a.ds)
     sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device,
@@ -291,10 +294,10 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
 }  // namespace
 
 int64_t sweep_backward_workspace(const SweepBackward& a, Dtype dtype, const Device& device) {
+  const Plan plan = plan_sweep(sizes_of(a, dtype), device);
+  if (plan.family == Family::kWarpPerRow) return sweep_backward_warp_workspace(a, plan, device);
   Workspace workspace(nullptr);
-  with_dtype(dtype, [&](auto s) {
-    Scratch<decltype(s)>(a, dtype, plan_sweep(sizes_of(a, dtype), device), device, workspace);
-  });
+  with_dtype(dtype, [&](auto s) { Scratch<decltype(s)>(a, dtype, plan, device, workspace); });
   return workspace.size();
 }
 

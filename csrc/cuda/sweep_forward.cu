@@ -11,6 +11,7 @@
 
 #include "kernels.h"
 #include "sweep_kernel.cuh"
+#include "sweep_warp.cuh"
 #include "workspace.h"
 
 namespace strnn::cuda {
@@ -126,8 +127,9 @@ struct Scratch {
 
   Scratch(const SweepForward& a, const Plan& plan, Workspace& workspace) {
     const int64_t tiles = (a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2;
-    w_hh = workspace.take<S>(plan.weights_in_shared ? 0 : a.D * a.H * a.H);
-    w_ih = workspace.take<S>(plan.weights_in_shared ? 0 : a.D * a.H * a.C);
+    const bool is_transposed = plan.family == Family::kGeneral && !plan.weights_in_shared;
+    w_hh = workspace.take<S>(is_transposed ? a.D * a.H * a.H : 0);
+    w_ih = workspace.take<S>(is_transposed ? a.D * a.H * a.C : 0);
     h = workspace.take<S>(a.K && !plan.projects && !a.h ? a.B * a.N * a.D * a.H : 0);
     slots = workspace.take<acc_t<S>>(
         plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
@@ -140,6 +142,14 @@ void run(const SweepForward& a, Dtype dtype, const Device& device, Workspace wor
   const SweepSizes sizes = sizes_of(a, dtype);
   const Plan plan = plan_sweep(sizes, device);
   const Scratch<S> scratch(a, plan, workspace);
+  if (plan.family == Family::kWarpPerRow) {
+    SweepForward kept = a;
+    if (!a.h) kept.h = scratch.h;
+    sweep_forward_warp(kept, plan, stream);
+    if (a.K && !plan.projects)
+      sparse_projection({a.B, a.N, a.D, a.H, a.K, kept.h, a.projection, a.s}, dtype, stream);
+    return;
+  }
   ForwardArgs f{};
   GeneralSweep& sweep = f.sweep;
   sweep.program = a.program;

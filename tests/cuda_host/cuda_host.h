@@ -57,9 +57,11 @@ void cp_commit();
 void cp_wait(int pending);
 
 constexpr int kMaxExchange = 48;
-// Hands `bytes` of every lane of the mask to all of them: entry l of the result is lane l's.
-using Exchanged = const unsigned char (*)[kMaxExchange];
-Exchanged exchange(const char* what, unsigned mask, const void* mine, size_t bytes);
+struct Exchanged {
+  unsigned char of[32][kMaxExchange];
+};
+// Hands `bytes` of every lane of the mask to all of them: of[l] is lane l's.
+void exchange(const char* what, unsigned mask, const void* mine, size_t bytes, Exchanged& all);
 unsigned lane();
 
 }  // namespace emu
@@ -84,19 +86,22 @@ inline void __syncwarp(unsigned mask = ~0u) { emu::warp_sync(mask); }
 
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int from) {
+  emu::Exchanged all;
+  emu::exchange("__shfl_sync", mask, &value, sizeof value, all);
   T result;
-  std::memcpy(&result, emu::exchange("__shfl_sync", mask, &value, sizeof value)[from & 31],
-              sizeof result);
+  std::memcpy(&result, all.of[from & 31], sizeof result);
   return result;
 }
-template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int distance) {
-  T result;
-  std::memcpy(
-      &result,
-      emu::exchange("__shfl_xor_sync", mask, &value, sizeof value)[(emu::lane() ^ distance) & 31],
-      sizeof result);
-  return result;
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  emu::Exchanged all;
+  emu::exchange("__ballot_sync", mask, &predicate, sizeof predicate, all);
+  unsigned ballot = 0;
+  for (int l = 0; l < 32; ++l) {
+    int set = 0;
+    if (mask >> l & 1) std::memcpy(&set, all.of[l], sizeof set);
+    ballot |= static_cast<unsigned>(set != 0) << l;
+  }
+  return ballot;
 }
 template <typename T>
 T __ldg(const T* p) {

@@ -26,7 +26,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 BUILD = ROOT / "build" / "cuda_host"
-KERNELS = ("sweep_forward.cu", "sweep_backward.cu", "sparse_projection_kernel.cu")
+KERNELS = (
+    "sweep_forward.cu", "sweep_forward_warp.cu", "sweep_backward.cu", "sweep_backward_warp.cu",
+    "sparse_projection_kernel.cu",
+)  # fmt: skip
 COMMON = ["-std=c++17", "-g1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas"]
 MODES = {
     "fast": ["-O2"],

@@ -297,7 +297,7 @@ void warp_sync(unsigned mask) {
          __builtin_return_address(0));
 }
 
-Exchanged exchange(const char* what, unsigned mask, const void* mine, size_t bytes) {
+void exchange(const char* what, unsigned mask, const void* mine, size_t bytes, Exchanged& all) {
   Fiber* f = grid.self;
   if (!(mask >> lane() & 1))
     fail(std::string("MASK: ") + what + " without the calling lane, " + name_of(f));
@@ -325,7 +325,8 @@ Exchanged exchange(const char* what, unsigned mask, const void* mine, size_t byt
     c->waiting.push_back(f);
     block_on(what, __builtin_return_address(0));
   }
-  return c->lanes[half];
+  for (int l = 0; l < 32; ++l)
+    if (mask >> l & 1) std::memcpy(all.of[l], c->lanes[half][l], bytes);
 }
 
 // A copy arrives when it is waited for; until then its destination is NaN.

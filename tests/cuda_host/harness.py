@@ -47,24 +47,32 @@ def _run(command: Sequence[str]) -> None:
         raise RuntimeError(" ".join(command) + "\n" + done.stderr[-4000:])
 
 
-def _compile(source: Path, flags: Sequence[str], depends: str) -> Path:
-    """The object file of source, compiled again only if it or what it depends on changed."""
-    key = hashlib.sha1((depends + source.read_text() + " ".join(flags)).encode()).hexdigest()[:16]
+def _text(source: Path, seen: set[Path]) -> str:
+    """The text of a file and of all that it includes by a relative path, each once."""
+    source = source.resolve()
+    if source in seen or not source.exists():
+        return ""
+    seen.add(source)
+    text = source.read_text()
+    included = re.findall(r'^#include "(.+)"', text, re.M)
+    places = [p for name in included for p in (source.parent / name, ROOT / name)]
+    return text + "".join(_text(place, seen) for place in places)
+
+
+def _compile(source: Path, flags: Sequence[str], forced: Path | None = None) -> Path:
+    """The object file of source, compiled again only if it or what it includes changed."""
+    text = _text(source, set()) + (_text(forced, set()) if forced else "")
+    key = hashlib.sha1((text + " ".join(flags)).encode()).hexdigest()[:16]
     to = BUILD / f"{source.stem}-{key}.o"
     if not to.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         part = to.with_suffix(f".{os.getpid()}")
         include = [f"-I{CUDA_HOME}/include", f"-I{ROOT}"]
-        _run(["g++", *COMMON, *flags, *include, "-x", "c++", "-c", str(source), "-o", str(part)])
+        force = ["-include", str(forced)] if forced else []
+        command = ["g++", *COMMON, *flags, *include, *force, "-x", "c++", "-c", str(source)]
+        _run([*command, "-o", str(part)])
         part.rename(to)
     return to
-
-
-def _headers(*folders: Path) -> str:
-    files = (
-        f for folder in folders for f in sorted(folder.glob("*.*h")) + sorted(folder.glob("*.h"))
-    )
-    return "".join(f.read_text() for f in files)
 
 
 def missing() -> str | None:
@@ -81,13 +89,9 @@ def build(mode: str = "fast", sources: Path = ROOT / "csrc" / "cuda") -> Path:
 
     `sources` may be a changed copy (the mutation test), beside a copy of csrc/common.
     """
-    runtime = [
-        _compile(HERE / f, ["-O2"], _headers(HERE)) for f in ("scheduler.cpp", "checker.cpp")
-    ]
-    depends = _headers(HERE, sources, sources.parent / "common")
-    force = ["-include", str(HERE / "cuda_host.h")]
-    kernels = [_compile(sources / f, [*MODES[mode], *force], depends) for f in KERNELS]
-    host = [_compile(f, ["-O2"], depends) for f in (sources / "planner.cpp", HERE / "entry.cpp")]
+    runtime = [_compile(HERE / file, ["-O2"]) for file in ("scheduler.cpp", "checker.cpp")]
+    kernels = [_compile(sources / file, MODES[mode], HERE / "cuda_host.h") for file in KERNELS]
+    host = [_compile(file, ["-O2"]) for file in (sources / "planner.cpp", HERE / "entry.cpp")]
     objects = [*runtime, *kernels, *host]
     key = hashlib.sha1(" ".join(o.name for o in objects).encode()).hexdigest()[:16]
     library = BUILD / f"kernels-{mode}-{key}.so"

@@ -3,14 +3,12 @@
 import shutil
 
 import pytest
+import torch
 
 import strnn_kernels as sk
 from strnn_kernels import testing
 
-#: Compile for float32 alone: a mutant costs seconds.
-ONE_DTYPE = (
-    "storage.cuh",
-    """    case Dtype::kFloat32:
+DISPATCH = """    case Dtype::kFloat32:
       return f(float{});
     case Dtype::kFloat64:
       return f(double{});
@@ -18,9 +16,7 @@ ONE_DTYPE = (
       return f(__nv_bfloat16{});
     case Dtype::kFloat16:
       return f(__half{});
-""",
-    "    default:\n      return f(float{});\n",
-)
+"""
 #: name -> file, text, what it becomes, the case that shows it, part of the report (None: wrong
 #: numbers).
 MUTATIONS = {
@@ -77,7 +73,7 @@ MUTATIONS = {
         "sweep_forward.cu",
         "if (tile.has_successors(i)) tile.slot",
         "if (true) tile.slot",
-        "diamond",
+        "line-3x5",
         "RACE",
     ),
     "barrier-of-a-sum": (
@@ -95,6 +91,57 @@ MUTATIONS = {
         None,
     ),
 }
+MUTATIONS |= {
+    "warp-without-sync": (
+        "sweep_forward_warp.cu",
+        "    __syncwarp();\n    // Every lane is done",
+        "    // Every lane is done",
+        "corner-mask",
+        "RACE",
+    ),
+    "warp-wait-off-by-one": (
+        "sweep_backward_warp.cu",
+        "cp_async_wait<kWarpRing - 2 * kWarpNodes>()",
+        "cp_async_wait<kWarpRing - 2 * kWarpNodes + 1>()",
+        "corner-mask",
+        "copy under way",
+    ),
+    "warp-copies-too-early": (
+        "sweep_forward_warp.cu",
+        "stage(i + kWarpRing - kWarpNodes + q)",
+        "stage(i + kWarpRing - kWarpNodes + 2 + q)",
+        "corner-mask",
+        "RACE|BOUNDS",
+    ),
+    "warp-wrong-index-of-a-weight": (
+        "sweep_warp.cuh",
+        "odd += w[k + 3] * q.v[3];",
+        "odd += w[k + 2] * q.v[3];",
+        "corner-mask",
+        None,
+    ),
+    "warp-lane-beyond-the-width": (
+        "sweep_forward_warp.cu",
+        "if (a.h && lane < H)",
+        "if (a.h)",
+        "corner-mask",
+        "RACE|BOUNDS",
+    ),
+    "warp-row-beyond-the-batch": (
+        "sweep_forward_warp.cu",
+        "if (b >= a.B) return;",
+        "",
+        "corner-mask",
+        "BOUNDS",
+    ),
+    "barrier-between-warps": (
+        "sweep_backward_warp.cu",
+        "    __syncthreads();\n  }\n",
+        "  }\n",
+        "corner-mask",
+        "RACE",
+    ),
+}
 #: Two multiprocessors, so that a tile has several rows and the last one a tail.
 DEVICE = (80, 2, 48 * 1024, 48 * 1024)
 
@@ -110,22 +157,28 @@ def mutate(folder, file, text, becomes):
 def sources(harness, tmp_path):
     for part in ("cuda", "common"):
         shutil.copytree(harness.ROOT / "csrc" / part, tmp_path / part)
-    mutate(tmp_path, *ONE_DTYPE)
     return tmp_path
 
 
-def run(harness, switch, sources, name):
+def run(harness, switch, sources, name, is_warp):
+    """The case with the sources as they are: float32 for the warp family, float64 for the other.
+
+    Only that dtype is compiled: a mutant costs seconds.
+    """
+    kind = "float" if is_warp else "double"
+    mutate(sources, "storage.cuh", DISPATCH, f"    default:\n      return f({kind}{{}});\n")
     case = testing.find(name)
-    inputs = case.inputs()
+    inputs = case.inputs(dtype=torch.float32 if is_warp else torch.float64)
     expected = testing.Expected.of(case, inputs)
     emulated = harness.Emulated(harness.build("race", sources / "cuda"), DEVICE, seed=2)
     with switch.running(emulated):
         expected.check(case.results(sk, inputs), "mutant")
 
 
-@pytest.mark.parametrize("name", ["corner-mask", "corner-4x3-states"])
-def test_unchanged_passes(name, harness, switch, sources):
-    run(harness, switch, sources, name)
+@pytest.mark.parametrize("is_warp", [False, True], ids=["general", "warp"])
+@pytest.mark.parametrize("name", sorted({m[3] for m in MUTATIONS.values()}))
+def test_unchanged_passes(name, is_warp, harness, switch, sources):
+    run(harness, switch, sources, name, is_warp)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
@@ -133,4 +186,4 @@ def test_is_caught(mutation, harness, switch, sources):
     file, text, becomes, case, report = MUTATIONS[mutation]
     mutate(sources, file, text, becomes)
     with pytest.raises(AssertionError if report is None else RuntimeError, match=report):
-        run(harness, switch, sources, case)
+        run(harness, switch, sources, case, "warp" in mutation)

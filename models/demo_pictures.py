@@ -58,7 +58,7 @@ def learning_curve(clips: dict) -> Figure:
 
 def confusion(clips: dict, single: dict) -> Figure:
     """Confusion matrices of both tasks."""
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(10, 5.3), layout="constrained")
     panels = figure.subplots(1, 2)
     tasks = (("The digit after the zero, held-out clips", clips, 1),)
     tasks += (("Single digits, the test parts of five folds", single, 0),)
@@ -114,6 +114,6 @@ def training_step(timing: dict) -> Figure:
     kinds = ("reference", "fused")
     bars = panel.barh(kinds, [timing[kind] * 1e3 for kind in kinds], color=("gray", "C0"))
     panel.bar_label(bars, fmt="%.1f ms", padding=3)
-    panel.set(xscale="log", xlabel="milliseconds, logarithmic", title="One training step")
-    panel.margins(x=0.3)
+    panel.set(xlabel="milliseconds", title="One training step")
+    panel.margins(x=0.25)
     return figure

@@ -39,7 +39,7 @@ def evaluate(
     baseline: bool = False,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Writes the report on a run's best weights.
+    """Writes the report on a run's selected weights.
 
     Args:
         run: folder of the run.
@@ -60,7 +60,7 @@ def evaluate(
     config, where = load(run / "config.yaml"), processes.choose_device(device)
     trainer = prepare(config, where)
     task, model = trainer.task, trainer.model
-    model.load_state_dict(checkpoint.load_weights(run / checkpoint.BEST))
+    model.load_state_dict(checkpoint.load_weights(run / checkpoint.SELECTED))
     dataset = {"test": task.test, "valid": task.valid}.get(part)
     if dataset is None:
         raise ValueError(f"the task {task.name} has no part {part!r}")
@@ -186,7 +186,7 @@ def _looks(report: Report, task: Task, model: nn.Module) -> dict[str, float]:
     if hasattr(model, "attention"):
         report.heading("Attention")
         figure = _attention(task, model)
-        caption = "The first test clip: the mean over the heads of the attention."
+        caption = "The first test clip, and below each frame the attention of each head."
         report.picture("attention", figure, caption)
     return numbers
 
@@ -220,7 +220,7 @@ def _attention(task: Task, model: nn.Module) -> Any:
     device = next(model.parameters()).device
     with torch.no_grad():
         pooled = model.eval()(item["x"][None].to(device))
-    maps = pooled.attention[0].mean(1).cpu().numpy()
+    maps = pooled.attention[0].cpu().numpy()
     frames = item["x"].mean(1).numpy()
     return pictures.attention(frames, maps, pooled.frame_weights[0].cpu().numpy())
 

@@ -4,13 +4,14 @@
     torchrun --nproc-per-node=2 -m strnn_models.train run.yaml
 
 The folder of the run has config.yaml, log.csv and log.jsonl (a line for each epoch), the last
-checkpoint, best.safetensors and, at the end, results.json. `strnn-eval` makes a report of it.
+checkpoint, selected.safetensors and, at the end, results.json. `strnn-eval` makes a report of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from strnn_models.training.trainer import (
 
 
 def train(config: Config, *, quiet: bool = True, restart: bool = False) -> dict[str, Any]:
-    """Trains, or goes on with, a run, and scores its best weights on the test part.
+    """Trains, or goes on with, a run, and scores its selected weights on the test part.
 
     Args:
         config: the settings.
@@ -41,7 +42,8 @@ def train(config: Config, *, quiet: bool = True, restart: bool = False) -> dict[
         restart: begin anew even if the folder has a checkpoint.
 
     Returns:
-        {"epochs": .., "best": .., "test": scores, "history": a dict for each epoch}.
+        {"epochs": .., "best": .., "selected": .., "test": scores, "history": a dict for each
+        epoch}.
 
     Raises:
         ConfigError: the folder has a run of other settings.
@@ -63,7 +65,8 @@ def train(config: Config, *, quiet: bool = True, restart: bool = False) -> dict[
         if is_first and not quiet:
             _introduce(trainer)
         trainer.fit()
-        trainer.model.load_state_dict(checkpoint.load_weights(run / checkpoint.BEST))
+        weights = checkpoint.load_weights(run / checkpoint.SELECTED)
+        trainer.model.load_state_dict(weights)
         found = predict(trainer.net, trainer.task, trainer.task.test, config, device)
         result = {
             "task": config.task,
@@ -72,13 +75,14 @@ def train(config: Config, *, quiet: bool = True, restart: bool = False) -> dict[
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "epochs": trainer.epoch,
             "best": trainer.best,
+            "selected": trainer.selected,
             "test": objective.score(trainer.task, found),
         }
         if is_first:
             write_logs(run, trainer.history)
             checkpoint.write_atomic(run / "results.json", json.dumps(result, indent=1) + "\n")
             if not quiet:
-                print(f"test, weights of epoch {trainer.best['epoch']}: {one_line(result['test'])}")
+                print(f"test, epoch {trainer.selected['epoch']}: {one_line(result['test'])}")
         processes.wait()
         return result | {"history": trainer.history}
 
@@ -155,6 +159,8 @@ def _deterministic(wanted: bool) -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     if wanted:
+        # cuBLAS reads it at its first call; without it its sums may differ from run to run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False
     try:

@@ -29,9 +29,7 @@ def count_reference(monkeypatch):
     """How often the reference was called."""
     calls = []
     original = sk.reference.sweep
-    monkeypatch.setattr(
-        sk.reference, "sweep", lambda *a, **k: calls.append(1) or original(*a, **k)
-    )
+    monkeypatch.setattr(sk.reference, "sweep", lambda *a, **k: calls.append(1) or original(*a, **k))
     return calls
 
 
@@ -231,5 +229,5 @@ def test_without_a_compiled_library(library, tmp_path, run_python):
     assert reason in lines[0]
     assert done.stdout.count(reason) >= 3 and "accepted" not in done.stdout
     assert "sweep: no backend accepts this call" in done.stdout
-    assert "use_backend(\"reference\")" in done.stdout
+    assert 'use_backend("reference")' in done.stdout
     assert lines[-1] == "[1.0, 2.0, 2.0, 1.0]"

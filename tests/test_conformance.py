@@ -1,4 +1,4 @@
-"""Every case of the shared table, in every dtype, on the CPU backend against the float64 reference."""
+"""Every case of the shared table, in every dtype, against the float64 reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each wrong argument: one ArgumentError that names function, argument, what was expected and what came."""
+"""Each wrong argument: one ArgumentError that says where, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -197,7 +197,8 @@ def test_another_device(function, argument):
 @pytest.mark.parametrize("function", SHAPES)
 def test_all_on_a_device_that_no_backend_takes(function):
     made = {
-        k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in arguments(function).items()
+        k: v.to("meta") if isinstance(v, torch.Tensor) else v
+        for k, v in arguments(function).items()
     }
     with pytest.raises(sk.BackendError, match=f"{function}: no backend accepts") as caught:
         getattr(sk, function)(**made)
@@ -328,7 +329,9 @@ def test_sizes_of_modules(make, name, value):
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, "3"])
 def test_projection_size_of_a_spatial_layer(value):
-    refusal(lambda: sk.SpatialRNN(3, 3, GRID, projection_size=value), "projection_size", repr(value))
+    refusal(
+        lambda: sk.SpatialRNN(3, 3, GRID, projection_size=value), "projection_size", repr(value)
+    )
 
 
 @pytest.mark.parametrize("value", ["ReLU", None, 3])

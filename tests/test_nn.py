@@ -1,10 +1,11 @@
-"""The modules: nn.RNN's twin, the start of the spatial layer, the sparse projection, and their manners."""
+"""The modules: nn.RNN's twin, the start of the spatial layer, the sparse projection, manners."""
 
 from __future__ import annotations
 
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -289,7 +290,7 @@ def test_the_start_neither_explodes_nor_dies(activation, neighbourhood):
 
 
 def test_the_gradient_goes_from_corner_to_corner():
-    """Above 1e-3 over 32 x 32, also where the ReLU lets only some units pass, and below linear growth."""
+    """Above 1e-3 over 32 x 32, in all four directions, and never more than there are cells."""
     for activation in ("identity", "relu"):
         layer = sk.SpatialRNN(1, 8, sk.Topology.grid(SIDE, SIDE), activation=activation).double()
         x = torch.rand(1, SIDE * SIDE, 1, dtype=torch.float64, requires_grad=True)
@@ -442,7 +443,7 @@ def test_functional_call_and_per_sample_gradients(name):
 
 
 def test_every_parameter_gets_a_gradient():
-    """What DistributedDataParallel asks of a module; buffers that change would have to be synchronised."""
+    """What DistributedDataParallel asks of a module; changing buffers would need synchronising."""
     for module, x in modules().values():
         first(module(x)).pow(2).sum().backward()
         assert all(p.grad is not None and p.grad.any() for p in module.parameters())
@@ -495,7 +496,7 @@ def test_distributed_data_parallel(tmp_path, run_python):
 
 
 def test_parametrized_weights(randn):
-    """A module that recomputes its weight (weight decay by construction, spectral norm) still works."""
+    """A module that recomputes its weight at each call (spectral norm does) still works."""
 
     class Halved(nn.Module):
         def forward(self, w):
@@ -510,8 +511,6 @@ def test_parametrized_weights(randn):
 
 
 def test_a_module_in_use_by_two_threads(randn):
-    from concurrent.futures import ThreadPoolExecutor
-
     layer = sk.SpatialRNN(C, 33, GRID).double()
     inputs = [randn(1 + i, 12, C, grad=False) for i in range(16)]
     expected = [layer(x) for x in inputs]
@@ -526,4 +525,6 @@ def test_extra_repr():
     assert repr(projection) == "SparseProjection(num_directions=2, num_nodes=5, projection_size=3)"
     for text in (f"{C}, {H}", "activation=relu", "bias=True", repr(GRID), "(projection)"):
         assert text in repr(spatial)
-    assert repr(temporal) == f"TemporalRNN({C}, {H}, activation=relu, bias=True, bidirectional=True)"
+    assert (
+        repr(temporal) == f"TemporalRNN({C}, {H}, activation=relu, bias=True, bidirectional=True)"
+    )

@@ -1,4 +1,4 @@
-"""The ops as torch sees them: derivatives of any order, opcheck, compile, export, autocast, torch.func."""
+"""The ops as torch sees them: derivatives, opcheck, compile, export, autocast, torch.func."""
 
 from __future__ import annotations
 
@@ -105,6 +105,39 @@ def test_third_order(name, t, gradients):
         assert actual.abs().max() > 0
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_the_composed_derivative_equals_the_fused_one(name, t, gradients):
+    """gradgradcheck holds what create_graph gives against itself only."""
+    f, inputs = calls(t)[name]
+    y = f(*inputs)
+    dy = torch.randn(y.shape, dtype=y.dtype)
+    fused = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+    composed = torch.autograd.grad(y, inputs, dy, create_graph=True)
+    for c, e in zip(composed, fused, strict=True):
+        torch.testing.assert_close(c, e, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_second_order_on_a_topology_unlike_its_reverse(turned, randn, gradients):
+    """Six nodes into one: one program needs more slots than that of the reversed topology."""
+    star = sk.Topology.dag([[[], [], [], [], [], [], range(6)]])
+    _, _, sizes = topology_tables(star, torch.device("cpu"), "levels")
+    assert sizes[1] != sizes[3]
+    star = star.reversed() if turned else star
+    u, gate, w = randn(3, 7, 1, 4), randn(3, 7, 1, 4), randn(1, 4, 4, scale=0.3)
+    for call in (
+        lambda m: m.sweep(u, w, star, activation="tanh"),
+        lambda m: m.gated_sweep(u, gate, w, star),
+    ):
+        found = []
+        for module in (sk, sk.reference):
+            y = call(module).pow(2).sum()
+            grads = torch.autograd.grad(y, (u, w), create_graph=True)
+            found.append(gradients(sum(g.pow(2).sum() for g in grads), (u, gate, w)))
+        for actual, expected in zip(*found, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_relu_has_the_second_derivative_of_the_reference(t, gradients):
     found = []
     for module in (sk, sk.reference):
@@ -203,7 +236,9 @@ def test_func_vmap(name, t):
     stacked = [torch.stack([v, 2 * v, -v]) for v in plain]
     for mapped in [{i} for i in range(len(plain))] + [set(range(len(plain)))]:
         dims = tuple(0 if i in mapped else None for i in range(len(plain)))
-        pick = [s if i in mapped else v for i, (s, v) in enumerate(zip(stacked, plain, strict=True))]
+        pick = [
+            s if i in mapped else v for i, (s, v) in enumerate(zip(stacked, plain, strict=True))
+        ]
         actual = torch.func.vmap(f, dims)(*pick)
         for k in range(3):
             one = [p[k] if i in mapped else p for i, p in enumerate(pick)]
@@ -299,8 +334,7 @@ def test_compile_with_inductor(randn):
 
 @pytest.fixture
 def compile_count():
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    return counter
+    return torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 
 
 @pytest.mark.usefixtures("fresh_dynamo")

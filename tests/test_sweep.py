@@ -63,7 +63,7 @@ def loop_over_cells(u, w, present, neighbourhood, act):
                     total = total + h.get((d, r + dr, c + dc), 0)
                 h[d, r, c] = ACT[act](u[:, number[r, c], d] + total @ w[d].T)
     D = len(OFFSETS[neighbourhood])
-    return torch.stack([torch.stack([h[d, *cell] for cell in number], 1) for d in range(D)], 2)
+    return torch.stack([torch.stack([h[(d, *cell)] for cell in number], 1) for d in range(D)], 2)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (1, 6), (6, 1), (3, 3)])
@@ -93,9 +93,7 @@ def test_sweep(name, activation, H, B, randn, agree):
     mask = torch.rand(B, N) > 0.3
     inputs = randn(B, N, D, H), weight(randn, D, H), randn(B, D, H)
     agree(lambda m, u, w, h0: m.sweep(u, w, t, activation=activation), *inputs)
-    agree(
-        lambda m, u, w, h0: m.sweep(u, w, t, activation=activation, mask=mask, h0=h0), *inputs
-    )
+    agree(lambda m, u, w, h0: m.sweep(u, w, t, activation=activation, mask=mask, h0=h0), *inputs)
 
 
 @pytest.mark.parametrize("H", [1, 30, 33, 64, 130])
@@ -228,7 +226,7 @@ def test_masking_a_node_equals_leaving_it_out(neighbourhood, randn, gradients):
 
 
 def test_sequences_do_not_see_each_other(randn):
-    """A row of the batch gives the same alone, in any company and in any order, with its own mask."""
+    """A row of the batch gives the same alone, in any company and in any order."""
     t = sk.Topology.grid(4, 5)
     u, w, h0, mask = randn(37, 20, 4, 9), weight(randn, 4, 9), randn(37, 4, 9), torch.rand(37, 20)
     mask = mask > torch.rand(37, 1)
@@ -244,7 +242,7 @@ def test_sequences_do_not_see_each_other(randn):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("projection_size", [0, 2])
 def test_what_a_masked_node_holds_does_not_leak(projection_size, bad, randn, gradients):
-    """Neither from x nor from the cotangent, into outputs or gradients, through partly masked tiles."""
+    """Neither into outputs nor into gradients, also where a tile is masked in part."""
     t = sk.Topology.grid(4, 5)
     mask = torch.rand(9, 20) > 0.4
     mask[3] = False

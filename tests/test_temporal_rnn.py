@@ -67,9 +67,7 @@ def test_lengths_equal_packed_sequences(activation, bidirectional, has_h0, randn
     torch.testing.assert_close(actual.flatten(2), expected)
     assert (actual[torch.arange(T) >= lengths[:, None]] == 0).all()
     leaves = [x, *([h0] if has_h0 else []), *rnn.parameters()]
-    for a, e in zip(
-        gradients(actual.flatten(2), leaves), gradients(expected, leaves), strict=True
-    ):
+    for a, e in zip(gradients(actual.flatten(2), leaves), gradients(expected, leaves), strict=True):
         torch.testing.assert_close(a, e)
 
 
@@ -86,14 +84,14 @@ def test_temporal_rnn(activation, bidirectional, H, T, randn, agree):
     fixed = {"activation": activation, "bidirectional": bidirectional}
     for length in (None, lengths):
         agree(
-            lambda m, x, wi, w, b, h0, l=length: m.temporal_rnn(
-                x, wi, w, b, lengths=l, h0=h0, **fixed
+            lambda m, x, wi, w, b, h0, size=length: m.temporal_rnn(
+                x, wi, w, b, lengths=size, h0=h0, **fixed
             ),
             *(x, w_ih, w, bias, h0),
         )
         agree(
-            lambda m, x, wi, w, b, h0, G, l=length: m.temporal_rnn(
-                x, wi, w, b, lengths=l, h0=h0, projection=G, **fixed
+            lambda m, x, wi, w, b, h0, G, size=length: m.temporal_rnn(
+                x, wi, w, b, lengths=size, h0=h0, projection=G, **fixed
             ),
             *(x, w_ih, w, bias, h0, G),
         )
@@ -192,7 +190,5 @@ def test_empty_batch(randn):
     made, h0 = [randn(0, 6, C), *weights(randn)], randn(0, 2, H)
     h = sk.temporal_rnn(*made, h0=h0, lengths=torch.empty(0, dtype=torch.long))
     assert h.shape == (0, 6, 2, H)
-    for leaf, g in zip(
-        [*made, h0], torch.autograd.grad(h.sum(), [*made, h0]), strict=True
-    ):
+    for leaf, g in zip([*made, h0], torch.autograd.grad(h.sum(), [*made, h0]), strict=True):
         assert torch.equal(g, torch.zeros_like(leaf))

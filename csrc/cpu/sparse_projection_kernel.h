@@ -66,6 +66,17 @@ class SparseProjectionKernel {
     return std::max<int64_t>(1, std::min({(int64_t)num_threads, wanted, B * D}));
   }
 
+  // The entries weight(0 .. count) that are not zero; returns their end.
+  template <typename Weight>
+  static const NonZero<T>* keep_nonzeros(int64_t count, NonZero<T>* nonzeros,
+                                         const Weight& weight) {
+    for (int64_t i = 0; i < count; ++i) {
+      const T g = to_acc(weight(i));
+      if (g != 0) *nonzeros++ = {(int32_t)i, g};
+    }
+    return nonzeros;
+  }
+
   static void project(const SparseProjection& a, int64_t b, int64_t d) {
     const int64_t ld = round_up<T>(a.H);
     const S* weight = static_cast<const S*>(a.weight) + d * a.K * a.N;
@@ -80,13 +91,12 @@ class SparseProjectionKernel {
         for (int64_t i = 0; i < count; ++i)
           load_row<S, T>(static_cast<const S*>(a.h) + ((b * a.N + n0 + i) * a.D + d) * a.H, a.H,
                          h + i * ld);
-        for (int64_t k = 0; k < a.K; ++k)
-          for (int64_t i = 0; i < count; ++i) {
-            const T g = to_acc(weight[k * a.N + n0 + i]);
-            if (g == 0) continue;
-            for (int64_t j = 0; j < ld; j += kLanes<T>)
-              store(s + k * ld + j, load(s + k * ld + j) + g * load(h + i * ld + j));
-          }
+        for (int64_t k = 0; k < a.K; ++k) {
+          NonZero<T> nonzeros[kNodes];
+          const NonZero<T>* end =
+              keep_nonzeros(count, nonzeros, [&](int64_t i) { return weight[k * a.N + n0 + i]; });
+          add_scaled(nonzeros, end, ld, h, ld, s + k * ld);
+        }
       }
       for (int64_t k = 0; k < a.K; ++k)
         store_row<S, T>(s + k * ld, a.H, static_cast<S*>(a.s) + ((b * a.D + d) * a.K + k) * a.H);
@@ -102,6 +112,7 @@ class SparseProjectionKernel {
       T* ds = scratch.take<T>(a.K * ld);
       T* h = scratch.take<T>(ld);
       T* dh = scratch.take<T>(ld);
+      auto* nonzeros = scratch.take<NonZero<T>>(a.K);
       if (!ds) return;
       for (int64_t k = 0; k < a.K; ++k)
         load_row<S, T>(static_cast<const S*>(a.ds) + ((b * a.D + d) * a.K + k) * a.H, a.H,
@@ -110,12 +121,9 @@ class SparseProjectionKernel {
         const int64_t at = ((b * a.N + n) * a.D + d) * a.H;
         if (a.dh) {
           std::fill(dh, dh + ld, T(0));
-          for (int64_t k = 0; k < a.K; ++k) {
-            const T g = to_acc(weight[k * a.N + n]);
-            if (g == 0) continue;
-            for (int64_t j = 0; j < ld; j += kLanes<T>)
-              store(dh + j, load(dh + j) + g * load(ds + k * ld + j));
-          }
+          const NonZero<T>* end =
+              keep_nonzeros(a.K, nonzeros, [&](int64_t k) { return weight[k * a.N + n]; });
+          add_scaled(nonzeros, end, ld, ds, ld, dh);
           store_row<S, T>(dh, a.H, static_cast<S*>(a.dh) + at);
         }
         if (!dweight) continue;

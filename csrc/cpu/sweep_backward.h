@@ -281,8 +281,12 @@ class SweepBackwardKernel {
     for (int64_t i = begin, row = 0; i < end; ++i)
       for (int64_t r = 0; r < tile.rows; ++r, ++row) {
         T* x = buffers.x + row * ldx_;
-        load_row<S, T>(static_cast<const S*>(a_.x) + (tile.b_of[r] * a_.N + tile.node(i)) * C, C,
-                       x);
+        const int64_t n = tile.node(i);
+        // du is zero at a masked node, but zero times what its x may hold need not be.
+        if (tile.is_masked(n, r))
+          std::fill(x, x + C, T(0));
+        else
+          load_row<S, T>(static_cast<const S*>(a_.x) + (tile.b_of[r] * a_.N + n) * C, C, x);
         x[C] = 1;
       }
     const int64_t inputs = C + (a_.dbias ? 1 : 0);

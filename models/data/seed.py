@@ -10,8 +10,6 @@ electrodes, T windows, 5 bands) under a key such as ``de_LDS<n>``.
 from __future__ import annotations
 
 import re
-import struct
-import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from strnn_models.data.mat5 import read_arrays
 from strnn_models.data.records import DataError, Records, folder
 
 BANDS = ("delta", "theta", "alpha", "beta", "gamma")
@@ -44,18 +43,6 @@ FEATURES = tuple(
 ELECTRODE_FEATURES = FEATURES[:4]
 
 _NAME = re.compile(r"(\d+)_(\d{8})\.mat")
-# All that scipy's parser was seen to raise on damaged files; none of it is caught anywhere else.
-_DAMAGE = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    MemoryError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -153,27 +140,6 @@ def front_back(trials: Iterable[Trial], num_train: int = 9) -> tuple[list[Trial]
     return [t for t in trials if t.trial <= num_train], [t for t in trials if t.trial > num_train]
 
 
-def load_mat(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray]:
-    """The named variables of a MATLAB file (version 7 or older), those that it has.
-
-    Raises:
-        DataError: the file is missing, not a MATLAB file, or cut off.
-    """
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        return loadmat(path, variable_names=names)
-    except FileNotFoundError as error:
-        raise DataError(path, None, "no such file") from error
-    except NotImplementedError as error:
-        reason = "a MATLAB 7.3 (HDF5) file: save it again with -v7"
-        raise DataError(path, None, reason) from error
-    except (OSError, MatReadError, *_DAMAGE) as error:
-        reason = f"not a readable MATLAB file ({type(error).__name__}: {error})"
-        raise DataError(path, None, reason) from error
-
-
 def _read_session(
     trials: Records[Trial],
     path: Path,
@@ -184,7 +150,7 @@ def _read_session(
 ) -> None:
     with trials.guard():
         names = [f"{feature}{n}" for n in range(1, len(labels) + 1)]
-        arrays = load_mat(path, [*names, f"{feature}{len(labels) + 1}"])
+        arrays = read_arrays(path, [*names, f"{feature}{len(labels) + 1}"])
         if f"{feature}{len(labels) + 1}" in arrays:
             reason = f"has more than the {len(labels)} trials that have a label"
             raise DataError(path, f"{feature}{len(labels) + 1}", reason)
@@ -192,14 +158,18 @@ def _read_session(
             with trials.guard():
                 if name not in arrays:
                     raise DataError(path, name, f"no such key (trial {n} of {len(labels)})")
-                x = _check_array(path, name, arrays[name])
+                x = _check_array(path, name, _array(arrays[name]))
                 trials.append(Trial(x, label, subject, session, n, path))
+
+
+def _array(found: NDArray | DataError) -> NDArray:
+    if isinstance(found, DataError):
+        raise found
+    return found
 
 
 def _check_array(path: Path, name: str, array: NDArray) -> NDArray[np.float32]:
     """(62, T, 5) of any real dtype -> (T, 62, 5) float32."""
-    if array.dtype.kind not in "fiu":
-        raise DataError(path, name, f"must hold real numbers, got dtype {array.dtype}")
     if array.ndim != 3 or array.shape[0] != 62 or array.shape[2] != 5 or array.shape[1] < 1:
         reason = f"must have shape (electrodes, T, bands) = (62, .., 5), got {array.shape}"
         raise DataError(path, name, reason)
@@ -212,11 +182,12 @@ def _check_array(path: Path, name: str, array: NDArray) -> NDArray[np.float32]:
 
 def _check_labels(path: Path) -> None:
     """The label file has the published labels: copies with 16 entries or reversed are about."""
-    label = load_mat(path, ["label"]).get("label")
-    if label is None:
+    arrays = read_arrays(path, ["label"])
+    if "label" not in arrays:
         raise DataError(path, "label", "no such key")
-    if tuple(np.ravel(label).tolist()) != LABELS:
-        reason = f"must be the 15 labels {LABELS}, got {tuple(np.ravel(label).tolist())}"
+    labels = tuple(np.ravel(_array(arrays["label"])).tolist())
+    if labels != LABELS:
+        reason = f"must be the 15 labels {LABELS}, got {labels}"
         raise DataError(path, "label", reason)
 
 

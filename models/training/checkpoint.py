@@ -23,7 +23,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 POINTER = "checkpoint.json"
-BEST = "best.safetensors"
+SELECTED = "selected.safetensors"
 
 
 class CheckpointError(RuntimeError):

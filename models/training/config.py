@@ -16,6 +16,7 @@ CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "cosine"),
     "sparsity": ("proximal", "penalty", "none"),
+    "select": ("best", "last"),
     "amp": ("off", "bf16", "fp16"),
 }
 
@@ -46,6 +47,8 @@ class Config:
         sparsity: how L1 terms of a model act: "proximal" steps, which make exact zeros; a "penalty"
             in the loss; or "none".
         amp: mixed precision: "off", "bf16", or "fp16" with loss scaling.
+        select: weights that are tested: of the "best" epoch by validation, or of the "last", which
+            an L1 term has made sparsest.
         patience: epochs without a better validation score before training stops; 0: never.
         device: "auto", "cpu", "cuda" or "cuda:0" and so on.
         workers: processes that load data; 0: none besides the training process.
@@ -68,6 +71,7 @@ class Config:
     clip_norm: float = 1.0
     sparsity: str = "proximal"
     amp: str = "off"
+    select: str = "best"
     patience: int = 0
     device: str = "auto"
     workers: int = 0

@@ -101,17 +101,20 @@ def temporal(weights: NDArray) -> Figure:
 
 
 def attention(frames: NDArray, maps: NDArray, weights: NDArray, most: int = 8) -> Figure:
-    """Frames (T, rows, cols), the mean attention over them (T, r, c), and each frame's weight."""
+    """Frames (T, rows, cols) with their weights, and the attention of R heads (T, R, r, c)."""
     chosen = np.unique(np.linspace(0, len(frames) - 1, most).round().astype(int))
-    figure = Figure(figsize=(1.6 * len(chosen), 3.8), layout="constrained")
-    axes = figure.subplots(2, len(chosen), squeeze=False)
-    for column, t in enumerate(chosen):
-        axes[0, column].imshow(frames[t], cmap="gray")
-        axes[0, column].set_title(f"{weights[t]:.2f}")
-        axes[1, column].imshow(maps[t], cmap="Reds", vmin=0)
+    heads = maps.shape[1]
+    size = (1.5 * len(chosen), 1.5 * (heads + 1) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(heads + 1, len(chosen), squeeze=False)
+    for column, t in zip(axes.T, chosen, strict=True):
+        column[0].imshow(frames[t], cmap="gray")
+        column[0].set_title(f"{weights[t]:.2f}")
+        for axis, head in zip(column[1:], maps[t], strict=True):
+            axis.imshow(head, cmap="Reds", vmin=0, vmax=maps.max())
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.suptitle("weight of each frame; its attention below")
+    figure.suptitle("weight of each frame; below it, where each head looks")
     return figure
 
 

@@ -50,6 +50,7 @@ class Trainer:
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
+        self.selected: dict[str, float] | None = None
 
     @property
     def run(self) -> Path:
@@ -71,9 +72,12 @@ class Trainer:
             row["seconds"] = round(time.perf_counter() - started, 3)
             self.epoch += 1
             self.history.append({"epoch": self.epoch, **row})
+            is_selected = is_best or self.config.select == "last"
+            if is_selected:
+                self.selected = {"epoch": self.epoch, **scores}
             if is_best:
                 self.best = {"epoch": self.epoch, **scores}
-            self._save(is_best)
+            self._save(is_selected)
             if processes.rank() == 0 and not self.quiet:
                 print(one_line(self.history[-1]))
 
@@ -90,6 +94,7 @@ class Trainer:
             "random": {name: [s.cpu() for s in states] for name, states in generators.items()},
             "history": self.history,
             "best": self.best,
+            "selected": self.selected,
             "items": sizes(self.task),
         }
 
@@ -116,7 +121,8 @@ class Trainer:
             ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.history, self.best = state["history"], state["best"]
+        self.history = state["history"]
+        self.best, self.selected = state["best"], state["selected"]
         states = state["random"]
         if len(states["cpu"]) == processes.count():
             torch.set_rng_state(states["cpu"][processes.rank()])
@@ -195,12 +201,12 @@ class Trainer:
             return False
         return self.epoch - self.best["epoch"] >= self.config.patience
 
-    def _save(self, is_best: bool) -> None:
+    def _save(self, is_selected: bool) -> None:
         state = self.state()
         if processes.rank() == 0:
             weights = self.model.state_dict()
-            if is_best:
-                checkpoint.write_atomic(self.run / checkpoint.BEST, checkpoint.pack(weights))
+            if is_selected:
+                checkpoint.write_atomic(self.run / checkpoint.SELECTED, checkpoint.pack(weights))
             checkpoint.save(self.run, self.epoch, weights, state)
             write_logs(self.run, self.history)
         processes.wait()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 from strnn_models.data import seed, splits
+from strnn_models.data.mat5 import read_arrays
 from strnn_models.data.records import DataError
 from strnn_models.data.seed import Trial, front_back, read_seed, read_seed_iv
 from strnn_models.data.synthetic import write_seed, write_seed_iv
@@ -147,6 +149,56 @@ def test_damaged_trial(root, damage):
     assert len(trials) == 44
     assert [(s.file, s.record) for s in trials.skipped] == [(first_file(root), "de_LDS3")]
     assert "44 records read, 1 skipped" in trials.summary()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("dtype", ["f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"])
+def test_reads_what_scipy_writes(tmp_path, dtype, compressed):
+    arrays = {
+        "a": np.arange(24).reshape(2, 3, 4).astype(dtype),
+        "a_long_name_of_an_array": np.array([[7]], dtype),
+        "none": np.zeros((3, 0), dtype),
+    }
+    others = {"text": "x", "cell": np.array([1, "a"], dtype=object), "struct": {"a": 1}}
+    savemat(tmp_path / "x.mat", others | arrays | {"z": 1j}, do_compression=compressed)
+    found = read_arrays(tmp_path / "x.mat", [*arrays, "absent", "cell", "z"])
+    assert set(found) == {*arrays, "cell", "z"}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == dtype
+    for name in ("cell", "z"):
+        assert isinstance(found[name], DataError) and "real numbers" in str(found[name])
+
+
+def test_big_endian_and_small_integers_for_doubles(tmp_path):
+    # What MATLAB does with an array of doubles that are small whole numbers.
+    def element(kind, data):
+        return struct.pack(">II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
+
+    parts = element(6, struct.pack(">II", 6, 0)) + element(5, struct.pack(">ii", 1, 3))
+    parts += struct.pack(">HH4s", 1, 1, b"x\0\0\0") + struct.pack(">HH4s", 3, 2, b"\1\2\3\0")
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\1\0MI"
+    (tmp_path / "x.mat").write_bytes(header + element(14, parts))
+    np.testing.assert_array_equal(read_arrays(tmp_path / "x.mat", ["x"])["x"], [[1, 2, 3]])
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_no_damage_does_anything_but_raise(tmp_path, compressed):
+    path = tmp_path / "x.mat"
+    savemat(path, {"a": np.ones((2, 3)), "b": np.ones(4)}, do_compression=compressed)
+    good = path.read_bytes()
+    random = np.random.default_rng(0)
+    for k in range(124, len(good)):
+        for _ in range(3):
+            damaged = bytearray(good)
+            damaged[k] = random.integers(256)
+            path.write_bytes(damaged if random.random() < 0.7 else damaged[:k])
+            try:
+                found = read_arrays(path, ["a", "b"])
+            except DataError as error:
+                assert error.file == path
+                continue
+            assert all(np.ndim(x) == 2 for x in found.values() if not isinstance(x, DataError))
 
 
 def cut_off(path):

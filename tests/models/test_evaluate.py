@@ -176,5 +176,5 @@ def test_command_line(tmp_path, capsys):
     folder = run(tmp_path, "digits", {"num": 103})
     assert main([str(folder), "--out", str(tmp_path / "r"), "--baseline"]) == 0
     assert "accuracy" in capsys.readouterr().out and (tmp_path / "r" / "report.md").exists()
-    (folder / "best.safetensors").write_bytes(b"x")
+    (folder / "selected.safetensors").write_bytes(b"x")
     assert main([str(folder)]) == 2

@@ -60,7 +60,7 @@ def test_learns_and_writes_everything(tmp_path):
     written = json.loads((tmp_path / "run" / "results.json").read_text())
     assert written["test"] == result["test"] and "not emotion data" in written["about"]
     assert load(tmp_path / "run" / "config.yaml") == cfg
-    best = checkpoint.load_weights(tmp_path / "run" / "best.safetensors")
+    best = checkpoint.load_weights(tmp_path / "run" / "selected.safetensors")
     assert set(best) == set(weights(tmp_path / "run"))
 
 
@@ -71,6 +71,13 @@ def test_same_seed_same_run(tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+def test_workers_change_nothing(tmp_path):
+    for workers in (0, 1):
+        train(settings(tmp_path / str(workers), epochs=1, workers=workers))
+    a, b = (weights(tmp_path / name) for name in "01")
+    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
@@ -101,7 +108,7 @@ def test_resume_after_kill_is_exact(tmp_path):
     a, b = weights(whole), weights(killed)
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert rows(whole) == rows(killed)
-    best = [(run / "best.safetensors").read_bytes() for run in (whole, killed)]
+    best = [(run / "selected.safetensors").read_bytes() for run in (whole, killed)]
     assert best[0] == best[1]
     left = [path.name for path in killed.iterdir() if path.name.startswith(("epoch-", "."))]
     assert sorted(left) == ["epoch-00024.pt", "epoch-00024.safetensors"]

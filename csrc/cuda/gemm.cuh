@@ -6,6 +6,7 @@
 // k at a time through shared memory. Predicted (not measured): fma-bound at about a third of the
 // float32 peak, since each pair of fma needs one load from shared memory.
 #pragma once
+#include "../common/sweep.h"
 #include "launch.cuh"
 #include "ptx.cuh"
 #include "storage.cuh"
@@ -18,16 +19,24 @@ constexpr int kGemmLd =
     kGemmTile +
     1;  // a tile is written along either axis: odd, so that neither meets bank conflicts
 
-// k = k_hi * K_lo + k_lo, so that the rows of a sum may be the pairs of two strided axes. b null:
-// all ones (the gradient of a bias).
+// Element (i, k) of batch z at data[i * step + k_hi * hi + k_lo * lo + z * batch], k = k_hi * K_lo
+// + k_lo, so that the rows of a sum may be the pairs of two strided axes. Null: all ones (for a
+// bias).
+struct Operand {
+  const void* data;
+  int64_t step, hi, lo, batch;
+};
+// Element (m, n) at data[m * step + n + z * batch + part * part_step].
+struct Result {
+  void* data;
+  int64_t step, batch, part_step;
+};
 struct Gemm {
   int64_t M, N, K, K_lo, Z, parts;
-  const void* a;
-  int64_t a_m, a_hi, a_lo, a_z;
-  const void* b;
-  int64_t b_n, b_hi, b_lo, b_z;
-  void* out;  // [part][z][m][n] with these strides
-  int64_t out_m, out_z, out_part;
+  Operand a, b;
+  Result out;
+  // [K] or null: where it is false, b counts as zero whatever it holds (0 * NaN is not zero).
+  const bool* live_b = nullptr;
 };
 
 // An index k that is taken apart once and then only advanced: no division in the loop.
@@ -53,10 +62,10 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
   const int64_t m0 = blockIdx.x / tiles_n * kGemmTile, n0 = blockIdx.x % tiles_n * kGemmTile;
   const int64_t part = blockIdx.y, z = blockIdx.z;
   const int64_t begin = g.K * part / g.parts, end = g.K * (part + 1) / g.parts;
-  const A* a = static_cast<const A*>(g.a) + z * g.a_z;
-  const B* b = static_cast<const B*>(g.b) + z * g.b_z;
+  const A* a = static_cast<const A*>(g.a.data) + z * g.a.batch;
+  const B* b = static_cast<const B*>(g.b.data) + z * g.b.batch;
   const int row = threadIdx.x / 16, column = threadIdx.x % 16;  // and 16 further
-  const bool is_m_fast = g.a_m == 1, is_n_fast = g.b_n == 1;
+  const bool is_m_fast = g.a.step == 1, is_n_fast = g.b.step == 1;
 
   const int fast = threadIdx.x % kGemmTile, slow = threadIdx.x / kGemmTile;
   constexpr int kPasses = kGemmTile * kGemmTile / kGemmThreads,
@@ -74,9 +83,10 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
       const int n = is_n_fast ? fast : other, k_b = is_n_fast ? other : fast;
       T value_a = 0, value_b = 0;
       if (m0 + m < g.M && k0 + k_a < end)
-        value_a = to_acc(a[(m0 + m) * g.a_m + at_a.hi * g.a_hi + at_a.lo * g.a_lo]);
-      if (n0 + n < g.N && k0 + k_b < end)
-        value_b = g.b ? T(to_acc(b[(n0 + n) * g.b_n + at_b.hi * g.b_hi + at_b.lo * g.b_lo])) : T(1);
+        value_a = to_acc(a[(m0 + m) * g.a.step + at_a.hi * g.a.hi + at_a.lo * g.a.lo]);
+      if (n0 + n < g.N && k0 + k_b < end && !(g.live_b && !g.live_b[k0 + k_b]))
+        value_b = g.b.data ? T(to_acc(b[(n0 + n) * g.b.step + at_b.hi * g.b.hi + at_b.lo * g.b.lo]))
+                           : T(1);
       tile_a[k_a * kGemmLd + m] = value_a;
       tile_b[k_b * kGemmLd + n] = value_b;
       at_a.advance(step_a);
@@ -96,13 +106,13 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
     }
     __syncthreads();
   }
-  Out* out = static_cast<Out*>(g.out) + part * g.out_part + z * g.out_z;
+  Out* out = static_cast<Out*>(g.out.data) + part * g.out.part_step + z * g.out.batch;
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int64_t m = m0 + row + 16 * i, n = n0 + column + 16 * j;
-      if (m < g.M && n < g.N) out[m * g.out_m + n] = from_acc<Out>(acc[i][j]);
+      if (m < g.M && n < g.N) out[m * g.out.step + n] = from_acc<Out>(acc[i][j]);
     }
 }
 
@@ -141,6 +151,17 @@ template <typename S>
 void reduce(const Reduce& r, void* stream) {
   launch("reduce", reduce_kernel<S>, dim3(static_cast<unsigned>((r.count + 255) / 256)), 256, 0,
          stream, r);
+}
+
+// dx[b,n] = sum over (d, j) of du[b,n,d,j] w_ih[d,j].
+template <typename S>
+void input_gradient(const SweepBackward& a, const acc_t<S>* du, void* stream) {
+  const int64_t state = a.D * a.H;
+  Gemm dx{a.B * a.N, a.C, state, state, 1, 1, {}, {}, {}};
+  dx.a = {du, state, 0, 1, 0};
+  dx.b = {a.w_ih, 1, 0, a.C, 0};
+  dx.out = {a.dx, a.C, 0, 0};
+  gemm<acc_t<S>, S, S>(dx, stream);
 }
 
 }  // namespace strnn::cuda

@@ -90,11 +90,11 @@ void run_backward(const SparseProjectionBackward& a, const void* onto, const Dev
   const int64_t parts = parts_of(a, device), count = a.D * a.K * a.N;
   T* partial = workspace.take<T>(parts * count);
   // dweight[d][k][n] = sum over (b, j) of ds[b,d,k,j] h[b,n,d,j]
-  gemm<S, S, T>({a.K,     a.N,       a.B * a.H,       a.H,  a.D,       parts,  //
-                 a.ds,    a.H,       a.D * a.K * a.H, 1,    a.K * a.H,         //
-                 a.h,     a.D * a.H, a.N * a.D * a.H, 1,    a.H,               //
-                 partial, a.N,       a.K * a.N,       count},
-                stream);
+  Gemm g{a.K, a.N, a.B * a.H, a.H, a.D, parts, {}, {}, {}};
+  g.a = {a.ds, a.H, a.D * a.K * a.H, 1, a.K * a.H};
+  g.b = {a.h, a.D * a.H, a.N * a.D * a.H, 1, a.H};
+  g.out = {partial, a.N, a.K * a.N, count};
+  gemm<S, S, T>(g, stream);
   reduce<S>({count, parts, partial, a.dweight}, stream);
 }
 

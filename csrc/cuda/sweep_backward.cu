@@ -13,6 +13,7 @@
 //
 // Predicted, not measured (H200): the sweep as forward, plus 8 bytes per state of traffic; SEED (B
 // = 288) about 12 us for the sweep and 10 us for five small kernels after it.
+#include <algorithm>
 #include <type_traits>
 
 #include "gemm.cuh"
@@ -140,114 +141,53 @@ struct Scratch {
 template <typename S>
 void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
   using T = acc_t<S>;
-  const int64_t B = a.B, N = a.N, D = a.D, C = a.C, H = a.H, rows = B * N, step = D * H,
-                weights = D * H * H;
-  gemm<T, S, T>({H,
-                 H,
-                 rows,
-                 rows ? rows : 1,
-                 D,
-                 scratch.parts_hh,
-                 scratch.q,
-                 1,
-                 0,
-                 step,
-                 H,
-                 a.h,
-                 1,
-                 0,
-                 step,
-                 H,
-                 scratch.dw_hh,
-                 H,
-                 H * H,
-                 weights},
-                stream);
+  const int64_t B = a.B, D = a.D, C = a.C, H = a.H, rows = B * a.N, weights = D * H * H;
+  const int64_t state = D * H;
+  const auto over_rows = [&](int64_t M, int64_t N, int64_t parts) {
+    return Gemm{M, N, rows, std::max<int64_t>(1, rows), D, parts, {}, {}, {}};
+  };
+  const Operand du{scratch.du, 1, 0, state, H};
+
+  Gemm hh = over_rows(H, H, scratch.parts_hh);
+  hh.a = {scratch.q, 1, 0, state, H};
+  hh.b = {a.h, 1, 0, state, H};
+  hh.out = {scratch.dw_hh, H, H * H, weights};
+  gemm<T, S, T>(hh, stream);
   if (a.h0) {
-    const int64_t count = B * D * H;
+    const int64_t count = B * state;
     launch("sum_entered", sum_entered_kernel<T>, dim3(static_cast<unsigned>((count + 127) / 128)),
            128, 0, stream, Entered{a.program, B, H, a.entry, scratch.du, scratch.e});
-    gemm<T, S, T>({H,
-                   H,
-                   B,
-                   B ? B : 1,
-                   D,
-                   1,
-                   scratch.e,
-                   1,
-                   0,
-                   step,
-                   H,
-                   a.h0,
-                   1,
-                   0,
-                   step,
-                   H,
-                   scratch.dw_hh + scratch.parts_hh * weights,
-                   H,
-                   H * H,
-                   weights},
-                  stream);
-    if (a.dh0)
-      gemm<T, S, S>(
-          {B, H, H, H, D, 1, scratch.e, step, 0, 1, H, a.w_hh, 1, 0, H, H * H, a.dh0, step, H, 0},
-          stream);
+    Gemm entered{H, H, B, std::max<int64_t>(1, B), D, 1, {}, {}, {}};
+    entered.a = {scratch.e, 1, 0, state, H};
+    entered.b = {a.h0, 1, 0, state, H};
+    entered.out = {scratch.dw_hh + scratch.parts_hh * weights, H, H * H, weights};
+    gemm<T, S, T>(entered, stream);
+    Gemm dh0{B, H, H, H, D, 1, {}, {}, {}};
+    dh0.a = {scratch.e, state, 0, 1, H};
+    dh0.b = {a.w_hh, 1, 0, H, H * H};
+    dh0.out = {a.dh0, state, H, 0};
+    if (a.dh0) gemm<T, S, S>(dh0, stream);
   }
   reduce<S>({weights, scratch.parts_hh + (a.h0 ? 1 : 0), scratch.dw_hh, a.dw_hh}, stream);
-  if (a.dbias && !C)
-    reduce<S>({D * H, 0, nullptr, a.dbias}, stream);  // without an input product there is no bias
+  if (a.dbias && !C) reduce<S>({state, 0, nullptr, a.dbias}, stream);  // no input product, no bias
   if (a.dbias && C) {
-    gemm<T, S, T>({H,
-                   1,
-                   rows,
-                   rows ? rows : 1,
-                   D,
-                   scratch.parts_bias,
-                   scratch.du,
-                   1,
-                   0,
-                   step,
-                   H,
-                   nullptr,
-                   1,
-                   0,
-                   0,
-                   0,
-                   scratch.dbias,
-                   1,
-                   H,
-                   D * H},
-                  stream);
-    reduce<S>({D * H, scratch.parts_bias, scratch.dbias, a.dbias}, stream);
+    Gemm bias = over_rows(H, 1, scratch.parts_bias);
+    bias.a = du;
+    bias.b = {nullptr, 1, 0, 0, 0};
+    bias.out = {scratch.dbias, 1, H, state};
+    gemm<T, S, T>(bias, stream);
+    reduce<S>({state, scratch.parts_bias, scratch.dbias, a.dbias}, stream);
   }
   if (a.dw_ih) {
-    gemm<T, S, T>({H,
-                   C,
-                   rows,
-                   rows ? rows : 1,
-                   D,
-                   scratch.parts_ih,
-                   scratch.du,
-                   1,
-                   0,
-                   step,
-                   H,
-                   a.x,
-                   1,
-                   0,
-                   C,
-                   0,
-                   scratch.dw_ih,
-                   C,
-                   H * C,
-                   D * H * C},
-                  stream);
-    reduce<S>({D * H * C, scratch.parts_ih, scratch.dw_ih, a.dw_ih}, stream);
+    Gemm ih = over_rows(H, C, scratch.parts_ih);
+    ih.a = du;
+    ih.b = {a.x, 1, 0, C, 0};
+    ih.out = {scratch.dw_ih, C, H * C, state * C};
+    ih.live_b = a.mask;
+    gemm<T, S, T>(ih, stream);
+    reduce<S>({state * C, scratch.parts_ih, scratch.dw_ih, a.dw_ih}, stream);
   }
-  if (C && a.dx)
-    gemm<T, S, S>(
-        {rows, C, D * H, D * H, 1, 1, scratch.du, step, 0, 1, 0, a.w_ih, 1, 0, C, 0, a.dx, C, 0, 0},
-        stream);
+  if (C && a.dx) input_gradient<S>(a, scratch.du, stream);
 }
 
 template <typename S>

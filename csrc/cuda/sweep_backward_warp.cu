@@ -121,14 +121,15 @@ __global__ void __launch_bounds__(kWarpMaxThreads, 2)
         if (q >= count) break;
         const float* input = ring + (i + q) % kWarpRing * kWidth;
         const int n = record[q].x;
-        const bool is_off = lane >= H || (a.mask && !(bits[n / kLanes] >> n % kLanes & 1));
+        const bool is_masked = a.mask && !(bits[n / kLanes] >> n % kLanes & 1);
+        const bool is_off = lane >= H || is_masked;
         const float du = is_off ? 0 : derivative(a.activation, input[lane]) * t[q];
         if (record[q].y >= 0) slots[record[q].y * kLanes + lane] = du;
         if (f.du && lane < H) f.du[((b * N + n) * a.D + d) * H + lane] = du;
         if (a.entry ? entry == n : record[q].y < 0) entered += du;
         add_outer(dw_hh, sum[q], input);
         if constexpr (kC != 0) {
-          add_outer(dw_ih, du, input + 2 * kLanes);
+          if (!is_masked) add_outer(dw_ih, du, input + 2 * kLanes);  // 0 * NaN is not zero
           dbias += du;
         }
       }
@@ -229,12 +230,7 @@ void sweep_backward_warp(const SweepBackward& a, const Plan& plan, const Device&
   reduce<float>({D * H * H, parts, scratch.dw_hh, a.dw_hh}, stream);
   if (a.dw_ih) reduce<float>({D * H * C, parts, scratch.dw_ih, a.dw_ih}, stream);
   if (a.dbias) reduce<float>({D * H, C ? parts : 0, scratch.dbias, a.dbias}, stream);
-  if (C && a.dx)  // dx[b,n] = sum over (d, j) of du[b,n,d,j] w_ih[d,j]
-    gemm<float, float, float>({a.B * a.N,  C,     D * H, D * H, 1, 1,  //
-                               scratch.du, D * H, 0,     1,     0,     //
-                               a.w_ih,     1,     0,     C,     0,     //
-                               a.dx,       C,     0,     0},
-                              stream);
+  if (C && a.dx) input_gradient<float>(a, scratch.du, stream);
 }
 
 }  // namespace strnn::cuda

@@ -136,3 +136,14 @@ def test_too_large_for_the_device(harness, switch, fast):
         pytest.raises(RuntimeError, match=r"needs .* bytes of shared memory, the device has 1024"),
     ):
         sk.sweep(u, w, sk.Topology.chain(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["warp", "general"])
+def test_what_a_masked_node_holds_does_not_leak(dtype, harness, switch, fast):
+    """NaN at masked nodes reaches neither outputs nor gradients."""
+    case = testing.find("corner-mask")
+    inputs = case.inputs(dtype=dtype)
+    spoilt = inputs | {"x": torch.where(inputs["mask"][..., None], inputs["x"], torch.nan)}
+    with switch.running(harness.Emulated(fast)):
+        clean, actual = (case.results(sk, given) for given in (inputs, spoilt))
+    assert all(torch.equal(clean[name], actual[name]) for name in clean)

@@ -1,7 +1,7 @@
 """Kernel time on a GPU by graph replay: `python -m bench.gpu_time out.json`.
 
-Forward, and forward with backward, of the shared benchmark cases on every backend for GPUs that runs
-here: the time of a replay divided by the calls in the graph, medians of interleaved rounds.
+Forward, and forward with backward, of the shared benchmark cases on every backend for GPUs that
+runs here: the time of a replay divided by the calls in the graph, medians of interleaved rounds.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
     at_a.advance(kGemmTile - kPasses * step_a);
     at_b.advance(kGemmTile - kPasses * step_b);
     __syncthreads();
-#pragma unroll 8
+#pragma unroll 4
     for (int k = 0; k < kGemmTile; ++k) {
       const T a0 = tile_a[k * kGemmLd + row], a1 = tile_a[k * kGemmLd + row + 16];
       const T b0 = tile_b[k * kGemmLd + column], b1 = tile_b[k * kGemmLd + column + 16];

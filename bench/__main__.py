@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench import compare, measure, roofline, table
+from bench import compare, measure, roofline, table, whole_model
 from bench.contestants import OPTIONAL_PEERS, PEERS, Backend, Contestant
 from bench.scaling import AXES
 from strnn_kernels.testing import BENCHMARKS, Case
@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         "commit": commit(),
         "peaks": peaks.as_json(),
         "host_us": [],
+        "whole_model": [],
         "rows": [],
     }
     with tqdm(total=len(cases) * len(options.threads), unit="case", file=sys.stderr) as bar:
@@ -60,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     result["host_us"] = host_time(
         [c for c in contestants if not c.is_peer or c.name == "nn.RNN"], peaks
     )
+    if options.cases == ["default"]:
+        result["whole_model"] = whole_model.measure(options.threads[0])
     show(result)
     if options.compare:
         old = json.loads(options.compare.read_text())
@@ -184,6 +187,9 @@ def show(result: dict[str, Any]) -> None:
     if result["host_us"]:
         lines = [[h["op"], h["contestant"], h["mode"], f"{h['us']:.1f}"] for h in result["host_us"]]
         print(f"\nHost time per call\n\n{table.markdown(['op', 'who', 'mode', 'us'], lines)}")
+    if result["whole_model"]:
+        cells = whole_model.lines(result["whole_model"])
+        print(f"\n{table.markdown(whole_model.HEADER, cells)}")
     missing = table.left_out(rows)
     if missing:
         print(f"\nNot timed\n\n{missing}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import table
+from bench import table, whole_model
 from bench.scaling import AXES
 from bench.targets import RATIO
 
@@ -82,6 +82,9 @@ def section(result: Mapping[str, Any], name: str, plots: Path) -> list[str]:
     if result["host_us"]:
         lines = [[h["op"], h["contestant"], h["mode"], f"{h['us']:.1f}"] for h in result["host_us"]]
         page += ["", "Host time per call:", "", table.markdown(["op", "who", "mode", "us"], lines)]
+    if result.get("whole_model"):
+        cells = whole_model.lines(result["whole_model"])
+        page += ["", table.markdown(whole_model.HEADER, cells)]
     missing = table.left_out(rows)
     return [*page, "", "Not timed:", "", missing] if missing else page
 

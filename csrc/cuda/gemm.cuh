@@ -37,14 +37,23 @@ struct Gemm {
   Result out;
   // [K] or null: where it is false, b counts as zero whatever it holds (0 * NaN is not zero).
   const bool* live_b = nullptr;
+  // By gemm(): the kernel does not divide 64-bit numbers, which is a call that costs registers.
+  int64_t part_size = 0;
+  double inverse_lo = 0;
 };
 
-// An index k that is taken apart once and then only advanced: no division in the loop.
+// An index k taken apart: once by a reciprocal, exact after a correction by one, then only
+// advanced.
 struct Contraction {
   int64_t hi, lo, K_lo;
 
-  __device__ __forceinline__ Contraction(int64_t k, int64_t size)
-      : hi(k / size), lo(k % size), K_lo(size) {}
+  __device__ __forceinline__ Contraction(int64_t k, const Gemm& g)
+      : hi(static_cast<int64_t>(static_cast<double>(k) * g.inverse_lo)),
+        lo(k - hi * g.K_lo),
+        K_lo(g.K_lo) {
+    if (lo < 0) lo += K_lo, --hi;
+    advance(0);
+  }
   __device__ __forceinline__ void advance(int64_t by) {
     lo += by;
     while (lo >= K_lo) lo -= K_lo, ++hi;
@@ -58,10 +67,12 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
   Carver carver{raw};
   T* tile_a = carver.take<T>(kGemmTile * kGemmLd);  // [k][m]
   T* tile_b = carver.take<T>(kGemmTile * kGemmLd);  // [k][n]
-  const int64_t tiles_n = (g.N + kGemmTile - 1) / kGemmTile;
-  const int64_t m0 = blockIdx.x / tiles_n * kGemmTile, n0 = blockIdx.x % tiles_n * kGemmTile;
+  const unsigned tiles_n = static_cast<unsigned>((g.N + kGemmTile - 1) / kGemmTile);
+  const int64_t m0 = static_cast<int64_t>(blockIdx.x / tiles_n) * kGemmTile;
+  const int64_t n0 = static_cast<int64_t>(blockIdx.x % tiles_n) * kGemmTile;
   const int64_t part = blockIdx.y, z = blockIdx.z;
-  const int64_t begin = g.K * part / g.parts, end = g.K * (part + 1) / g.parts;
+  const int64_t begin = part * g.part_size;
+  const int64_t end = begin + g.part_size < g.K ? begin + g.part_size : g.K;
   const A* a = static_cast<const A*>(g.a.data) + z * g.a.batch;
   const B* b = static_cast<const B*>(g.b.data) + z * g.b.batch;
   const int row = threadIdx.x / 16, column = threadIdx.x % 16;  // and 16 further
@@ -70,8 +81,8 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
   const int fast = threadIdx.x % kGemmTile, slow = threadIdx.x / kGemmTile;
   constexpr int kPasses = kGemmTile * kGemmTile / kGemmThreads,
                 kStep = kGemmTile / kPasses;  // elements of a tile per thread
-  Contraction at_a(begin + (is_m_fast ? slow : fast), g.K_lo),
-      at_b(begin + (is_n_fast ? slow : fast), g.K_lo);
+  Contraction at_a(begin + (is_m_fast ? slow : fast), g),
+      at_b(begin + (is_n_fast ? slow : fast), g);
   const int step_a = is_m_fast ? kStep : 0, step_b = is_n_fast ? kStep : 0;
 
   T acc[2][2] = {};
@@ -95,7 +106,7 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
     at_a.advance(kGemmTile - kPasses * step_a);
     at_b.advance(kGemmTile - kPasses * step_b);
     __syncthreads();
-#pragma unroll 4
+#pragma unroll 8
     for (int k = 0; k < kGemmTile; ++k) {
       const T a0 = tile_a[k * kGemmLd + row], a1 = tile_a[k * kGemmLd + row + 16];
       const T b0 = tile_b[k * kGemmLd + column], b1 = tile_b[k * kGemmLd + column + 16];
@@ -121,7 +132,9 @@ inline int64_t gemm_tiles(int64_t M, int64_t N) {
 }
 
 template <typename A, typename B, typename Out>
-void gemm(const Gemm& g, void* stream) {
+void gemm(Gemm g, void* stream) {
+  g.part_size = (g.K + g.parts - 1) / g.parts;
+  g.inverse_lo = 1.0 / static_cast<double>(g.K_lo);
   const dim3 grid(static_cast<unsigned>(gemm_tiles(g.M, g.N)), static_cast<unsigned>(g.parts),
                   static_cast<unsigned>(g.Z));
   const int64_t tile =

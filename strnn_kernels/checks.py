@@ -6,6 +6,8 @@ came.
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 
 from .notation import ACTIVATIONS
@@ -86,6 +88,23 @@ def like(
     raise ArgumentError(f"{function}: {name} must have dtype {wanted}, got {_dtype(value.dtype)}")
 
 
+def last_size(function: str, name: str, value: object, letters: str, size: int) -> None:
+    """Refuses a tensor whose last size is not that of the layer it enters."""
+    wanted = letters.split()
+    if isinstance(value, torch.Tensor) and value.dim() == len(wanted) and value.shape[-1] != size:
+        raise ArgumentError(
+            f"{function}: {name} must have shape ({', '.join(wanted)}) = "
+            f"{(*value.shape[:-1], size)}, got {_shape(value)}"
+        )
+
+
+def amount(function: str, name: str, value: object) -> float:
+    """The value as a float, if it is a number of at least 0."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not value >= 0:
+        raise ArgumentError(f"{function}: {name} must be a number of at least 0, got {value!r}")
+    return float(value)
+
+
 def topology(function: str, value: object) -> Topology:
     """The value, if it is a Topology."""
     if not isinstance(value, Topology):
@@ -103,14 +122,22 @@ def activation(function: str, value: object) -> None:
 
 def lengths(function: str, value: object, B: int, T: int) -> torch.Tensor:
     """Sequence lengths as an int64 tensor (B,), each in 0..T."""
-    value = torch.as_tensor(value)
+    given = value
+    try:
+        value = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        value = None
+    if value is None:
+        raise ArgumentError(
+            f"{function}: lengths must be integers of shape (B,) = ({B},), got {_kind(given)}"
+        )
     if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
         raise ArgumentError(f"{function}: lengths must be integers, got {_dtype(value.dtype)}")
     if value.shape != (B,):
         raise ArgumentError(
             f"{function}: lengths must have shape (B,) = ({B},), got {_shape(value)}"
         )
-    return value
+    return value.long()
 
 
 def lengths_in_range(function: str, value: torch.Tensor, T: int) -> None:

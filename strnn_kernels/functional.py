@@ -134,9 +134,10 @@ def soft_threshold_(weight: torch.Tensor, amount: float) -> torch.Tensor:
         ArgumentError: weight is not a floating-point tensor, or amount is negative or not a number.
     """
     checks.tensor("soft_threshold_", "weight", weight)
-    if not amount >= 0:
-        raise checks.ArgumentError(f"soft_threshold_: amount must be at least 0, got {amount!r}")
-    return weight.copy_(torch.nn.functional.softshrink(weight, amount))
+    amount = checks.amount("soft_threshold_", "amount", amount)
+    # Not softshrink, which refuses an infinite amount and one beyond the dtype's range.
+    wide = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+    return weight.copy_((wide.abs() - amount).clamp_(min=0).copysign_(wide))
 
 
 def spatial_rnn(
@@ -279,7 +280,11 @@ def temporal_rnn(
 def _autocast(*tensors):
     """Under autocast, floats in the dtype that it asks for; accumulation stays float32."""
     first = tensors[0]
-    if not isinstance(first, torch.Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if (
+        not isinstance(first, torch.Tensor)
+        or first.device.type == "meta"
+        or not torch.is_autocast_enabled(first.device.type)
+    ):
         return tensors
     dtype = torch.get_autocast_dtype(first.device.type)
     halves = (torch.float32, torch.bfloat16, torch.float16)

@@ -150,6 +150,7 @@ class SpatialRNN(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Sweeps x (B, N, C); mask: bool (B, N), states of False nodes are zero."""
+        checks.last_size("SpatialRNN", "x", x, "B N C", self.weight_ih.shape[2])
         return functional.spatial_rnn(
             x,
             self.weight_ih,
@@ -311,8 +312,14 @@ class TemporalRNN(nn.Module):
         """
         if isinstance(x, PackedSequence):
             return self._forward_packed(x, hx, lengths)
+        checks.last_size("TemporalRNN", "x", x, "B T C", self.input_size)
         if isinstance(x, torch.Tensor) and x.dim() == 2 and lengths is None:
-            output, h_n = self(x[None], None if hx is None else hx[:, None])
+            checks.last_size("TemporalRNN", "x", x, "T C", self.input_size)
+            if hx is not None:
+                D, H = len(self._suffixes), self.hidden_size
+                checks.like("TemporalRNN", "hx", hx, "D H", (D, H), ("x", x))
+                hx = hx[:, None]
+            output, h_n = self(x[None], hx)
             return output[0], h_n[:, 0]
         h0 = None if hx is None else self._first_states(x, hx)
         h = functional.temporal_rnn(
@@ -361,8 +368,8 @@ class TemporalRNN(nn.Module):
         if lengths is None:
             last = h[:, -1, :1]
         else:
-            lengths = torch.as_tensor(lengths).to(h.device)
-            at = (lengths - 1).clamp(min=0).long()[:, None, None, None]
+            lengths = torch.as_tensor(lengths).to(h.device).long()
+            at = (lengths - 1).clamp(min=0)[:, None, None, None]
             last = h[:, :, :1].gather(1, at.expand(B, 1, 1, H))[:, 0]
         states = torch.cat([last, h[:, 0, 1:]], 1) if D == 2 else last
         if lengths is not None and h0 is not None:

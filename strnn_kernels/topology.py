@@ -316,6 +316,7 @@ class Topology:
         """The nodes that node n precedes in direction d, ascending."""
         return self.reversed().predecessors(d, n)
 
+    @torch.compiler.disable
     def levels(self, d: int) -> list[list[int]]:
         """The nodes of direction d by level: those of a level depend on earlier levels only."""
         level = self.level[_index(d, self.num_directions, "d")]

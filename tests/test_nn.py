@@ -450,51 +450,6 @@ def test_every_parameter_gets_a_gradient():
         assert not list(module.buffers())
 
 
-DDP = """
-    import os, sys, torch, torch.distributed as dist, torch.multiprocessing as mp
-    import strnn_kernels as sk
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.space = sk.SpatialRNN(3, 6, sk.Topology.grid(2, 3), projection_size=2)
-            self.time = sk.TemporalRNN(48, 5)
-        def forward(self, x):
-            s = self.space(x.flatten(0, 1)).flatten(1)
-            return self.time(s.unflatten(0, x.shape[:2]))[0]
-
-    def work(rank, store):
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
-        torch.manual_seed(0)
-        model = Model()
-        x = torch.randn(4, 3, 6, 3)
-        model(x).pow(2).mean().backward()
-        whole = [p.grad.clone() for p in model.parameters()]
-        model.zero_grad()
-        parallel = torch.nn.parallel.DistributedDataParallel(model)
-        parallel(x[2 * rank : 2 * rank + 2]).pow(2).mean().backward()
-        for p, g in zip(model.parameters(), whole):
-            torch.testing.assert_close(p.grad, g)
-        dist.destroy_process_group()
-
-    if __name__ == "__main__":
-        context = mp.get_context("fork")
-        ranks = [context.Process(target=work, args=(r, sys.argv[1])) for r in range(2)]
-        [r.start() for r in ranks]
-        [r.join() for r in ranks]
-        sys.exit(max(r.exitcode for r in ranks))
-"""
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_distributed_data_parallel(tmp_path, run_python):
-    """Two processes with half the batch each get the gradients of the whole."""
-    code = DDP.replace("sys.argv[1]", repr(str(tmp_path / "store")))
-    done = run_python(code)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 def test_parametrized_weights(randn):
     """A module that recomputes its weight at each call (spectral norm does) still works."""
 

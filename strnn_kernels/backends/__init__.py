@@ -106,7 +106,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def _available(name: str) -> Backend:
-    backend = BACKENDS.get(name)
+    backend = BACKENDS.get(name) if isinstance(name, str) else None
     if backend is None:
         raise BackendError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
     if backend.unavailable:

@@ -1,13 +1,19 @@
 """Build of the compiled parts; everything else stands in pyproject.toml.
 
-Two extensions: ``strnn_kernels._C`` (the CPU ops, through torch's stable ABI: one binary for torch
-2.10 and later) and ``strnn_kernels._planner`` (the compiler of topologies, pybind11, no torch).
-Without a C++ compiler the package installs without them, says so, and ``python -m
-strnn_kernels.info`` repeats it; STRNN_CPU=1 makes that an error, STRNN_CPU=0 leaves them out.
+Three extensions: ``strnn_kernels._C`` (the CPU ops) and ``strnn_kernels._C_cuda`` (the CUDA ops),
+both through torch's stable ABI: one binary for torch 2.10 and later; and ``strnn_kernels._planner``
+(the compiler of topologies, pybind11, no torch). Without a C++ compiler the package installs
+without them, without nvcc or beside a torch without CUDA it installs without _C_cuda; it says so,
+and ``python -m strnn_kernels.info`` repeats it. STRNN_CPU=1 and STRNN_CUDA=1 make that an error, 0
+leaves the part out. TORCH_CUDA_ARCH_LIST, MAX_JOBS and CUDA_HOME mean what they mean to
+torch.utils.cpp_extension.
 """
+
+from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 
 from setuptools import setup
@@ -24,6 +30,7 @@ COMPILE_FLAGS = [
     "-Wno-psabi",
     "-Wno-maybe-uninitialized",
 ]
+NVCC_FLAGS = ["-O3", "-Xcompiler", "-fvisibility=hidden"]
 STABLE_ABI = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
 
 
@@ -31,18 +38,40 @@ def has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "c++").split()[0]) is not None
 
 
-def compiled_parts():
-    wanted = os.environ.get("STRNN_CPU", "")
+def left_out(part: str, switch: str, reason: str | None) -> bool:
+    """Whether a part is not built; a reason is an error if the part was demanded."""
+    wanted = os.environ.get(switch, "")
     if wanted == "0":
-        return [], {}
-    if not has_compiler():
-        message = "strnn-kernels: no C++ compiler found (CXX or c++)"
-        if wanted == "1":
-            sys.exit(message)
-        print(message + "; installing without the CPU backend", file=sys.stderr)
-        return [], {}
+        return True
+    if reason and wanted == "1":
+        sys.exit(f"strnn-kernels: {switch}=1, but {reason}")
+    if reason:
+        print(f"strnn-kernels: {reason}; installing without the {part} backend", file=sys.stderr)
+    return bool(reason)
+
+
+def why_no_cuda() -> str | None:
+    """Why the CUDA part cannot be built here, or None."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    nvcc = os.path.join(CUDA_HOME or "", "bin", "nvcc")
+    if not os.path.exists(nvcc):
+        return "no nvcc was found (CUDA_HOME)"
+    if not os.path.exists(os.path.join(CUDA_HOME, "include", "cuda_runtime_api.h")):
+        return f"CUDA_HOME={CUDA_HOME} has no include/cuda_runtime_api.h"
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    major = version.partition("release ")[2].partition(".")[0]
+    if major != torch.version.cuda.partition(".")[0]:
+        return f"nvcc is of CUDA {major}, torch of CUDA {torch.version.cuda}"
+    return None
+
+
+def cpu_extensions():
     import pybind11
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import CppExtension
 
     ops = CppExtension(
         "strnn_kernels._C",
@@ -59,11 +88,52 @@ def compiled_parts():
     )
     planner = CppExtension(
         "strnn_kernels._planner",
-        [f"{CSRC}/planner.cpp"],
+        [f"{CSRC}/planner.cpp", f"{CSRC}/cuda/planner.cpp"],
         include_dirs=[pybind11.get_include()],
         extra_compile_args=["-O2", "-fvisibility=hidden"],
     )
-    return [ops, planner], {"build_ext": BuildExtension}
+    return [ops, planner]
+
+
+def cuda_extension():
+    import torch
+    from torch.utils.cpp_extension import CUDAExtension
+
+    # nvcc knows sm_100 from CUDA 12.8 on. Without a list torch's builder asks the machine's GPU,
+    # which a build machine need not have.
+    knows_100 = tuple(map(int, torch.version.cuda.split("."))) >= (12, 8)
+    os.environ.setdefault(
+        "TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0+PTX" if knows_100 else "8.0;9.0+PTX"
+    )
+    architectures = os.environ["TORCH_CUDA_ARCH_LIST"]
+    sources = ["planner.cpp", "sweep_forward.cu", "sweep_forward_warp.cu", "sweep_backward.cu"]
+    sources += ["sweep_backward_warp.cu", "sparse_projection_kernel.cu"]
+    return CUDAExtension(
+        "strnn_kernels._C_cuda",
+        [f"{CSRC}/bindings_cuda.cpp", *(f"{CSRC}/cuda/{source}" for source in sources)],
+        define_macros=[
+            *STABLE_ABI,
+            ("USE_CUDA", None),
+            ("STRNN_CUDA_ARCHITECTURES", f'"{architectures}"'),
+        ],
+        extra_compile_args={"cxx": COMPILE_FLAGS, "nvcc": NVCC_FLAGS},
+        py_limited_api=True,
+    )
+
+
+def compiled_parts():
+    extensions = []
+    if not left_out(
+        "CPU", "STRNN_CPU", None if has_compiler() else "no C++ compiler was found (CXX or c++)"
+    ):
+        extensions += cpu_extensions()
+    if has_compiler() and not left_out("CUDA", "STRNN_CUDA", why_no_cuda()):
+        extensions.append(cuda_extension())
+    if not extensions:
+        return [], {}
+    from torch.utils.cpp_extension import BuildExtension
+
+    return extensions, {"build_ext": BuildExtension}
 
 
 ext_modules, cmdclass = compiled_parts()

@@ -6,10 +6,14 @@
 // The algorithms below take and return plain vectors; Python is met at the end of the file only.
 // Everything is linear in N + E but for the sets of free slots and ready nodes (see MinSet).
 
+#include "cuda/planner.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -499,6 +503,35 @@ py::dict build_info() {
   return info;
 }
 
+// The CUDA backend's choice of kernels; csrc/cuda/planner.h. Free of CUDA, so it answers on any
+// machine.
+py::dict plan_cuda_sweep(int64_t B, int64_t N, int64_t D, int64_t C, int64_t H, int64_t K,
+                         int64_t groups, int64_t slots, const std::string& dtype, bool is_backward,
+                         bool is_gated, std::array<int64_t, 4> device) {
+  const std::pair<const char*, Dtype> dtypes[] = {{"float32", Dtype::kFloat32},
+                                                  {"float64", Dtype::kFloat64},
+                                                  {"bfloat16", Dtype::kBFloat16},
+                                                  {"float16", Dtype::kFloat16}};
+  for (const auto& [name, value] : dtypes) {
+    if (dtype != name) continue;
+    const cuda::Plan plan =
+        cuda::plan_sweep({B, N, D, C, H, K, groups, slots, value, is_backward, is_gated},
+                         {device[0], device[1], device[2], device[3]});
+    py::dict found;
+    found["family"] = cuda::family_name(plan.family);
+    found["threads"] = plan.threads;
+    found["rows"] = 1 << plan.rows_log2;
+    found["items"] = plan.items;
+    found["weights_in_shared"] = plan.weights_in_shared;
+    found["slots_in_shared"] = plan.slots_in_shared;
+    found["projects"] = plan.projects;
+    found["shared_bytes"] = plan.shared_bytes;
+    return found;
+  }
+  throw py::value_error(
+      "plan_cuda_sweep: dtype must be float32, float64, bfloat16 or float16, got " + dtype);
+}
+
 }  // namespace
 }  // namespace strnn::planner
 
@@ -513,4 +546,7 @@ PYBIND11_MODULE(_planner, m) {
         py::arg("pred"));
   m.def("compile_program", &py_compile_program, py::arg("num_nodes"), py::arg("pred_ptr"),
         py::arg("pred"), py::arg("order"));
+  m.def("plan_cuda_sweep", &plan_cuda_sweep, py::kw_only(), py::arg("B"), py::arg("N"),
+        py::arg("D"), py::arg("C"), py::arg("H"), py::arg("K"), py::arg("groups"), py::arg("slots"),
+        py::arg("dtype"), py::arg("is_backward"), py::arg("is_gated"), py::arg("device"));
 }

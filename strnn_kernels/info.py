@@ -37,6 +37,22 @@ def _gpus() -> str:
     return ", ".join(names)
 
 
+def _cuda_plan() -> str:
+    """What the CUDA backend would run on this GPU for the sweep of 288 slices of SEED."""
+    if native.CUDA_UNAVAILABLE:
+        return "none"
+    try:
+        from ._planner import plan_cuda_sweep
+    except ImportError:
+        return "unknown: the planner was not compiled"
+    gpu = torch.cuda.get_device_properties(0)
+    shared = (gpu.shared_memory_per_block_optin, gpu.shared_memory_per_multiprocessor)
+    device = (gpu.major * 10 + gpu.minor, gpu.multi_processor_count, *shared)
+    sizes = {"B": 288, "N": 62, "D": 4, "C": 5, "H": 30, "K": 10, "groups": 13, "slots": 13}
+    kind = {"dtype": "float32", "is_backward": False, "is_gated": False}
+    return ", ".join(f"{k} {v}" for k, v in plan_cuda_sweep(**sizes, **kind, device=device).items())
+
+
 def info() -> dict[str, dict[str, str]]:
     """The report as sections of name -> text."""
     planner = PLANNER if PLANNER_REASON is None else f"{PLANNER} ({PLANNER_REASON})"
@@ -59,6 +75,8 @@ def info() -> dict[str, dict[str, str]]:
             if platform.machine() in ("x86_64", "AMD64")
             else native.CPU_UNAVAILABLE or "baseline",
             "cpu instruction set in use": native.cpu_capability() or "none",
+            "cuda plan, SEED size": _cuda_plan(),
+            "cuda kernels": native.cuda_architectures() or native.CUDA_UNAVAILABLE or "none",
         },
         "backends": {name: reason or "available" for name, reason in backends().items()},
     }

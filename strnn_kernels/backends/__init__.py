@@ -64,7 +64,7 @@ _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cuda", ("cuda",), _FLOATS, "not part of this version"),
+        Backend("cuda", ("cuda",), _FLOATS, native.CUDA_UNAVAILABLE),
         Backend("triton", ("cuda",), _FLOATS, "not part of this version"),
         Backend("cpu", ("cpu",), _FLOATS, native.CPU_UNAVAILABLE),
         Backend("reference", None, None, None),

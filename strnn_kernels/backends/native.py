@@ -34,4 +34,25 @@ def cpu_capability() -> str | None:
     return function().decode()
 
 
+def cuda_architectures() -> str | None:
+    """What _C_cuda was compiled for, as TORCH_CUDA_ARCH_LIST; None if it is not loaded."""
+    if not _IS_CUDA_LOADED:
+        return None
+    function = ctypes.CDLL(_find("_C_cuda")).strnn_cuda_architectures
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
+def _why_no_cuda() -> str | None:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    reason = _load("_C_cuda")
+    if reason is None and torch.cuda.device_count() == 0:
+        return _NO_DEVICE
+    return reason
+
+
+_NO_DEVICE = "no CUDA device was found"
 CPU_UNAVAILABLE = _load("_C")
+CUDA_UNAVAILABLE = _why_no_cuda()
+_IS_CUDA_LOADED = CUDA_UNAVAILABLE in (None, _NO_DEVICE)

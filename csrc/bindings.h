@@ -1,0 +1,305 @@
+// The ops as torch calls them: arguments are checked and made contiguous, outputs allocated, and
+// then a backend's kernels run, which know nothing of torch. Through torch's stable ABI: one binary
+// serves every torch from 2.10 on and every Python.
+//
+// The schemas are defined in Python (strnn_kernels/schema.py), which also checks arguments for the
+// user's sake; what is checked again here is what would corrupt memory. Ops<Backend> is the same
+// for every compiled backend. A Backend has
+//   kName                what its messages begin with
+//   owns(tensor)         whether its kernels can read the tensor
+//   is_valid(program)    whether the tables stay inside the sizes, as far as the host can tell
+//   sweep, sweep_backward, sparse_projection, sparse_projection_backward: (arguments, dtype, a
+//   tensor on the device of the call)
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common/dtype.h"
+#include "common/sparse_projection.h"
+#include "common/sweep.h"
+
+namespace strnn {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// At most four sizes, without an allocation: a call makes a dozen of them.
+struct Shape {
+  int64_t size[4] = {};
+  int64_t num_dims = 0;
+  Shape(std::initializer_list<int64_t> sizes) {
+    for (const int64_t s : sizes) size[num_dims++] = s;
+  }
+  bool operator==(const Shape& other) const {
+    return num_dims == other.num_dims && std::equal(size, size + num_dims, other.size);
+  }
+};
+
+inline Shape shape_of(const Tensor& t) {
+  Shape shape{};
+  STD_TORCH_CHECK(t.dim() <= 4, "strnn_kernels: a tensor has ", t.dim(), " dimensions");
+  for (; shape.num_dims < t.dim(); ++shape.num_dims)
+    shape.size[shape.num_dims] = t.size(shape.num_dims);
+  return shape;
+}
+
+// An uninitialised contiguous tensor on like's device and of its dtype. Not stable::new_empty,
+// whose way through the dispatcher costs a microsecond.
+inline Tensor new_tensor(const Tensor& like, const Shape& shape) {
+  int64_t strides[4], next = 1;
+  for (int64_t i = shape.num_dims - 1; i >= 0; --i) {
+    strides[i] = next;
+    next *= std::max<int64_t>(1, shape.size[i]);
+  }
+  int32_t dtype, device_type, device_index;
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.num_dims, shape.size, strides, dtype,
+                                                  device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+template <typename Backend>
+Dtype dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, Backend::kName,
+                      ": dtype must be float32, float64, bfloat16 or float16");
+  }
+}
+
+// A contiguous argument of a known shape and dtype; keeps it alive while the kernels read its
+// memory.
+template <typename Backend>
+class Argument {
+ public:
+  Argument(const char* name, const OptionalTensor& t, ScalarType dtype, const Shape& shape) {
+    if (!t) return;
+    STD_TORCH_CHECK(Backend::owns(*t) && t->scalar_type() == dtype && shape_of(*t) == shape,
+                    Backend::kName, ": ", name,
+                    " has another device, dtype or shape than the other arguments call for");
+    kept_ = t->is_contiguous() ? *t : torch::stable::contiguous(*t);
+  }
+  template <typename T = void>
+  const T* data() const {
+    return kept_ ? static_cast<const T*>(kept_->const_data_ptr()) : nullptr;
+  }
+
+ private:
+  OptionalTensor kept_;
+};
+
+// What both passes of the sweep share: sizes and inputs, with the tensors kept alive.
+template <typename Backend>
+struct SweepInputs {
+  int64_t B, N, D, C, H, K;
+  ScalarType dtype;
+  Argument<Backend> x, w_ih, bias, w_hh, mask, h0, entry, projection;
+
+  SweepInputs(const Tensor& x_, const OptionalTensor& w_ih_, const OptionalTensor& bias_,
+              const Tensor& w_hh_, const OptionalTensor& mask_, const OptionalTensor& h0_,
+              const OptionalTensor& entry_, const OptionalTensor& projection_)
+      : B(x_.size(0)),
+        N(x_.size(1)),
+        D(w_hh_.size(0)),
+        C(w_ih_ ? w_ih_->size(2) : 0),
+        H(w_hh_.size(1)),
+        K(projection_ ? projection_->size(1) : 0),
+        dtype(x_.scalar_type()),
+        x("x", x_, dtype, w_ih_ ? Shape{B, N, C} : Shape{B, N, D, H}),
+        w_ih("w_ih", w_ih_, dtype, {D, H, C}),
+        bias("bias", bias_, dtype, {D, H}),
+        w_hh("w_hh", w_hh_, dtype, {D, H, H}),
+        mask("mask", mask_, ScalarType::Bool, {B, N}),
+        h0("h0", h0_, dtype, {B, D, H}),
+        entry("entry", entry_, ScalarType::Int, {B, D}),
+        projection("projection", projection_, dtype, {D, K, N}) {}
+
+  Shape states() const { return {B, N, D, H}; }
+
+  void fill(Sweep& a, int64_t activation) const {
+    STD_TORCH_CHECK(activation >= 0 && activation < kNumActivations, Backend::kName,
+                    ": unknown activation ", activation);
+    a.B = B, a.N = N, a.D = D, a.C = C, a.H = H, a.K = K;
+    a.x = x.data(), a.w_ih = w_ih.data(), a.bias = bias.data(), a.w_hh = w_hh.data();
+    a.mask = mask.template data<bool>(), a.h0 = h0.data(), a.entry = entry.template data<int32_t>(),
+    a.projection = projection.data();
+    a.activation = static_cast<int>(activation);
+  }
+};
+
+template <typename Backend>
+struct Ops {
+  static Program program_of(const Tensor& table, int64_t N, int64_t D,
+                            const std::vector<int64_t>& sizes, int64_t first) {
+    STD_TORCH_CHECK(sizes.size() == 4, Backend::kName,
+                    ": program_sizes must be (groups, slots, reversed groups, reversed slots)");
+    STD_TORCH_CHECK(
+        Backend::owns(table) && table.is_contiguous() && table.scalar_type() == ScalarType::Int,
+        Backend::kName,
+        ": program must be a contiguous int32 tensor on the device of the other arguments");
+    const Program program = Program::over(static_cast<const int32_t*>(table.const_data_ptr()),
+                                          table.numel(), N, D, sizes[first], sizes[first + 1]);
+    STD_TORCH_CHECK(Backend::is_valid(program), Backend::kName,
+                    ": program is not a sweep program of ", N, " nodes and ", D, " directions");
+    return program;
+  }
+
+  static std::tuple<Tensor, Tensor> sweep_fwd(const Tensor& x, OptionalTensor w_ih,
+                                              OptionalTensor bias, const Tensor& w_hh,
+                                              OptionalTensor mask, OptionalTensor h0,
+                                              OptionalTensor entry, OptionalTensor projection,
+                                              const Tensor& program, const Tensor& reversed_program,
+                                              std::vector<int64_t> program_sizes,
+                                              int64_t activation, bool keep_h) {
+    const SweepInputs<Backend> in(x, w_ih, bias, w_hh, mask, h0, entry, projection);
+    Tensor h = new_tensor(x, keep_h ? in.states() : Shape{0});
+    Tensor s = new_tensor(x, projection ? Shape{in.B, in.D, in.K, in.H} : Shape{0});
+    SweepForward a{};
+    in.fill(a, activation);
+    a.program = program_of(program, in.N, in.D, program_sizes, 0);
+    a.h = keep_h ? h.mutable_data_ptr() : nullptr;
+    a.s = projection ? s.mutable_data_ptr() : nullptr;
+    if (in.B && in.H) Backend::sweep(a, dtype_of<Backend>(x), x);
+    return {h, s};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sweep_bwd(
+      OptionalTensor dh, OptionalTensor ds, const Tensor& x, const Tensor& h, OptionalTensor w_ih,
+      OptionalTensor bias, const Tensor& w_hh, OptionalTensor mask, OptionalTensor h0,
+      OptionalTensor entry, OptionalTensor projection, const Tensor& reversed_program,
+      std::vector<int64_t> program_sizes, int64_t activation, bool need_dx) {
+    const SweepInputs<Backend> in(x, w_ih, bias, w_hh, mask, h0, entry, projection);
+    const Argument<Backend> h_in("h", h, in.dtype, in.states()),
+        dh_in("dh", dh, in.dtype, in.states()), ds_in("ds", ds, in.dtype, {in.B, in.D, in.K, in.H});
+    const auto output = [&](bool is_wanted, const Shape& shape) {
+      return new_tensor(x, is_wanted ? shape : Shape{0});
+    };
+    Tensor dx = output(need_dx, shape_of(x));
+    Tensor dw_ih = output(w_ih.has_value(), {in.D, in.H, in.C});
+    Tensor dbias = output(bias.has_value(), {in.D, in.H});
+    Tensor dw_hh = output(true, {in.D, in.H, in.H});
+    Tensor dh0 = output(h0.has_value(), {in.B, in.D, in.H});
+    Tensor dprojection = output(projection.has_value(), {in.D, in.K, in.N});
+    SweepBackward a{};
+    in.fill(a, activation);
+    a.program = program_of(reversed_program, in.N, in.D, program_sizes, 2);
+    a.h = h_in.data(), a.dh = dh_in.data(), a.ds = projection ? ds_in.data() : nullptr;
+    a.dx = need_dx ? dx.mutable_data_ptr() : nullptr;
+    a.dw_ih = w_ih ? dw_ih.mutable_data_ptr() : nullptr;
+    a.dbias = bias ? dbias.mutable_data_ptr() : nullptr;
+    a.dw_hh = dw_hh.mutable_data_ptr();
+    a.dh0 = h0 ? dh0.mutable_data_ptr() : nullptr;
+    a.dprojection = projection ? dprojection.mutable_data_ptr() : nullptr;
+    if (in.H) Backend::sweep_backward(a, dtype_of<Backend>(x), x);
+    return {dx, dw_ih, dbias, dw_hh, dh0, dprojection};
+  }
+
+  static Tensor gated_sweep_fwd(const Tensor& g, const Tensor& gate, const Tensor& w,
+                                const Tensor& program, const Tensor& reversed_program,
+                                std::vector<int64_t> program_sizes) {
+    const SweepInputs<Backend> in(g, {}, {}, w, {}, {}, {}, {});
+    const Argument<Backend> gate_in("gate", gate, in.dtype, in.states());
+    Tensor y = new_tensor(g, in.states());
+    SweepForward a{};
+    in.fill(a, kIdentity);
+    a.program = program_of(program, in.N, in.D, program_sizes, 0);
+    a.gate = gate_in.data();
+    a.h = y.mutable_data_ptr();
+    if (in.B && in.H) Backend::sweep(a, dtype_of<Backend>(g), g);
+    return y;
+  }
+
+  // The gate's own derivative needs what the gate was applied to, so the forward runs once more to
+  // write it.
+  static std::tuple<Tensor, Tensor, Tensor> gated_sweep_bwd(const Tensor& dy, const Tensor& y,
+                                                            const Tensor& g, const Tensor& gate,
+                                                            const Tensor& w, const Tensor& program,
+                                                            const Tensor& reversed_program,
+                                                            std::vector<int64_t> program_sizes) {
+    const SweepInputs<Backend> in(g, {}, {}, w, {}, {}, {}, {});
+    const Argument<Backend> gate_in("gate", gate, in.dtype, in.states()),
+        dy_in("dy", dy, in.dtype, in.states()), y_in("y", y, in.dtype, in.states());
+    Tensor pre = new_tensor(g, in.states()), dg = new_tensor(g, in.states()),
+           dgate = new_tensor(g, in.states()), dw = new_tensor(g, {in.D, in.H, in.H});
+    SweepForward again{};
+    in.fill(again, kIdentity);
+    again.program = program_of(program, in.N, in.D, program_sizes, 0);
+    again.gate = gate_in.data();
+    again.pre = pre.mutable_data_ptr();
+    SweepBackward a{};
+    in.fill(a, kIdentity);
+    a.program = program_of(reversed_program, in.N, in.D, program_sizes, 2);
+    a.h = y_in.data(), a.dh = dy_in.data(), a.gate = gate_in.data(), a.pre = pre.const_data_ptr();
+    a.dx = dg.mutable_data_ptr(), a.dgate = dgate.mutable_data_ptr(),
+    a.dw_hh = dw.mutable_data_ptr();
+    if (in.B && in.H) Backend::sweep(again, dtype_of<Backend>(g), g);
+    if (in.H) Backend::sweep_backward(a, dtype_of<Backend>(g), g);
+    return {dg, dgate, dw};
+  }
+
+  static Tensor sparse_projection_fwd(const Tensor& h, const Tensor& weight) {
+    const int64_t B = h.size(0), N = h.size(1), D = h.size(2), H = h.size(3), K = weight.size(1);
+    const Argument<Backend> h_in("h", h, h.scalar_type(), {B, N, D, H}),
+        weight_in("weight", weight, h.scalar_type(), {D, K, N});
+    Tensor s = new_tensor(h, {B, D, K, H});
+    const SparseProjection a{B, N, D, H, K, h_in.data(), weight_in.data(), s.mutable_data_ptr()};
+    if (s.numel()) Backend::sparse_projection(a, dtype_of<Backend>(h), h);
+    return s;
+  }
+
+  static std::tuple<Tensor, Tensor> sparse_projection_bwd(const Tensor& ds, const Tensor& h,
+                                                          const Tensor& weight) {
+    const int64_t B = h.size(0), N = h.size(1), D = h.size(2), H = h.size(3), K = weight.size(1);
+    const Argument<Backend> h_in("h", h, h.scalar_type(), {B, N, D, H}),
+        weight_in("weight", weight, h.scalar_type(), {D, K, N}),
+        ds_in("ds", ds, h.scalar_type(), {B, D, K, H});
+    Tensor dh = new_tensor(h, {B, N, D, H}), dweight = new_tensor(h, {D, K, N});
+    const SparseProjectionBackward a{B,
+                                     N,
+                                     D,
+                                     H,
+                                     K,
+                                     ds_in.data(),
+                                     h_in.data(),
+                                     weight_in.data(),
+                                     dh.mutable_data_ptr(),
+                                     dweight.mutable_data_ptr()};
+    if (H) Backend::sparse_projection_backward(a, dtype_of<Backend>(h), h);
+    return {dh, dweight};
+  }
+};
+
+}  // namespace strnn
+
+// Registers Ops<Backend> in a dispatcher namespace under a key.
+#define STRNN_REGISTER_OPS(name, key, Backend)                                               \
+  STABLE_TORCH_LIBRARY_IMPL(name, key, m) {                                                  \
+    m.impl("sweep_fwd", TORCH_BOX(&strnn::Ops<Backend>::sweep_fwd));                         \
+    m.impl("sweep_bwd", TORCH_BOX(&strnn::Ops<Backend>::sweep_bwd));                         \
+    m.impl("gated_sweep_fwd", TORCH_BOX(&strnn::Ops<Backend>::gated_sweep_fwd));             \
+    m.impl("gated_sweep_bwd", TORCH_BOX(&strnn::Ops<Backend>::gated_sweep_bwd));             \
+    m.impl("sparse_projection_fwd", TORCH_BOX(&strnn::Ops<Backend>::sparse_projection_fwd)); \
+    m.impl("sparse_projection_bwd", TORCH_BOX(&strnn::Ops<Backend>::sparse_projection_bwd)); \
+  }

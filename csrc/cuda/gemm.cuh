@@ -1,0 +1,180 @@
+// Sums of products outside the serial chain: out[z][m][n] = sum_k a[z][m,k] b[z][k,n], any strides,
+// in parts of k that are added up in their order (bitwise repeatable). All gradients of weights, dx
+// and dh0 go through it.
+//
+// One CTA per (tile of 32 x 32 outputs, part, z); 256 threads with 2 x 2 outputs each; 32 steps of
+// k at a time through shared memory. Predicted (not measured): fma-bound at about a third of the
+// float32 peak, since each pair of fma needs one load from shared memory.
+#pragma once
+#include "../common/sweep.h"
+#include "launch.cuh"
+#include "ptx.cuh"
+#include "storage.cuh"
+
+namespace strnn::cuda {
+
+constexpr int kGemmTile = 32;
+constexpr int kGemmThreads = 256;
+constexpr int kGemmLd =
+    kGemmTile +
+    1;  // a tile is written along either axis: odd, so that neither meets bank conflicts
+
+// Element (i, k) of batch z at data[i * step + k_hi * hi + k_lo * lo + z * batch], k = k_hi * K_lo
+// + k_lo, so that the rows of a sum may be the pairs of two strided axes. Null: all ones (for a
+// bias).
+struct Operand {
+  const void* data;
+  int64_t step, hi, lo, batch;
+};
+// Element (m, n) at data[m * step + n + z * batch + part * part_step].
+struct Result {
+  void* data;
+  int64_t step, batch, part_step;
+};
+struct Gemm {
+  int64_t M, N, K, K_lo, Z, parts;
+  Operand a, b;
+  Result out;
+  // [K] or null: where it is false, b counts as zero whatever it holds (0 * NaN is not zero).
+  const bool* live_b = nullptr;
+  // By gemm(): the kernel does not divide 64-bit numbers, which is a call that costs registers.
+  int64_t part_size = 0;
+  double inverse_lo = 0;
+};
+
+// An index k taken apart: once by a reciprocal, exact after a correction by one, then only
+// advanced.
+struct Contraction {
+  int64_t hi, lo, K_lo;
+
+  __device__ __forceinline__ Contraction(int64_t k, const Gemm& g)
+      : hi(static_cast<int64_t>(static_cast<double>(k) * g.inverse_lo)),
+        lo(k - hi * g.K_lo),
+        K_lo(g.K_lo) {
+    if (lo < 0) lo += K_lo, --hi;
+    advance(0);
+  }
+  __device__ __forceinline__ void advance(int64_t by) {
+    lo += by;
+    while (lo >= K_lo) lo -= K_lo, ++hi;
+  }
+};
+
+template <typename A, typename B, typename Out>
+__global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
+  using T = acc_t<B>;
+  STRNN_DYNAMIC_SHARED(raw);
+  Carver carver{raw};
+  T* tile_a = carver.take<T>(kGemmTile * kGemmLd);  // [k][m]
+  T* tile_b = carver.take<T>(kGemmTile * kGemmLd);  // [k][n]
+  const unsigned tiles_n = static_cast<unsigned>((g.N + kGemmTile - 1) / kGemmTile);
+  const int64_t m0 = static_cast<int64_t>(blockIdx.x / tiles_n) * kGemmTile;
+  const int64_t n0 = static_cast<int64_t>(blockIdx.x % tiles_n) * kGemmTile;
+  const int64_t part = blockIdx.y, z = blockIdx.z;
+  const int64_t begin = part * g.part_size;
+  const int64_t end = begin + g.part_size < g.K ? begin + g.part_size : g.K;
+  const A* a = static_cast<const A*>(g.a.data) + z * g.a.batch;
+  const B* b = static_cast<const B*>(g.b.data) + z * g.b.batch;
+  const int row = threadIdx.x / 16, column = threadIdx.x % 16;  // and 16 further
+  const bool is_m_fast = g.a.step == 1, is_n_fast = g.b.step == 1;
+
+  const int fast = threadIdx.x % kGemmTile, slow = threadIdx.x / kGemmTile;
+  constexpr int kPasses = kGemmTile * kGemmTile / kGemmThreads,
+                kStep = kGemmTile / kPasses;  // elements of a tile per thread
+  Contraction at_a(begin + (is_m_fast ? slow : fast), g),
+      at_b(begin + (is_n_fast ? slow : fast), g);
+  const int step_a = is_m_fast ? kStep : 0, step_b = is_n_fast ? kStep : 0;
+
+  T acc[2][2] = {};
+  for (int64_t k0 = begin; k0 < end; k0 += kGemmTile) {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int other = slow + pass * kStep;
+      const int m = is_m_fast ? fast : other, k_a = is_m_fast ? other : fast;
+      const int n = is_n_fast ? fast : other, k_b = is_n_fast ? other : fast;
+      T value_a = 0, value_b = 0;
+      if (m0 + m < g.M && k0 + k_a < end)
+        value_a = to_acc(a[(m0 + m) * g.a.step + at_a.hi * g.a.hi + at_a.lo * g.a.lo]);
+      if (n0 + n < g.N && k0 + k_b < end && !(g.live_b && !g.live_b[k0 + k_b]))
+        value_b = g.b.data ? T(to_acc(b[(n0 + n) * g.b.step + at_b.hi * g.b.hi + at_b.lo * g.b.lo]))
+                           : T(1);
+      tile_a[k_a * kGemmLd + m] = value_a;
+      tile_b[k_b * kGemmLd + n] = value_b;
+      at_a.advance(step_a);
+      at_b.advance(step_b);
+    }
+    at_a.advance(kGemmTile - kPasses * step_a);
+    at_b.advance(kGemmTile - kPasses * step_b);
+    __syncthreads();
+#pragma unroll 8
+    for (int k = 0; k < kGemmTile; ++k) {
+      const T a0 = tile_a[k * kGemmLd + row], a1 = tile_a[k * kGemmLd + row + 16];
+      const T b0 = tile_b[k * kGemmLd + column], b1 = tile_b[k * kGemmLd + column + 16];
+      acc[0][0] += a0 * b0;
+      acc[0][1] += a0 * b1;
+      acc[1][0] += a1 * b0;
+      acc[1][1] += a1 * b1;
+    }
+    __syncthreads();
+  }
+  Out* out = static_cast<Out*>(g.out.data) + part * g.out.part_step + z * g.out.batch;
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int64_t m = m0 + row + 16 * i, n = n0 + column + 16 * j;
+      if (m < g.M && n < g.N) out[m * g.out.step + n] = from_acc<Out>(acc[i][j]);
+    }
+}
+
+inline int64_t gemm_tiles(int64_t M, int64_t N) {
+  return ((M + kGemmTile - 1) / kGemmTile) * ((N + kGemmTile - 1) / kGemmTile);
+}
+
+template <typename A, typename B, typename Out>
+void gemm(Gemm g, void* stream) {
+  g.part_size = (g.K + g.parts - 1) / g.parts;
+  g.inverse_lo = 1.0 / static_cast<double>(g.K_lo);
+  const dim3 grid(static_cast<unsigned>(gemm_tiles(g.M, g.N)), static_cast<unsigned>(g.parts),
+                  static_cast<unsigned>(g.Z));
+  const int64_t tile =
+      (kGemmTile * kGemmLd * static_cast<int64_t>(sizeof(acc_t<B>)) + 127) / 128 * 128;
+  launch("gemm", gemm_kernel<A, B, Out>, grid, kGemmThreads, 2 * tile, stream, g);
+}
+
+struct Reduce {
+  int64_t count, parts;
+  const void* from;  // [parts][count]
+  void* to;          // [count]
+};
+
+// to[i] = sum over parts, in their order.
+template <typename S>
+__global__ void __launch_bounds__(256) reduce_kernel(const Reduce r) {
+  using T = acc_t<S>;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= r.count) return;
+  const T* from = static_cast<const T*>(r.from) + i;
+  T sum = 0;
+  for (int64_t part = 0; part < r.parts; ++part) sum += from[part * r.count];
+  static_cast<S*>(r.to)[i] = from_acc<S>(sum);
+}
+
+template <typename S>
+void reduce(const Reduce& r, void* stream) {
+  launch("reduce", reduce_kernel<S>, dim3(static_cast<unsigned>((r.count + 255) / 256)), 256, 0,
+         stream, r);
+}
+
+// dx[b,n] = sum over (d, j) of du[b,n,d,j] w_ih[d,j].
+template <typename S>
+void input_gradient(const SweepBackward& a, const acc_t<S>* du, void* stream) {
+  const int64_t state = a.D * a.H;
+  Gemm dx{a.B * a.N, a.C, state, state, 1, 1, {}, {}, {}};
+  dx.a = {du, state, 0, 1, 0};
+  dx.b = {a.w_ih, 1, 0, a.C, 0};
+  dx.out = {a.dx, a.C, 0, 0};
+  gemm<acc_t<S>, S, S>(dx, stream);
+}
+
+}  // namespace strnn::cuda

@@ -1,0 +1,25 @@
+// The ops of the CUDA backend, free of torch: raw device pointers, the limits of the device,
+// scratch of the size that <op>_workspace names, a stream (cudaStream_t). All of them only launch;
+// nothing waits. The tables of a Program lie on the device.
+#pragma once
+#include "../common/dtype.h"
+#include "../common/sparse_projection.h"
+#include "../common/sweep.h"
+#include "planner.h"
+
+namespace strnn::cuda {
+
+int64_t sweep_workspace(const SweepForward&, Dtype, const Device&);
+void sweep(const SweepForward&, Dtype, const Device&, void* workspace, void* stream);
+
+int64_t sweep_backward_workspace(const SweepBackward&, Dtype, const Device&);
+void sweep_backward(const SweepBackward&, Dtype, const Device&, void* workspace, void* stream);
+
+void sparse_projection(const SparseProjection&, Dtype, void* stream);
+
+int64_t sparse_projection_backward_workspace(const SparseProjectionBackward&, Dtype, const Device&);
+// onto (B, N, D, H) or null is added to dh.
+void sparse_projection_backward(const SparseProjectionBackward&, const void* onto, Dtype,
+                                const Device&, void* workspace, void* stream);
+
+}  // namespace strnn::cuda

@@ -1,0 +1,168 @@
+#include "planner.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace strnn::cuda {
+namespace {
+
+constexpr int64_t kRowsPerSplit =
+    64;  // below this a part of a sum over rows costs more than it brings
+constexpr int64_t kMaxThreads = 256;
+constexpr int64_t kMaxItems = 32;
+constexpr int kMaxRowsLog2 = 4;
+
+int64_t storage_bytes(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return 8;
+    case Dtype::kFloat32:
+      return 4;
+    default:
+      return 2;
+  }
+}
+int64_t acc_bytes(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : 4; }
+int64_t array_bytes(int64_t count, int64_t element) { return (count * element + 127) / 128 * 128; }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A full block of threads, each with kItemsPerThread items of one hidden unit; fewer for a narrow
+// or short problem.
+void choose_items(const SweepSizes& z, Plan& plan) {
+  const int64_t rows = int64_t{1} << plan.rows_log2;
+  const int64_t width = ceil_div(z.N, z.G) * rows;  // items of an average group
+  const int64_t full = std::max<int64_t>(1, kMaxThreads / z.H) * kItemsPerThread;
+  const int64_t wanted = std::clamp<int64_t>(std::min(full, width),
+                                             std::max<int64_t>(rows, kItemsPerThread), kMaxItems);
+  plan.items = static_cast<int>(ceil_div(wanted, rows) * rows);
+  const int64_t threads = ceil_div(plan.items, kItemsPerThread) * z.H;
+  plan.threads = static_cast<int>(std::clamp<int64_t>(ceil_div(threads, 32) * 32, 64, kMaxThreads));
+}
+
+// False if it cannot; rows of a CTA (warps) and of a warp, one after the other, if it can.
+bool plan_warp_per_row(const SweepSizes& z, const Device& device, Plan& plan) {
+  if (z.dtype != Dtype::kFloat32 || z.H > kWarpMaxH || z.C > kWarpMaxC || z.is_gated) return false;
+  for (int warps_log2 = 2; warps_log2 >= 0; --warps_log2)
+    for (const bool projects : {true, false}) {
+      const int warps = 1 << warps_log2;
+      plan.projects = projects && z.K > 0 && z.K <= kWarpMaxK;
+      plan.warp = WarpLayout::of(z, warps, plan.projects);
+      plan.shared_bytes = plan.warp.bytes();
+      // Two CTAs to an SM at least, or the latency of a step is not hidden.
+      if (2 * (plan.shared_bytes + 1024) > device.shared_per_sm ||
+          plan.shared_bytes > device.shared_per_block)
+        continue;
+      plan.family = Family::kWarpPerRow;
+      plan.threads = 32 * warps;
+      plan.rows_log2 = warps_log2;
+      const int64_t most_parts =
+          std::max<int64_t>(1, 8 * device.num_sms / std::max<int64_t>(1, z.D));
+      plan.items = z.is_backward
+                       ? static_cast<int>(std::max<int64_t>(1, ceil_div(z.B, warps * most_parts)))
+                       : 1;
+      plan.weights_in_shared = false;  // in registers
+      plan.slots_in_shared = true;
+      return true;
+    }
+  return false;
+}
+
+}  // namespace
+
+WarpLayout WarpLayout::of(const SweepSizes& z, int warps, bool projects) {
+  const int64_t width_x = z.C == 0 ? 0 : z.C <= 8 ? 8 : 32;
+  const int64_t width = z.is_backward ? 64 + width_x : width_x ? width_x : 32;
+  WarpLayout l{};
+  l.records = 2 * z.N;
+  l.projection = projects ? z.N * kWarpMaxK : 0;
+  l.slots = z.S * 32 * warps;
+  l.vectors = 2 * 2 * 32 * warps;
+  l.rings = kWarpRing * width * warps;
+  l.masks = ceil_div(z.N, 32) * warps;
+  l.total = z.is_backward ? 32 * (32 + width_x + 1) : 0;
+  return l;
+}
+
+int64_t WarpLayout::bytes() const {
+  return array_bytes(records, 16) + array_bytes(projection, 4) + array_bytes(slots, 4) +
+         array_bytes(vectors, 4) + array_bytes(rings, 4) + array_bytes(masks, 4) +
+         array_bytes(total, 4);
+}
+
+GeneralLayout GeneralLayout::of(const SweepSizes& z, const Plan& plan) {
+  const int64_t rows = int64_t{1} << plan.rows_log2, items = plan.items;
+  const int64_t width0 = z.C && !z.is_backward ? z.C : z.H;
+  GeneralLayout l{};
+  l.ld_sum = ceil_div(z.H, 4) * 4;
+  l.ld_weights = z.H | 1;  // odd: a column is written without bank conflicts
+  l.weights = plan.weights_in_shared ? (z.H + (z.is_backward ? 0 : z.C)) * l.ld_weights : 0;
+  l.sum = items * l.ld_sum;
+  l.input0 = 2 * items * width0;
+  l.input1 = z.is_backward || z.is_gated ? 2 * items * z.H : 0;
+  l.slots = plan.slots_in_shared ? z.S * rows * z.H : 0;
+  l.state = plan.projects ? items * z.H : 0;
+  l.projected = plan.projects ? z.K * rows * z.H : 0;
+  return l;
+}
+
+int64_t GeneralLayout::bytes(Dtype dtype) const {
+  const int64_t s = storage_bytes(dtype), t = acc_bytes(dtype);
+  return array_bytes(weights, s) + array_bytes(sum, t) + array_bytes(input0, s) +
+         array_bytes(input1, s) + array_bytes(slots, t) + array_bytes(state, t) +
+         array_bytes(projected, t);
+}
+
+Plan plan_sweep(const SweepSizes& z, const Device& device) {
+  Plan plan{};
+  if (plan_warp_per_row(z, device, plan)) return plan;
+  plan = Plan{};
+  plan.family = Family::kGeneral;
+  // Rows: as many as fill a block with the nodes of an average group, as long as every SM has a
+  // tile.
+  const int64_t width = ceil_div(z.N, z.G);
+  while (plan.rows_log2 < kMaxRowsLog2 &&
+         (width << plan.rows_log2) * z.H < kMaxThreads * kItemsPerThread &&
+         ceil_div(z.B, int64_t{2} << plan.rows_log2) * z.D >= device.num_sms)
+    ++plan.rows_log2;
+  const auto fits = [&](bool weights, bool slots, bool projects) {
+    plan.weights_in_shared = weights, plan.slots_in_shared = slots,
+    plan.projects = projects && z.K > 0 && !z.is_backward;
+    choose_items(z, plan);
+    const int rows = 1 << plan.rows_log2;
+    for (;; plan.items = std::max(rows, plan.items / 2 / rows * rows)) {
+      plan.shared_bytes = GeneralLayout::of(z, plan).bytes(z.dtype);
+      if (plan.shared_bytes <= device.shared_per_block) return true;
+      if (weights || slots || plan.items == rows)
+        return false;  // fewer items at a time only when nothing else is left
+    }
+  };
+  // What leaves shared memory first: rows, then the fused projection, then slots, then the weights,
+  // which every step reads in full.
+  const int wanted_log2 = plan.rows_log2;
+  for (const bool weights : {true, false})
+    for (const bool slots : {true, false})
+      for (const bool projects : {true, false})
+        // Weights from global memory are read again by every tile: at least as many rows as share
+        // one load of a weight.
+        for (plan.rows_log2 = weights ? wanted_log2 : std::max(wanted_log2, kItemsPerThreadLog2);
+             plan.rows_log2 >= 0; --plan.rows_log2)
+          if (fits(weights, slots, projects)) return plan;
+  plan.rows_log2 = 0;
+  fits(false, false, false);
+  throw std::runtime_error(
+      "strnn_cuda: a sweep with H = " + std::to_string(z.H) + " and C = " + std::to_string(z.C) +
+      " needs " + std::to_string(plan.shared_bytes) + " bytes of shared memory, the device has " +
+      std::to_string(device.shared_per_block));
+}
+
+const char* family_name(Family family) {
+  return family == Family::kGeneral ? "general" : "warp_per_row";
+}
+
+int64_t choose_splits(int64_t tiles, int64_t rows, const Device& device) {
+  const int64_t wanted = ceil_div(2 * device.num_sms, std::max<int64_t>(1, tiles));
+  return std::clamp<int64_t>(std::min(wanted, ceil_div(rows, kRowsPerSplit)), 1, 256);
+}
+
+}  // namespace strnn::cuda

@@ -1,0 +1,86 @@
+// Which family of kernels runs a sweep, and with which tile: a pure function of the sizes and of
+// the device's limits, free of CUDA, so that tests and `python -m strnn_kernels.info` call it on
+// any machine.
+//
+//   general       a CTA per (direction, tile of rows of B); any topology, H, dtype. Slots and
+//   weights in shared memory where they
+//                 fit, else in global memory, where the second-level cache serves them.
+//   warp_per_row  H <= 32, float32: a warp per (direction, row of B), a lane per hidden unit,
+//   weights in registers.
+#pragma once
+#include <cstdint>
+
+#include "../common/dtype.h"
+
+namespace strnn::cuda {
+
+struct Device {
+  int64_t architecture;  // 80, 90, 100
+  int64_t num_sms;
+  int64_t shared_per_block;  // bytes that one CTA may ask for
+  int64_t shared_per_sm;
+};
+
+enum class Family { kGeneral, kWarpPerRow };
+
+// What a plan depends on; G and S are the groups and slots of the sweep program that the pass
+// follows.
+struct SweepSizes {
+  int64_t B, N, D, C, H, K, G, S;
+  Dtype dtype;
+  bool is_backward, is_gated;
+};
+
+constexpr int kItemsPerThreadLog2 = 2;
+constexpr int kItemsPerThread =
+    1 << kItemsPerThreadLog2;  // (node, row) pairs that share one load of a weight
+
+// warp_per_row: the widths that its registers hold, and the inputs that are under way at a time.
+constexpr int64_t kWarpMaxH = 32;
+constexpr int64_t kWarpMaxC = 32;
+constexpr int kWarpMaxK = 16;
+constexpr int kWarpMaxThreads = 128;
+constexpr int kWarpRing = 8;
+
+// Shared memory of the warp_per_row family's CTA, in elements (records: 16 bytes, all others 4);
+// the kernels carve their arrays in this order and divide slots, vectors, rings and masks by warps.
+struct WarpLayout {
+  int64_t records, projection, slots, vectors, rings, masks, total;
+
+  static WarpLayout of(const SweepSizes&, int warps, bool projects);
+  int64_t bytes() const;
+};
+
+struct Plan {
+  Family family;
+  int threads;    // of a CTA
+  int rows_log2;  // general: rows of a tile; warp_per_row: warps of a CTA
+  int items;  // general: (node, row) pairs in flight; warp_per_row: rows of a warp, one after the
+              // other
+  bool weights_in_shared;
+  bool slots_in_shared;
+  bool projects;  // the sparse projection is fused; else a second kernel reads h
+  int64_t shared_bytes;
+  WarpLayout warp;  // of the family warp_per_row
+};
+
+// Throws std::runtime_error with the limit if no tile fits the device.
+Plan plan_sweep(const SweepSizes&, const Device&);
+
+const char* family_name(Family);
+
+// Parts into which the rows of a sum over rows are cut, so that tiles x parts fill the device;
+// depends on nothing that varies from run to run.
+int64_t choose_splits(int64_t tiles, int64_t rows, const Device&);
+
+// Shared memory of the general family's CTA, in elements; the kernel carves its arrays in this
+// order.
+struct GeneralLayout {
+  int64_t weights, sum, input0, input1, slots, state, projected;
+  int64_t ld_sum, ld_weights;
+
+  static GeneralLayout of(const SweepSizes&, const Plan&);
+  int64_t bytes(Dtype) const;
+};
+
+}  // namespace strnn::cuda

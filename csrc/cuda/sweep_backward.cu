@@ -1,0 +1,250 @@
+// Derivative of the sweep: the same operation on the reversed topology (a.program), so that a
+// "predecessor" is a successor of the forward sweep. With q = sum of successors' du and t = dh +
+// projection^T ds + w_hh^T q:
+//
+//   du = mask * act'(h) * t          with a gate: du = gate * t, dgate = pre * t
+//   dw_hh = sum_bn q (x) h           the same total as sum du (x) (sum of predecessors' h), without
+//   their gather dw_ih = sum_bn du (x) x,  dbias = sum_bn du,  dx = sum_d du w_ih,  e = sum of du
+//   where h0 entered:  dh0 = e w_hh,  dw_hh += e (x) h0
+//
+// General family: the sweep writes du and q, and the sums, which have no serial chain, follow over
+// the whole device (gemm.cuh), each in parts that are added up in their order: bitwise repeatable,
+// no atomics.
+//
+// Predicted, not measured (H200): the sweep as forward, plus 8 bytes per state of traffic; SEED (B
+// = 288) about 12 us for the sweep and 10 us for five small kernels after it.
+#include <algorithm>
+#include <type_traits>
+
+#include "gemm.cuh"
+#include "kernels.h"
+#include "sweep_kernel.cuh"
+#include "sweep_warp.cuh"
+#include "workspace.h"
+
+namespace strnn::cuda {
+namespace {
+
+struct BackwardArgs {
+  GeneralSweep sweep;
+  const bool* mask;
+  const void* pre;
+  int activation;
+  bool is_gated;
+  void* dgate;
+  void* dx;  // du in the storage type, or null
+  void* du;  // du in the computed type, or null
+  void* q;
+};
+
+template <typename S, bool kWeightsShared, bool kSlotsShared>
+__global__ void __launch_bounds__(kSweepThreads, kSweepBlocks)
+    sweep_backward_kernel(const BackwardArgs f) {
+  using T = acc_t<S>;
+  STRNN_DYNAMIC_SHARED(raw);
+  const GeneralTile<S, kWeightsShared, kSlotsShared> tile(f.sweep, Carver{raw});
+  const GeneralSweep& a = f.sweep;
+  const int d = tile.d, H = a.H;
+
+  const auto extra = [](int, bool, int, int) { return T(0); };
+  const auto keep = [&](int i, int r, int j, T total) {
+    static_cast<T*>(f.q)[tile.state_row(r, tile.node(i)) + j] = total;
+  };
+  const auto finish = [&](int i, int item, int r, int j, int half, T t) {
+    const int n = tile.node(i), staged = (half * a.items + item) * H + j;
+    const int64_t at = tile.state_row(r, n) + j;
+    if (a.input0) t += to_acc(tile.input0[staged]);
+    const T other = to_acc(tile.input1[staged]);  // the gate, or h
+    T du;
+    if (f.is_gated) {
+      static_cast<S*>(f.dgate)[at] = from_acc<S>(to_acc(static_cast<const S*>(f.pre)[at]) * t);
+      du = other * t;
+    } else {
+      du = f.mask && !f.mask[tile.row(r, n)] ? T(0) : derivative(f.activation, other) * t;
+    }
+    if (tile.has_successors(i)) tile.slot(tile.table(a.program.slot, d * a.N + i), r)[j] = du;
+    if (f.du) static_cast<T*>(f.du)[at] = du;
+    if (f.dx) static_cast<S*>(f.dx)[at] = from_acc<S>(du);
+  };
+  const auto after = [](const Chunk&) {};
+  sweep_tile(tile, extra, keep, finish, after);
+}
+
+// e[b,d] = sum of du[b,n,d] over the nodes where h0 entered, in the order of the program.
+struct Entered {
+  Program program;
+  int64_t B, H;
+  const int32_t* entry;
+  const void* du;
+  void* e;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(128) sum_entered_kernel(const Entered a) {
+  const int64_t N = a.program.N, D = a.program.D;
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (at >= a.B * D * a.H) return;
+  const int64_t j = at % a.H, d = at / a.H % D, b = at / a.H / D;
+  const T* du = static_cast<const T*>(a.du) + (b * N * D + d) * a.H + j;
+  T sum = 0;
+  if (a.entry) {
+    const int64_t n = a.entry[b * D + d];
+    if (n >= 0 && n < N) sum = du[n * D * a.H];
+  } else {
+    for (int64_t i = 0; i < N; ++i)
+      if (a.program.num_succ[d * N + i] == 0) sum += du[a.program.node[d * N + i] * D * a.H];
+  }
+  static_cast<T*>(a.e)[at] = sum;
+}
+
+SweepSizes sizes_of(const SweepBackward& a, Dtype dtype) {
+  return {a.B, a.N, a.D, a.C, a.H, a.K, a.program.G, a.program.S, dtype, true, a.gate != nullptr};
+}
+
+SparseProjectionBackward projection_of(const SweepBackward& a, void* dh) {
+  return {a.B, a.N, a.D, a.H, a.K, a.ds, a.h, a.projection, dh, a.dprojection};
+}
+
+// Scratch of a backward sweep. Parts of the sums over rows: dw_hh [parts (+ 1 for h0)], dw_ih and
+// dbias [parts].
+template <typename S>
+struct Scratch {
+  using T = acc_t<S>;
+  S* dh;
+  T *du, *q, *e, *slots, *dw_hh, *dw_ih, *dbias;
+  int64_t parts_hh, parts_ih, parts_bias;
+  void* projection;
+
+  Scratch(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
+          Workspace& workspace) {
+    const int64_t states = a.B * a.N * a.D * a.H, rows = a.B * a.N;
+    const int64_t tiles = (a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2;
+    dh = workspace.take<S>(a.ds ? states : 0);
+    projection = workspace.take<char>(
+        a.ds ? sparse_projection_backward_workspace(projection_of(a, nullptr), dtype, device) : 0);
+    const bool is_du_in_dx = std::is_same_v<S, T> && a.C == 0 && a.dx;
+    du = is_du_in_dx ? static_cast<T*>(a.dx) : workspace.take<T>(a.C || a.h0 ? states : 0);
+    q = workspace.take<T>(states);
+    e = workspace.take<T>(a.h0 ? a.B * a.D * a.H : 0);
+    slots = workspace.take<T>(
+        plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
+    parts_hh = choose_splits(gemm_tiles(a.H, a.H) * a.D, rows, device);
+    parts_ih = choose_splits(gemm_tiles(a.H, a.C) * a.D, rows, device);
+    parts_bias = choose_splits(gemm_tiles(a.H, 1) * a.D, rows, device);
+    dw_hh = workspace.take<T>((parts_hh + 1) * a.D * a.H * a.H);
+    dw_ih = workspace.take<T>(a.dw_ih ? parts_ih * a.D * a.H * a.C : 0);
+    dbias = workspace.take<T>(a.dbias ? parts_bias * a.D * a.H : 0);
+  }
+};
+
+// The gradients that are sums over rows, and dx and dh0, from du and q.
+template <typename S>
+void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
+  using T = acc_t<S>;
+  const int64_t B = a.B, D = a.D, C = a.C, H = a.H, rows = B * a.N, weights = D * H * H;
+  const int64_t state = D * H;
+  const auto over_rows = [&](int64_t M, int64_t N, int64_t parts) {
+    return Gemm{M, N, rows, std::max<int64_t>(1, rows), D, parts, {}, {}, {}};
+  };
+  const Operand du{scratch.du, 1, 0, state, H};
+
+  Gemm hh = over_rows(H, H, scratch.parts_hh);
+  hh.a = {scratch.q, 1, 0, state, H};
+  hh.b = {a.h, 1, 0, state, H};
+  hh.out = {scratch.dw_hh, H, H * H, weights};
+  gemm<T, S, T>(hh, stream);
+  if (a.h0) {
+    const int64_t count = B * state;
+    launch("sum_entered", sum_entered_kernel<T>, dim3(static_cast<unsigned>((count + 127) / 128)),
+           128, 0, stream, Entered{a.program, B, H, a.entry, scratch.du, scratch.e});
+    Gemm entered{H, H, B, std::max<int64_t>(1, B), D, 1, {}, {}, {}};
+    entered.a = {scratch.e, 1, 0, state, H};
+    entered.b = {a.h0, 1, 0, state, H};
+    entered.out = {scratch.dw_hh + scratch.parts_hh * weights, H, H * H, weights};
+    gemm<T, S, T>(entered, stream);
+    Gemm dh0{B, H, H, H, D, 1, {}, {}, {}};
+    dh0.a = {scratch.e, state, 0, 1, H};
+    dh0.b = {a.w_hh, 1, 0, H, H * H};
+    dh0.out = {a.dh0, state, H, 0};
+    if (a.dh0) gemm<T, S, S>(dh0, stream);
+  }
+  reduce<S>({weights, scratch.parts_hh + (a.h0 ? 1 : 0), scratch.dw_hh, a.dw_hh}, stream);
+  if (a.dbias && !C) reduce<S>({state, 0, nullptr, a.dbias}, stream);  // no input product, no bias
+  if (a.dbias && C) {
+    Gemm bias = over_rows(H, 1, scratch.parts_bias);
+    bias.a = du;
+    bias.b = {nullptr, 1, 0, 0, 0};
+    bias.out = {scratch.dbias, 1, H, state};
+    gemm<T, S, T>(bias, stream);
+    reduce<S>({state, scratch.parts_bias, scratch.dbias, a.dbias}, stream);
+  }
+  if (a.dw_ih) {
+    Gemm ih = over_rows(H, C, scratch.parts_ih);
+    ih.a = du;
+    ih.b = {a.x, 1, 0, C, 0};
+    ih.out = {scratch.dw_ih, C, H * C, state * C};
+    ih.live_b = a.mask;
+    gemm<T, S, T>(ih, stream);
+    reduce<S>({state * C, scratch.parts_ih, scratch.dw_ih, a.dw_ih}, stream);
+  }
+  if (C && a.dx) input_gradient<S>(a, scratch.du, stream);
+}
+
+template <typename S>
+void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace workspace,
+         void* stream) {
+  const SweepSizes sizes = sizes_of(a, dtype);
+  const Plan plan = plan_sweep(sizes, device);
+  if (plan.family == Family::kWarpPerRow)
+    return sweep_backward_warp(a, plan, device, workspace, stream);
+  const Scratch<S> scratch(a, dtype, plan, device, workspace);
+  if (a.ds)
+    sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device,
+                               scratch.projection, stream);
+  if (a.dprojection && !a.ds) reduce<S>({a.D * a.K * a.N, 0, nullptr, a.dprojection}, stream);
+  BackwardArgs f{};
+  GeneralSweep& sweep = f.sweep;
+  sweep.program = a.program;
+  sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
+  sweep.H = static_cast<int>(a.H);
+  sweep.rows_log2 = plan.rows_log2, sweep.items = plan.items;
+  sweep.layout = GeneralLayout::of(sizes, plan);
+  sweep.ld_sum = sweep.layout.ld_sum, sweep.ld_weights = sweep.layout.ld_weights;
+  sweep.weights = a.w_hh, sweep.weight_k = a.H, sweep.weight_j = 1;
+  sweep.input0 = a.ds ? scratch.dh : a.dh;
+  sweep.input1 = a.gate ? a.gate : a.h;
+  sweep.slots = scratch.slots;
+  f.mask = a.mask, f.pre = a.pre, f.activation = a.activation, f.is_gated = a.gate != nullptr,
+  f.dgate = a.dgate;
+  f.dx = a.C || scratch.du == a.dx ? nullptr : a.dx;
+  f.du = scratch.du, f.q = scratch.q;
+  const dim3 grid(
+      static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),
+      static_cast<unsigned>(a.D));
+  with_bool(plan.weights_in_shared, [&](auto weights) {
+    with_bool(plan.slots_in_shared, [&](auto slots) {
+      launch("sweep_backward",
+             sweep_backward_kernel<S, decltype(weights)::value, decltype(slots)::value>, grid,
+             plan.threads, plan.shared_bytes, stream, f);
+    });
+  });
+  run_sums<S>(a, scratch, stream);
+}
+
+}  // namespace
+
+int64_t sweep_backward_workspace(const SweepBackward& a, Dtype dtype, const Device& device) {
+  const Plan plan = plan_sweep(sizes_of(a, dtype), device);
+  if (plan.family == Family::kWarpPerRow) return sweep_backward_warp_workspace(a, plan, device);
+  Workspace workspace(nullptr);
+  with_dtype(dtype, [&](auto s) { Scratch<decltype(s)>(a, dtype, plan, device, workspace); });
+  return workspace.size();
+}
+
+void sweep_backward(const SweepBackward& a, Dtype dtype, const Device& device, void* workspace,
+                    void* stream) {
+  with_dtype(dtype,
+             [&](auto s) { run<decltype(s)>(a, dtype, device, Workspace(workspace), stream); });
+}
+
+}  // namespace strnn::cuda

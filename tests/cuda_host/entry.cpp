@@ -1,0 +1,98 @@
+// The kernels' host entries (csrc/cuda/kernels.h) in C, for harness.py. `sizes`, `in` and `out`
+// keep the order of the structs' fields. With workspace null an entry only returns the bytes of
+// scratch that it wants; -1: an error, see host_error.
+#include <cstdint>
+#include <exception>
+#include <string>
+
+#include "csrc/cuda/kernels.h"
+
+using namespace strnn;
+using namespace strnn::cuda;
+
+namespace {
+
+std::string error;
+
+template <typename F>
+int64_t guarded(const F& f) {
+  try {
+    return f();
+  } catch (const std::exception& e) {
+    error = e.what();
+    return -1;
+  }
+}
+
+Device device_of(const int64_t* d) { return {d[0], d[1], d[2], d[3]}; }
+
+// sizes: B N D C H K activation groups slots numel
+void fill(Sweep& a, Program& program, const int64_t* n, const void* const* in) {
+  a.B = n[0], a.N = n[1], a.D = n[2], a.C = n[3], a.H = n[4], a.K = n[5];
+  a.activation = static_cast<int>(n[6]);
+  a.x = in[0], a.w_ih = in[1], a.bias = in[2], a.w_hh = in[3],
+  a.mask = static_cast<const bool*>(in[4]), a.h0 = in[5];
+  a.entry = static_cast<const int32_t*>(in[6]), a.projection = in[7];
+  program = Program::over(static_cast<const int32_t*>(in[8]), n[9], a.N, a.D, n[7], n[8]);
+}
+
+}  // namespace
+
+extern "C" {
+const char* host_error() { return error.c_str(); }
+
+// in: x w_ih bias w_hh mask h0 entry projection table gate; out: h pre s
+int64_t host_sweep(const int64_t* n, const void* const* in, void* const* out, int dtype,
+                   const int64_t* device, void* workspace) {
+  return guarded([&]() -> int64_t {
+    SweepForward a{};
+    fill(a, a.program, n, in);
+    a.gate = in[9], a.h = out[0], a.pre = out[1], a.s = out[2];
+    if (!workspace) return sweep_workspace(a, static_cast<Dtype>(dtype), device_of(device));
+    sweep(a, static_cast<Dtype>(dtype), device_of(device), workspace, nullptr);
+    return 0;
+  });
+}
+
+// in: the first nine of host_sweep, h dh ds gate pre; out: dgate dx dw_ih dbias dw_hh dh0
+// dprojection
+int64_t host_sweep_backward(const int64_t* n, const void* const* in, void* const* out, int dtype,
+                            const int64_t* device, void* workspace) {
+  return guarded([&]() -> int64_t {
+    SweepBackward a{};
+    fill(a, a.program, n, in);
+    a.h = in[9], a.dh = in[10], a.ds = in[11], a.gate = in[12], a.pre = in[13];
+    a.dgate = out[0], a.dx = out[1], a.dw_ih = out[2], a.dbias = out[3], a.dw_hh = out[4],
+    a.dh0 = out[5], a.dprojection = out[6];
+    if (!workspace)
+      return sweep_backward_workspace(a, static_cast<Dtype>(dtype), device_of(device));
+    sweep_backward(a, static_cast<Dtype>(dtype), device_of(device), workspace, nullptr);
+    return 0;
+  });
+}
+
+// sizes: B N D H K; in: h weight; out: s
+int64_t host_sparse_projection(const int64_t* n, const void* const* in, void* const* out, int dtype,
+                               const int64_t*, void* workspace) {
+  return guarded([&]() -> int64_t {
+    if (workspace)
+      sparse_projection({n[0], n[1], n[2], n[3], n[4], in[0], in[1], out[0]},
+                        static_cast<Dtype>(dtype), nullptr);
+    return 0;
+  });
+}
+
+// in: ds h weight; out: dh dweight
+int64_t host_sparse_projection_backward(const int64_t* n, const void* const* in, void* const* out,
+                                        int dtype, const int64_t* device, void* workspace) {
+  return guarded([&]() -> int64_t {
+    const SparseProjectionBackward a{n[0],  n[1],  n[2],  n[3],   n[4],
+                                     in[0], in[1], in[2], out[0], out[1]};
+    if (!workspace)
+      return sparse_projection_backward_workspace(a, static_cast<Dtype>(dtype), device_of(device));
+    sparse_projection_backward(a, nullptr, static_cast<Dtype>(dtype), device_of(device), workspace,
+                               nullptr);
+    return 0;
+  });
+}
+}

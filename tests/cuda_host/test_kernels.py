@@ -1,0 +1,149 @@
+"""The CUDA kernels, executed on the CPU, against the reference over the shared table of cases."""
+
+import pytest
+import torch
+
+import strnn_kernels as sk
+from strnn_kernels import testing
+from strnn_kernels.notation import ACTIVATIONS
+
+CASES = testing.CONFORMANCE
+#: Cases that between them reach every branch of the kernels; for what is slow.
+SMALL = tuple(
+    testing.find(name)
+    for name in (
+        "corner-mask", "corner-sparse", "corner-4x3-states", "cross-4x4", "diamond",
+        "chain-tanh-h0", "chain-lengths-h0", "chain-lengths-k", "sweep-mask-h0",
+        "gated-diamond", "project",
+    )
+)  # fmt: skip
+#: Shared memory of devices so small that the general family must leave things out of it.
+LIMITS = {"slots-global": 24 * 1024, "all-global": 11 * 1024, "tiny": 3 * 1024}
+
+
+def check(switch, emulated, case, dtype=None):
+    inputs = case.inputs(dtype=dtype)
+    expected = testing.Expected.of(case, inputs)
+    with switch.running(emulated):
+        actual = case.results(sk, inputs)
+    expected.check(actual, "cuda_host")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_reference(case, harness, switch, fast):
+    check(switch, harness.Emulated(fast), case)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_dtypes(case, dtype, harness, switch, fast):
+    check(switch, harness.Emulated(fast), case, dtype)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("case", SMALL[::2], ids=str)
+def test_schedules(case, seed, harness, switch, fast):
+    check(switch, harness.Emulated(fast, seed=seed), case)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_little_shared_memory(case, limit, harness, switch, fast):
+    """Few multiprocessors: tiles of several rows; little memory: weights and slots are global."""
+    check(switch, harness.Emulated(fast, (80, 2, LIMITS[limit], LIMITS[limit])), case)
+
+
+def test_wide_weights_in_global_memory(harness, switch, fast):
+    check(switch, harness.Emulated(fast, (80, 2, 16 * 1024, 16 * 1024)), testing.find("chain-wide"))
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_no_races(case, harness, switch, race):
+    """Barriers, waits for copies, bounds and unwritten memory, checked access by access."""
+    check(switch, harness.Emulated(race, seed=2), case)
+
+
+@pytest.mark.parametrize("case", SMALL[:6], ids=str)
+def test_no_races_with_little_shared_memory(case, harness, switch, race):
+    check(switch, harness.Emulated(race, (80, 2, 3 * 1024, 3 * 1024), seed=2), case)
+
+
+@pytest.mark.parametrize("case", SMALL[:4], ids=str)
+def test_is_repeatable(case, harness, switch, fast):
+    """The same bits whatever the order in which blocks and threads run."""
+    inputs = case.inputs()
+    with switch.running(harness.Emulated(fast, seed=0)):
+        first = case.results(sk, inputs)
+    with switch.running(harness.Emulated(fast, seed=3)):
+        second = case.results(sk, inputs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("forward, backward", [("cpu", "cuda_host"), ("cuda_host", "cpu")])
+@pytest.mark.parametrize("name", ["sweep-mask-h0", "sweep-diamond"])
+def test_mixed_pairs(name, forward, backward, harness, switch, fast):
+    """Either backend's backward finishes the other's forward."""
+    case = testing.find(name)
+    t = case.inputs()
+    u, w, h0, mask = t["u"], t["w"], t["h0"], t.get("mask")
+    topology, activation = case.topology, ACTIVATIONS.index(case.activation)
+    program, back = topology.program("levels"), topology.reversed().program("levels")
+    tables = (program.table(u.device), back.table(u.device))
+    sizes = [program.num_groups, program.num_slots, back.num_groups, back.num_slots]
+    tensors = (None, None, w, mask, h0, None, None)
+    with switch.running(harness.Emulated(fast)):
+        ops = {b: getattr(torch.ops, f"strnn_{b}") for b in (forward, backward)}
+        h, _ = ops[forward].sweep_fwd(u, *tensors, *tables, sizes, activation, True)
+        du, _, _, dw, dh0, _ = ops[backward].sweep_bwd(
+            case.output_gradient(h), None, u, h, *tensors, tables[1], sizes, activation, True
+        )
+    testing.Expected.of(case, t).check({"output": h, "du": du, "dw": dw, "dh0": dh0}, "mixed")
+
+
+def test_gradcheck(harness, switch, fast):
+    """First and second derivatives in float64, through the gated sweep's own derivative."""
+    topology = sk.Topology.grid(2, 2)
+    make = torch.Generator().manual_seed(0)
+    u, w = (
+        torch.randn(*shape, generator=make, dtype=torch.float64, requires_grad=True)
+        for shape in ((1, 4, 4, 2), (4, 2, 2))
+    )
+    with switch.running(harness.Emulated(fast)):
+
+        def call(u, w):
+            return sk.sweep(u, w, topology, activation="tanh")
+
+        assert torch.autograd.gradcheck(call, (u, w), fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, (u, w), fast_mode=True)
+
+
+def test_empty_batch(harness, switch, fast):
+    topology = sk.Topology.grid(2, 3)
+    x = torch.zeros(0, 6, 3, requires_grad=True)
+    w_ih, w_hh, bias = (torch.ones(*s, requires_grad=True) for s in ((4, 5, 3), (4, 5, 5), (4, 5)))
+    with switch.running(harness.Emulated(fast)):
+        h = sk.spatial_rnn(x, w_ih, w_hh, bias, topology)
+        h.sum().backward()
+    assert h.shape == (0, 6, 4, 5)
+    assert all(torch.equal(t.grad, torch.zeros_like(t)) for t in (w_ih, w_hh, bias))
+
+
+def test_too_large_for_the_device(harness, switch, fast):
+    """The limit is named."""
+    u, w = torch.zeros(1, 2, 2, 300), torch.zeros(2, 300, 300)
+    with (
+        switch.running(harness.Emulated(fast, (80, 2, 1024, 1024))),
+        pytest.raises(RuntimeError, match=r"needs .* bytes of shared memory, the device has 1024"),
+    ):
+        sk.sweep(u, w, sk.Topology.chain(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["warp", "general"])
+def test_what_a_masked_node_holds_does_not_leak(dtype, harness, switch, fast):
+    """NaN at masked nodes reaches neither outputs nor gradients."""
+    case = testing.find("corner-mask")
+    inputs = case.inputs(dtype=dtype)
+    spoilt = inputs | {"x": torch.where(inputs["mask"][..., None], inputs["x"], torch.nan)}
+    with switch.running(harness.Emulated(fast)):
+        clean, actual = (case.results(sk, given) for given in (inputs, spoilt))
+    assert all(torch.equal(clean[name], actual[name]) for name in clean)

@@ -6,14 +6,14 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test lint format bench report info clean
+.PHONY: help demo test test-cuda-build lint format bench report info clean
 
 help:
 	@echo "make demo    train STRNN on real handwriting, pictures in out/"
 	@echo "make test    the tests that CI runs"
+	@echo "make test-cuda-build   the CUDA part compiled and inspected, no GPU needed (nvcc is)"
 	@echo "make lint    ruff, clang-format, import-linter"
 	@echo "make bench   the benchmark table (make report: bench/REPORT.md from committed results)"
 	@echo "make info    what was built and what can run here"
@@ -24,16 +24,36 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	STRNN_EXPECT_COMPILED=1 $(BIN)/python -m pytest
 
+# Where nvcc is: the CUDA part compiled, linked, imported and inspected against a CUDA build of torch, without a GPU.
+CUDA_TORCH ?= torch==2.11.0
+CUDA_HOME ?= /usr/local/cuda
+CUDA_VENV := .venv-cuda
+CUDA_BIN := $(CUDA_VENV)/bin
+
+test-cuda-build: $(CUDA_VENV)/.ready
+	$(CUDA_BIN)/pytest -o addopts= --import-mode=importlib -q tests/cuda_host/test_build.py
+	cd $(CUDA_VENV) && bin/torch-abi-audit --check torch \
+	  $$(bin/python -c "from importlib.util import find_spec; print(find_spec('strnn_kernels._C_cuda').origin)")
+	cd $(CUDA_VENV) && bin/python -m strnn_kernels.info
+
+$(CUDA_VENV)/.ready: pyproject.toml setup.py $(SOURCES)
+	test -x $(CUDA_BIN)/python || $(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(CUDA_BIN)/python -m pip install --quiet $(CUDA_TORCH) numpy pybind11 ninja pytest torch-abi-audit
+	STRNN_CUDA=1 CUDA_HOME=$(CUDA_HOME) $(CUDA_BIN)/python -m pip install --quiet \
+	  --no-build-isolation --no-deps --force-reinstall .
+	touch $@
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 	$(BIN)/lint-imports
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CXX_FILES)
+	$(BIN)/clang-format -i $(SOURCES)
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m bench
@@ -52,4 +72,4 @@ $(VENV)/.ready: pyproject.toml setup.py $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out *.egg-info strnn_kernels/*.so
+	rm -rf $(VENV) $(CUDA_VENV) build out *.egg-info strnn_kernels/*.so

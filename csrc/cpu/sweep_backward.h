@@ -28,7 +28,9 @@ class SweepBackwardKernel {
     const double flops = 2.0 * a.B * a.N * a.D * a.H * (2 * a.C + 2 * a.H + 2 * a.K);
     tiling_ = Tiling::choose<T>(a, a.program, flops, (3 * ld_ + 2 * ldc_) * sizeof(T), num_threads);
     has_dx_sum_ = a.C && a.dx;
-    split_directions_ = has_dx_sum_ && tiling_.num_tiles < tiling_.num_workers;
+    // Few tiles of unequal work (a mask) do not share out well among the workers; directions do.
+    split_directions_ = has_dx_sum_ && tiling_.num_workers > 1 &&
+                        tiling_.num_tiles < (a.mask ? 4 : 1) * tiling_.num_workers;
     if (has_dx_sum_ && !split_directions_)
       tiling_.num_workers = std::min(tiling_.num_workers, tiling_.num_tiles);
     // dx is a sum over directions: straight into the output if one worker adds all of them in the
@@ -123,11 +125,10 @@ class SweepBackwardKernel {
       // Whole tiles, all directions of each, where dx is added up in place; else any (tile,
       // direction).
       const int64_t step = has_dx_sum_ && !split_directions_ ? a_.D : 1;
-      const int64_t units = tiling_.num_tiles * a_.D / step;
-      const int64_t begin = units * worker / tiling_.num_workers * step,
-                    end = units * (worker + 1) / tiling_.num_workers * step;
-      for (int64_t unit = begin; unit < end; ++unit)
-        sweep(worker, unit / a_.D, unit % a_.D, buffers);
+      for (int64_t first = worker * step; first < tiling_.num_tiles * a_.D;
+           first += tiling_.num_workers * step)
+        for (int64_t unit = first; unit < first + step; ++unit)
+          sweep(worker, unit / a_.D, unit % a_.D, buffers);
     });
   }
 

@@ -93,9 +93,9 @@ class SweepForwardKernel {
       Buffers buffers(*this, scratch);
       if (!buffers.slots) return;
       const int64_t units = tiling_.num_tiles * a_.D;
-      const int64_t begin = units * worker / tiling_.num_workers,
-                    end = units * (worker + 1) / tiling_.num_workers;
-      for (int64_t unit = begin; unit < end; ++unit) sweep(unit / a_.D, unit % a_.D, buffers);
+      // In turn, not in runs: with a mask the first tiles have more to do than the last.
+      for (int64_t unit = worker; unit < units; unit += tiling_.num_workers)
+        sweep(unit / a_.D, unit % a_.D, buffers);
     });
   }
 

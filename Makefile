@@ -31,7 +31,7 @@ CUDA_VENV := .venv-cuda
 CUDA_BIN := $(CUDA_VENV)/bin
 
 test-cuda-build: $(CUDA_VENV)/.ready
-	$(CUDA_BIN)/pytest -o addopts= --import-mode=importlib -q tests/cuda_host/test_build.py
+	$(CUDA_BIN)/pytest -o addopts= -o pythonpath= --import-mode=importlib -q tests/cuda_host/test_build.py
 	cd $(CUDA_VENV) && bin/torch-abi-audit --check torch \
 	  $$(bin/python -c "from importlib.util import find_spec; print(find_spec('strnn_kernels._C_cuda').origin)")
 	cd $(CUDA_VENV) && bin/python -m strnn_kernels.info

@@ -21,11 +21,11 @@ COMMON = {"enable_fp_fusion": True}
 
 #: Widest state (padded to a power of two) of which W stays in registers, by operand; beyond it the
 #: wide kernel. tests/triton/budget.json holds what these cost.
-_NARROW = {"float64": 32, "ieee": 64, "tf32": 128, "tf32x3": 64, "16 bit": 128}
+_NARROW = {"float64": 16, "ieee": 64, "tf32": 128, "tf32x3": 64, "16 bit": 128}
 #: Input width (padded) up to which u = w_ih x + bias is made in the sweep, not by a GEMM before it.
 _FUSED_INPUT = 64
 #: dW is summed inside the backward sweep up to this padded H, otherwise by its own kernel.
-_FUSED_WEIGHTS = 64
+_FUSED_WEIGHTS = {"float64": 16, "ieee": 32, "tf32": 64, "tf32x3": 32, "16 bit": 64}
 #: Elements of the projection's accumulators (K x rows x H) that a program can carry.
 _PROJECTION = 8192
 #: From this H one launch for each group, its columns spread over programs, beats one launch for all.
@@ -149,9 +149,9 @@ def fuses_input(C: int, H: int, dtype: torch.dtype) -> bool:
     return padded(C) <= _FUSED_INPUT and padded(H) <= min(64, _NARROW[_operand(dtype)])
 
 
-def fuses_weights(shape: Shape) -> bool:
+def fuses_weights(shape: Shape, dtype: torch.dtype) -> bool:
     """Whether dW is summed inside the backward sweep."""
-    return not shape.is_wide and shape.block_h <= _FUSED_WEIGHTS
+    return not shape.is_wide and shape.block_h <= _FUSED_WEIGHTS[_operand(dtype)]
 
 
 def fuses_projection(shape: Shape, K: int) -> bool:

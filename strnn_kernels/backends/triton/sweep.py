@@ -56,7 +56,7 @@ def run_sweep(
     sweep_kernel[programs, D](
         x, w_ih, bias, w, mask, h0, entry, projection, ds, gate, state, out, pre, s, dw, tables.program,
         B, N, D, C, H, K, tables.num_groups, tables.num_edges, num_states,
-        SLOTS=has_slots, UNROLL=1 if tables.is_chain else 3,
+        SLOTS=has_slots, CARRY=shape.block_j == 1 and out is state, UNROLL=1 if tables.is_chain else 3,
         BLOCK_C=launch.padded(C), BLOCK_K=launch.padded(K) if s is not None else 1, **options,
     )  # fmt: skip
     return dw
@@ -112,7 +112,7 @@ def sweep_bwd(
         tables = Tables.of(program, sizes[2], sizes[3], N, D)
         shape = launch.sweep_shape(tables, B, D, H, x.dtype, x.device)
         du = torch.empty_like(h)
-        has_dw = launch.fuses_weights(shape)
+        has_dw = launch.fuses_weights(shape, x.dtype)
         partial = run_sweep(
             shape, tables, DERIVATIVE, w=w_hh, state=du, out=du, x=dh, mask=mask,
             projection=projection if ds is not None else None, ds=ds, gate=h, has_dw=has_dw,

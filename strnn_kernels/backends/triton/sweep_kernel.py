@@ -77,6 +77,7 @@ def sweep_kernel(
     ACTIVATION: tl.constexpr,
     TRANSPOSED: tl.constexpr,  # W[d]^T in place of W[d]
     SLOTS: tl.constexpr,  # num_states counts slots, not nodes
+    CARRY: tl.constexpr,  # the last visit's state stays in registers (BLOCK_J = 1 and out is state)
     UNROLL: tl.constexpr,  # predecessors that are loaded at once
     BLOCK_J: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -127,7 +128,7 @@ def sweep_kernel(
         in_b = b < B
         if s_ptr is not None:
             s = tl.zeros([BLOCK_K, BLOCK_R * BLOCK_H], ACC)
-        if BLOCK_J == 1:
+        if CARRY:
             last_own = m * 0 - 1
             last = tl.zeros([BLOCK_J * BLOCK_R, BLOCK_H], ACC)
 
@@ -152,7 +153,7 @@ def sweep_kernel(
             for p in tl.static_range(UNROLL):
                 has = is_live & (p < count)
                 at = tl.load(edge_ptr + first + p, mask=has, other=-2)
-                if BLOCK_J == 1:
+                if CARRY:
                     is_last = has & (at == last_own)
                     total += tl.where(is_last[:, None], last, 0.0)
                     has = has & (at != last_own)
@@ -209,7 +210,7 @@ def sweep_kernel(
                     s += tl.sum(weight[:, :, None] * states[None, :, :], 1)
             tl.debug_barrier()  # what is read by the next group has been written
 
-            if BLOCK_J == 1:
+            if CARRY:
                 last = y
                 last_own = own
             i0 = next_i0

@@ -36,22 +36,31 @@ _SIZES = ["B", "N", "C", "K", "num_groups", "num_edges", "num_states"]
 
 
 @triton.jit
-def _input_tile(x_ptr, w_ih_ptr, row, d, D, C, H, in_c, col, is_live, ACC: tl.constexpr):
-    """What u is made of: x (M, BLOCK_C), or u itself (M, BLOCK_H)."""
+def _visit(
+    i0, end, b, in_b, d, j, col, in_c, N, D, C, H,
+    node_ptr, own_ptr, pred_ptr, edge_ptr, x_ptr, w_ih_ptr, gate_ptr, mask_ptr,
+    MODE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """All that a chunk reads but states: tables, and the rows of x (or u) and of the gate."""
+    i = i0 + j
+    is_visit = i < end
+    is_live = in_b & is_visit
+    n = tl.load(node_ptr + i, mask=is_visit, other=0)
+    own = tl.load(own_ptr + i, mask=is_visit, other=0)
+    first = tl.load(pred_ptr + i, mask=is_visit, other=0)
+    count = tl.load(pred_ptr + i + 1, mask=is_visit, other=0) - first
+    edge = tl.load(edge_ptr + first, mask=count > 0, other=-2)
+    row = b * N + n
+    keep = load_keep(mask_ptr, row, is_live)
     if w_ih_ptr is None:
-        tile = load_rows(x_ptr, row * D + d, H, col, is_live, ACC)
+        u = load_rows(x_ptr, row * D + d, H, col, is_live, ACC)
     else:
-        tile = load_rows(x_ptr, row, C, in_c, is_live, ACC)
-    return tile
-
-
-@triton.jit
-def _gate_tile(gate_ptr, row, d, D, H, col, is_live, ACC: tl.constexpr, MODE: tl.constexpr):
+        u = load_rows(x_ptr, row, C, in_c, is_live, ACC)
     if MODE == FORWARD:
-        tile = 0
+        gate = keep
     else:
-        tile = load_rows(gate_ptr, row * D + d, H, col, is_live, ACC)
-    return tile
+        gate = load_rows(gate_ptr, row * D + d, H, col, is_live, ACC)
+    return is_live, n, own, first, count, edge, keep, u, gate
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -135,24 +144,19 @@ def sweep_kernel(
         i0 = tl.load(group_ptr)
         end = tl.load(group_ptr + 1)
         g = i0 + 1
-        is_live = in_b & (i0 + j < end)
-        n = tl.load(node_ptr + i0 + j, mask=i0 + j < end, other=0)
-        row = b * N + n
-        u = _input_tile(x_ptr, w_ih_ptr, row, d, D, C, H, in_c, col, is_live, ACC)
-        gate = _gate_tile(gate_ptr, row, d, D, H, col, is_live, ACC, MODE)
+        is_live, n, own, first, count, edge, keep, u, gate = _visit(
+            i0, end, b, in_b, d, j, col, in_c, N, D, C, H,
+            node_ptr, own_ptr, pred_ptr, edge_ptr, x_ptr, w_ih_ptr, gate_ptr, mask_ptr, MODE, ACC,
+        )  # fmt: skip
         while i0 < N:
-            i = i0 + j
-            own = tl.load(own_ptr + i, mask=i < end, other=0)
-            first = tl.load(pred_ptr + i, mask=i < end, other=0)
-            count = tl.load(pred_ptr + i + 1, mask=i < end, other=0) - first
-            keep = load_keep(mask_ptr, row, is_live)
+            row = b * N + n
             most = most_of(count, BLOCK_J, pred_ptr, i0)
 
             # The sum of the predecessors' states.
             total = tl.zeros([BLOCK_J * BLOCK_R, BLOCK_H], ACC)
             for p in tl.static_range(UNROLL):
                 has = is_live & (p < count)
-                at = tl.load(edge_ptr + first + p, mask=has, other=-2)
+                at = edge if p == 0 else tl.load(edge_ptr + first + p, mask=has, other=-2)
                 if CARRY:
                     is_last = has & (at == last_own)
                     total += tl.where(is_last[:, None], last, 0.0)
@@ -168,11 +172,12 @@ def sweep_kernel(
             next_i0 = tl.minimum(i0 + BLOCK_J, end)
             next_g = tl.where(next_i0 == end, g + 1, g)
             next_end = tl.load(group_ptr + tl.minimum(next_g, num_groups))
-            next_live = in_b & (next_i0 + j < next_end)
-            next_n = tl.load(node_ptr + next_i0 + j, mask=next_i0 + j < next_end, other=0)
-            next_row = b * N + next_n
-            next_u = _input_tile(x_ptr, w_ih_ptr, next_row, d, D, C, H, in_c, col, next_live, ACC)
-            next_gate = _gate_tile(gate_ptr, next_row, d, D, H, col, next_live, ACC, MODE)
+            (
+                next_live, next_n, next_own, next_first, next_count, next_edge, next_keep, next_u, next_gate,
+            ) = _visit(
+                next_i0, next_end, b, in_b, d, j, col, in_c, N, D, C, H,
+                node_ptr, own_ptr, pred_ptr, edge_ptr, x_ptr, w_ih_ptr, gate_ptr, mask_ptr, MODE, ACC,
+            )  # fmt: skip
 
             if w_ih_ptr is None:
                 a = u
@@ -216,11 +221,9 @@ def sweep_kernel(
             i0 = next_i0
             g = next_g
             end = next_end
-            is_live = next_live
-            n = next_n
-            row = next_row
-            u = next_u
-            gate = next_gate
+            is_live, n, own, first = next_live, next_n, next_own, next_first
+            count, edge, keep = next_count, next_edge, next_keep
+            u, gate = next_u, next_gate
 
         if s_ptr is not None:
             rh = tl.arange(0, BLOCK_R * BLOCK_H)

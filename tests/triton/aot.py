@@ -45,6 +45,7 @@ KERNELS = (
     (sparse_projection, "project_kernel"),
     (sparse_projection, "project_weights_kernel"),
 )
+_OPTIONS = ("num_warps", "maxnreg", "enable_fp_fusion")
 _TYPES = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
     torch.int32: "*i32", torch.bool: "*i1",
@@ -205,7 +206,7 @@ def measure(kernel, signature, constants, attributes, options, architecture: int
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": options["num_warps"], **launch.COMMON},
+        options={name: options[name] for name in _OPTIONS if name in options},
     )
     tool = Path(triton.backends.nvidia.__file__).with_name("bin") / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -225,7 +226,7 @@ def measure(kernel, signature, constants, attributes, options, architecture: int
         "shared": compiled.metadata.shared,
         "warps": options["num_warps"],
         "instructions": len(re.findall(r"/\*[0-9a-f]{4,}\*/ ", sass)),
-        "tensor_core": bool(re.search(r"\b(?:[HD]?[HDQI]?MMA|HGMMA|UTC\w*MMA)\b", sass)),
+        "tensor_core": bool(re.search(r"\b(?:HMMA|DMMA|HGMMA|UTC\w*MMA)\b", sass)),
     }
 
 

@@ -25,7 +25,7 @@ def gated_sweep_fwd(g, gate, w, program, _reversed, sizes):
         B, N, D, H = g.shape
         with launch.on(g):
             tables = Tables.of(program, sizes[0], sizes[1], N, D)
-            shape = launch.sweep_shape(tables, B, D, H, g.dtype, g.device)
+            shape = launch.sweep_shape(tables, B, D, H, g.dtype, g.device, has_gate=True)
             run_sweep(
                 shape, tables, GATED, w=w.contiguous(), state=y, out=y, x=g.contiguous(),
                 gate=gate.contiguous(),
@@ -43,7 +43,7 @@ def gated_sweep_bwd(dy, y, g, gate, w, program, reversed_program, sizes):
     with launch.on(g):
         back = Tables.of(reversed_program, sizes[2], sizes[3], N, D)
         forth = Tables.of(program, sizes[0], sizes[1], N, D)
-        shape = launch.sweep_shape(back, B, D, H, g.dtype, g.device)
+        shape = launch.sweep_shape(back, B, D, H, g.dtype, g.device, has_gate=True)
         run_sweep(
             shape, back, GATED, w=w, state=dg, out=dg, x=dy, gate=gate, pre=t, is_transposed=True
         )

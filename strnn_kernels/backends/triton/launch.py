@@ -22,6 +22,13 @@ COMMON = {"enable_fp_fusion": True}
 #: Widest state (padded to a power of two) of which W stays in registers, by operand; beyond it the
 #: wide kernel. tests/triton/budget.json holds what these cost.
 _NARROW = {"float64": 16, "ieee": 64, "tf32": 128, "tf32x3": 64, "16 bit": 128}
+#: Columns made at once, states read at once, and warps, of the wide kernel.
+_WIDE = {
+    "float64": (32, 32, 8), "ieee": (64, 32, 8), "tf32": (128, 32, 4), "tf32x3": (128, 32, 8),
+    "16 bit": (128, 64, 4),
+}  # fmt: skip
+#: Registers that a thread of the wide kernel may take; left to itself the compiler saves and spills.
+WIDE_REGISTERS = 128
 #: Input width (padded) up to which u = w_ih x + bias is made in the sweep, not by a GEMM before it.
 _FUSED_INPUT = 64
 #: dW is summed inside the backward sweep up to this padded H, otherwise by its own kernel.
@@ -41,7 +48,8 @@ class Shape:
         is_stepwise: wide, one launch for each group.
         block_j: visits in a tile.
         block_r: rows of B in a tile.
-        block_h: H padded, or columns in a block of a wide state.
+        block_h: H padded, or the columns of a wide state made at once.
+        block_k: H padded, or the columns of a wide state read at once.
         num_warps: warps of a program.
     """
 
@@ -50,6 +58,7 @@ class Shape:
     block_j: int
     block_r: int
     block_h: int
+    block_k: int
     num_warps: int
 
 
@@ -118,7 +127,9 @@ def _operand(dtype: torch.dtype) -> str:
     return precision(dtype) if dtype == torch.float32 else "16 bit"
 
 
-def sweep_shape(tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, device) -> Shape:
+def sweep_shape(
+    tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, device, *, has_gate: bool = False
+) -> Shape:
     """The tile of a sweep.
 
     Chains take one visit and 16 rows; graphs with independent visits take up to 32 (visit, row)
@@ -131,17 +142,23 @@ def sweep_shape(tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, devi
         while block_r > 1 and D * B < block_r * num_multiprocessors(device):
             block_j, block_r = 2 * block_j, block_r // 2
     if padded(H) > _NARROW[operand]:
-        block_h = {"float64": 32, "ieee": 32}.get(operand, 64)
-        return Shape(True, H >= _STEPWISE, block_j, block_r, block_h, 4)
-    num_warps = 8 if padded(H) == 128 else 4
-    return Shape(False, False, block_j, block_r, padded(H), num_warps)
+        block_h, block_k, num_warps = _WIDE[operand]
+        block_h = min(block_h, padded(H))
+        return Shape(True, H >= _STEPWISE, block_j, block_r, block_h, block_k, num_warps)
+    # Exact products are made by every thread for itself: few threads would run out of registers, and
+    # with a gate in memory so would many, since the compiler then wants two programs at once.
+    most_for_four = 64
+    if operand == "ieee":
+        most_for_four = 32 if has_gate else 16
+    num_warps = 4 if padded(H) <= most_for_four else 8
+    return Shape(False, False, block_j, block_r, padded(H), padded(H), num_warps)
 
 
 def weights_shape(H: int, dtype: torch.dtype) -> tuple[int, int, int]:
     """BLOCK_H, BLOCK_M and warps of the weight gradient's own kernel."""
     widest = {"float64": 32, "ieee": 64}.get(_operand(dtype), 128)
     block_h = min(padded(H), widest)
-    return block_h, 32, 8 if block_h == 128 else 4
+    return block_h, 32, 4 if block_h < 64 else 8
 
 
 def fuses_input(C: int, H: int, dtype: torch.dtype) -> bool:

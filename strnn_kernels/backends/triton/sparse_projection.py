@@ -122,7 +122,7 @@ def projection_weight_gradient(ds: torch.Tensor, h: torch.Tensor) -> torch.Tenso
     partial = h.new_empty((programs, D, K, N), dtype=launch.accumulator(h.dtype))
     project_weights_kernel[programs, D, blocks](
         ds, h, partial, B, N, D, H, K, share, BLOCK_K=block_k, BLOCK_N=block_n, BLOCK_H=block_h,
-        **launch.types(h.dtype), num_warps=4, **launch.COMMON,
+        **launch.types(h.dtype), num_warps=8, **launch.COMMON,
     )  # fmt: skip
     return partial.sum(0).to(h.dtype)
 

@@ -45,12 +45,13 @@ def run_sweep(
         for g in steps:
             sweep_wide_kernel[tiles, D, blocks](
                 x, w, mask, h0, entry, projection, ds, gate, state, out, pre, tables.program,
-                B, N, D, H, K, tables.num_groups, tables.num_edges, g, g + stride, **options,
+                B, N, D, H, K, tables.num_groups, tables.num_edges, g, g + stride, BLOCK_K=shape.block_k,
+                maxnreg=launch.WIDE_REGISTERS, **options,
             )  # fmt: skip
         return None
-    programs = min(tiles, max(1, launch.num_programs(out.device) // D))
-    dw = None
+    programs, dw = tiles, None
     if has_dw:
+        programs = min(tiles, max(1, launch.num_programs(out.device) // D))
         dw = out.new_empty((programs, D, H, H), dtype=launch.accumulator(w.dtype))
     C = 1 if w_ih is None else w_ih.shape[2]
     sweep_kernel[programs, D](

@@ -132,7 +132,12 @@ def sweep_kernel(
     if dw_ptr is not None:
         dw = tl.zeros([BLOCK_H, BLOCK_H], ACC)
 
-    for tile in range(tl.program_id(0), tl.cdiv(B, BLOCK_R), tl.num_programs(0)):
+    # Partial sums are kept over several tiles; without them a program takes one.
+    if dw_ptr is None:
+        tiles, step = tl.program_id(0) + 1, 1
+    else:
+        tiles, step = tl.cdiv(B, BLOCK_R), tl.num_programs(0)
+    for tile in range(tl.program_id(0), tiles, step):
         b = (tile * BLOCK_R + m % BLOCK_R).to(tl.int64)
         in_b = b < B
         if s_ptr is not None:

@@ -39,7 +39,8 @@ def sweep_wide_kernel(
     TRANSPOSED: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_H: tl.constexpr,  # columns of a block, of states read and of states made
+    BLOCK_H: tl.constexpr,  # columns made at once
+    BLOCK_K: tl.constexpr,  # columns of the predecessors' states read at once
     ACC: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -70,9 +71,9 @@ def sweep_wide_kernel(
                 col = block * BLOCK_H + in_block
                 a = load_rows(x_ptr, row * D + d, H, col, is_live, ACC)
                 a = add_projected(a, ds_ptr, projection_ptr, b, n, is_live, d, N, D, H, K, col, ACC)
-                for k0 in range(0, H, BLOCK_H):
-                    k = k0 + in_block
-                    total = tl.zeros([BLOCK_J * BLOCK_R, BLOCK_H], ACC)
+                for k0 in range(0, H, BLOCK_K):
+                    k = k0 + tl.arange(0, BLOCK_K)
+                    total = tl.zeros([BLOCK_J * BLOCK_R, BLOCK_K], ACC)
                     for p in range(most):
                         has = is_live & (p < count)
                         at = tl.load(edge_ptr + first + p, mask=has, other=0)

@@ -27,8 +27,9 @@ _WIDE = {
     "float64": (32, 32, 8), "ieee": (64, 32, 8), "tf32": (128, 32, 4), "tf32x3": (128, 32, 8),
     "16 bit": (128, 64, 4),
 }  # fmt: skip
-#: Registers that a thread of the wide kernel may take; left to itself the compiler saves and spills.
-WIDE_REGISTERS = 128
+#: Registers that a thread may take, in the wide kernel and with sums for dW: left to itself the compiler
+#: makes room for more programs, and spills.
+WIDE_REGISTERS, WEIGHTS_REGISTERS = 128, 224
 #: Input width (padded) up to which u = w_ih x + bias is made in the sweep, not by a GEMM before it.
 _FUSED_INPUT = 64
 #: dW is summed inside the backward sweep up to this padded H, otherwise by its own kernel.
@@ -180,7 +181,7 @@ def fuses_projection(shape: Shape, K: int) -> bool:
 def num_multiprocessors(device: torch.device) -> int:
     """Multiprocessors of the device; a small number for the interpreter."""
     if device.type != "cuda":
-        return 4
+        return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 

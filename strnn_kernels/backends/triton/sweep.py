@@ -53,6 +53,7 @@ def run_sweep(
     if has_dw:
         programs = min(tiles, max(1, launch.num_programs(out.device) // D))
         dw = out.new_empty((programs, D, H, H), dtype=launch.accumulator(w.dtype))
+        options["maxnreg"] = launch.WEIGHTS_REGISTERS
     C = 1 if w_ih is None else w_ih.shape[2]
     sweep_kernel[programs, D](
         x, w_ih, bias, w, mask, h0, entry, projection, ds, gate, state, out, pre, s, dw, tables.program,

@@ -125,7 +125,9 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> Backend:
 
 
 def _choose(op: str, name: str, device: torch.device, dtype: torch.dtype) -> Backend:
-    candidates = [_available(name)] if name else [b for b in BACKENDS.values() if b.name != "reference"]
+    candidates = (
+        [_available(name)] if name else [b for b in BACKENDS.values() if b.name != "reference"]
+    )
     refusals = []
     for backend in candidates:
         reasons = backend.refusals(device, dtype)

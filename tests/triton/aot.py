@@ -106,16 +106,16 @@ def call(
     dh = None if has_ds else states
     calls = {
         "sweep_fwd": lambda: sweep.sweep_fwd(x, *tensors, program, program, sizes, 2, keep_h),
-        "sweep_bwd": lambda: sweep.sweep_bwd(
-            dh, ds, x, states, *tensors, program, sizes, 2, True
-        ),
+        "sweep_bwd": lambda: sweep.sweep_bwd(dh, ds, x, states, *tensors, program, sizes, 2, True),
         "gated_sweep_fwd": lambda: gated_sweep.gated_sweep_fwd(
             states, states, w, program, program, sizes
         ),
         "gated_sweep_bwd": lambda: gated_sweep.gated_sweep_bwd(
             states, states, states, states, w, program, program, sizes
         ),
-        "sparse_projection_fwd": lambda: sparse_projection.sparse_projection_fwd(states, projection),
+        "sparse_projection_fwd": lambda: sparse_projection.sparse_projection_fwd(
+            states, projection
+        ),
         "sparse_projection_bwd": lambda: sparse_projection.sparse_projection_bwd(
             t(B, D, K, H), states, projection
         ),
@@ -175,7 +175,7 @@ def launches_of(make: Callable, precision: str) -> list:
 
 
 def kernels_for_sizes() -> str:
-    """How many different kernels a few batch sizes and lengths need, forward and backward of a chain."""
+    """How many kernels several batch sizes and lengths of a chain need, forward and backward."""
     counts = []
     for op in ("sweep_fwd", "sweep_bwd"):
         texts = set()
@@ -251,7 +251,7 @@ def table(architectures: tuple[int, ...] = ARCHITECTURES) -> dict:
 
 
 def violations(found: dict, budget: dict) -> list[str]:
-    """What breaks a rule, or exceeds the budget of this version of Triton (empty: none is known)."""
+    """What breaks a rule or exceeds the budget of this version of Triton (empty: none known)."""
     wrong = []
     for name, by_architecture in found.items():
         for architecture, counts in by_architecture.items():

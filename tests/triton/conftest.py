@@ -37,7 +37,10 @@ def triton_backend():
 
 @pytest.fixture(autouse=True)
 def _nan_filled_memory():
-    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    was = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(was[0], warn_only=was[1])

@@ -77,9 +77,8 @@ def test_any_backward_finishes_any_forward(device: torch.device) -> None:
     a = cpu.sweep_bwd(
         dh, ds, x, h_there.cpu(), *tensors, back.table("cpu"), sizes, 2, True
     )  # fmt: skip
-    b = triton.sweep_bwd(
-        dh.to(device), ds.to(device), x.to(device), h.to(device), *there, back.table(device), sizes, 2, True
-    )  # fmt: skip
+    given = [t.to(device) for t in (dh, ds, x, h)]
+    b = triton.sweep_bwd(*given, *there, back.table(device), sizes, 2, True)
     for ours, theirs in zip(b, a, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, atol=1e-4, rtol=1e-4)
 
@@ -152,7 +151,8 @@ def test_opaque_to_the_compiler(device: torch.device) -> None:
     ours, theirs = compiled(g, gate, w), call(g, gate, w)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(
-        torch.autograd.grad(ours.sum(), (g, gate, w)), torch.autograd.grad(theirs.sum(), (g, gate, w))
+        torch.autograd.grad(ours.sum(), (g, gate, w)),
+        torch.autograd.grad(theirs.sum(), (g, gate, w)),
     )
 
 

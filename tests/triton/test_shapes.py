@@ -54,7 +54,10 @@ def test_shape(shape: str, graph: str, device: torch.device, monkeypatch) -> Non
     H = 30 if graph == "corner" else 33
     monkeypatch.setattr(launch, "sweep_shape", lambda *_, **__: SHAPES[shape](H))
     check(
-        Case(f"{graph}, {shape}", "sweep", GRAPHS[graph], B=5, H=H, activation="tanh", has_h0=True, has_mask=True),
+        Case(
+            f"{graph}, {shape}", "sweep", GRAPHS[graph], B=5, H=H, activation="tanh",
+            has_h0=True, has_mask=True,
+        ),
         device,
     )  # fmt: skip
 
@@ -69,7 +72,10 @@ def test_projection_in_the_sweep(shape: str, device: torch.device, monkeypatch) 
     """Fused where it fits: with slots, several tiles and a ragged last one."""
     monkeypatch.setattr(launch, "sweep_shape", lambda *_, **__: SHAPES[shape](6))
     check(
-        Case("K", "spatial_rnn", GRAPHS["corner"], B=18, C=3, H=6, K=3, activation="tanh", density=0.5),
+        Case(
+            "K", "spatial_rnn", GRAPHS["corner"], B=18, C=3, H=6, K=3, activation="tanh",
+            density=0.5,
+        ),
         device,
     )  # fmt: skip
 
@@ -78,14 +84,20 @@ def test_projection_in_the_sweep(shape: str, device: torch.device, monkeypatch) 
 def test_nothing_depends_on_a_fusion(name: str, device: torch.device, monkeypatch) -> None:
     monkeypatch.setattr(launch, name, lambda *_: False)
     check(
-        Case(name, "spatial_rnn", GRAPHS["corner"], B=3, C=3, H=6, K=3, activation="tanh", has_mask=True),
+        Case(
+            name, "spatial_rnn", GRAPHS["corner"], B=3, C=3, H=6, K=3, activation="tanh",
+            has_mask=True,
+        ),
         device,
     )  # fmt: skip
 
 
 def test_a_program_takes_several_tiles(device: torch.device, monkeypatch) -> None:
     monkeypatch.setattr(launch, "num_programs", lambda device: 4)
-    check(Case("tiles", "spatial_rnn", GRAPHS["corner"], B=9, C=3, H=6, K=2, activation="tanh"), device)
+    check(
+        Case("tiles", "spatial_rnn", GRAPHS["corner"], B=9, C=3, H=6, K=2, activation="tanh"),
+        device,
+    )
     check(Case("rows", "gated_sweep", GRAPHS["corner"], B=9, H=6), device)
 
 

@@ -1,7 +1,8 @@
 """The Triton backend: fused kernels on NVIDIA GPUs with no compiler installed.
 
-Nothing here imports triton before an op runs. Under ``TRITON_INTERPRET=1`` (set before Python starts)
-the same kernels run in Triton's interpreter on the CPU, slowly, so that they can be tested anywhere.
+Nothing here imports triton before an op runs. Under ``TRITON_INTERPRET=1`` (set before Python
+starts) the same kernels run in Triton's interpreter on the CPU, slowly, so that they can be tested
+anywhere.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def _why_not() -> str | None:
 
 
 def _register() -> None:
-    """Announces the ops to the dispatcher; their files, and triton, are imported by the first call."""
+    """Announces the ops to the dispatcher; the first call imports their files, and triton."""
     library = torch.library.Library("strnn_triton", "IMPL")
     _LIBRARIES.append(library)
     for op, module in _OPS.items():

@@ -1,4 +1,4 @@
-"""The ops gated_sweep_fwd and gated_sweep_bwd (schema.py), by the sweep kernels in their gated mode.
+"""The ops gated_sweep_fwd and gated_sweep_bwd (schema.py): the sweep kernels in their gated mode.
 
     y = gate * (g + w sum_pred y)
     t = dy + w^T sum_succ dg        dg = gate * t
@@ -19,7 +19,7 @@ from .tile import GATED
 
 
 def gated_sweep_fwd(g, gate, w, program, _reversed, sizes):
-    """y (B, N, D, H)."""
+    """States y, (B, N, D, H)."""
     y = g.new_empty(g.shape)
     if y.numel():
         B, N, D, H = g.shape
@@ -34,7 +34,7 @@ def gated_sweep_fwd(g, gate, w, program, _reversed, sizes):
 
 
 def gated_sweep_bwd(dy, y, g, gate, w, program, reversed_program, sizes):
-    """dg, dgate (B, N, D, H), dw (D, H, H)."""
+    """Gradients dg, dgate (B, N, D, H), dw (D, H, H)."""
     dy, y, g, gate, w = (t.contiguous() for t in (dy, y, g, gate, w))
     dg, dgate, t = torch.empty_like(g), torch.empty_like(g), torch.empty_like(g)
     if g.numel() == 0:

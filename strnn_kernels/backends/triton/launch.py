@@ -1,7 +1,7 @@
 """Launch configurations: an explicit table by (H bucket, dtype); nothing is autotuned.
 
-B, N and T choose at most between a few shapes of tile, and never enter a compiled kernel: a new batch
-size or length compiles nothing.
+B, N and T choose at most between a few shapes of tile, and never enter a compiled kernel: a new
+batch size or length compiles nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ import triton.language as tl
 
 from . import IS_INTERPRETED
 
-#: Options of every launch: multiply and add contract, in all versions of Triton.
-COMMON = {"enable_fp_fusion": True}
-
 #: Widest state (padded to a power of two) of which W stays in registers, by operand; beyond it the
 #: wide kernel. tests/triton/budget.json holds what these cost.
 _NARROW = {"float64": 16, "ieee": 64, "tf32": 128, "tf32x3": 64, "16 bit": 128}
@@ -27,16 +24,14 @@ _WIDE = {
     "float64": (32, 32, 8), "ieee": (64, 32, 8), "tf32": (128, 32, 4), "tf32x3": (128, 32, 8),
     "16 bit": (128, 64, 4),
 }  # fmt: skip
-#: Registers that a thread may take, in the wide kernel and with sums for dW: left to itself the compiler
-#: makes room for more programs, and spills.
-WIDE_REGISTERS, WEIGHTS_REGISTERS = 128, 224
 #: Input width (padded) up to which u = w_ih x + bias is made in the sweep, not by a GEMM before it.
 _FUSED_INPUT = 64
 #: dW is summed inside the backward sweep up to this padded H, otherwise by its own kernel.
 _FUSED_WEIGHTS = {"float64": 16, "ieee": 32, "tf32": 64, "tf32x3": 32, "16 bit": 64}
 #: Elements of the projection's accumulators (K x rows x H) that a program can carry.
 _PROJECTION = 8192
-#: From this H one launch for each group, its columns spread over programs, beats one launch for all.
+#: From this H there is one launch for each group, its columns spread over programs: one program
+#: would wait for all of W at every step.
 _STEPWISE = 512
 
 
@@ -122,6 +117,15 @@ def types(dtype: torch.dtype) -> dict:
     return {"ACC": acc, "DOT": dot, "PRECISION": precision(dtype)}
 
 
+def options(num_warps: int, registers: int) -> dict:
+    """Options of a launch: warps, and the registers that a thread may take.
+
+    Left to itself the compiler makes room for more programs on a multiprocessor, and spills for it.
+    Multiply and add contract; later versions of Triton want to be told.
+    """
+    return {"num_warps": num_warps, "maxnreg": registers, "enable_fp_fusion": True}
+
+
 def _operand(dtype: torch.dtype) -> str:
     if dtype == torch.float64:
         return "float64"
@@ -140,14 +144,13 @@ def sweep_shape(
     block_j, block_r = 1, 16
     if tables.width >= 2:
         block_j, block_r = 8, 4
-        while block_r > 1 and D * B < block_r * num_multiprocessors(device):
+        while block_r > 1 and block_r * num_multiprocessors(device) > D * B:
             block_j, block_r = 2 * block_j, block_r // 2
     if padded(H) > _NARROW[operand]:
         block_h, block_k, num_warps = _WIDE[operand]
         block_h = min(block_h, padded(H))
         return Shape(True, H >= _STEPWISE, block_j, block_r, block_h, block_k, num_warps)
-    # Exact products are made by every thread for itself: few threads would run out of registers, and
-    # with a gate in memory so would many, since the compiler then wants two programs at once.
+    # Exact products are made by every thread for itself: few threads would run out of registers.
     most_for_four = 64
     if operand == "ieee":
         most_for_four = 32 if has_gate else 16

@@ -3,8 +3,8 @@
     s[b,d,k] = sum_n weight[d,k,n] h[b,n,d]
     dh[b,n,d] = sum_k weight[d,k,n] ds[b,d,k]        dweight[d,k,n] = sum_b ds[b,d,k] . h[b,n,d]
 
-Two kernels. `project_kernel` is one product for each (b, d): weight[d] times the (N, H) states, or its
-transpose times (K, H); a block of weights that are all exactly zero reads no states.
+Two kernels. `project_kernel` is one product for each (b, d): weight[d] times the (N, H) states, or
+its transpose times (K, H); a block of weights that are all exactly zero reads no states.
 `project_weights_kernel` sums over a share of the sequences; the partial sums are added in order.
 """
 
@@ -20,7 +20,7 @@ from .tile import load_rows
 
 @triton.jit(do_not_specialize=["num_in", "num_out", "in_stride", "out_stride"])
 def project_kernel(
-    in_ptr,  # (B, D, ..): row q of (b, d) starts at (b * D * num_in + d * in_direction + q * in_stride) * H
+    in_ptr,  # row q of (b, d) is row b * D * num_in + d * in_direction + q * in_stride, of H
     weight_ptr,  # (D, K, N)
     out_ptr,  # as in_ptr
     D, H, num_in, num_out, in_direction, in_stride, out_direction, out_stride,
@@ -100,20 +100,20 @@ def _project(source, weight, out, is_transposed):
     project_kernel[B * D, triton.cdiv(num_out, block_out), triton.cdiv(H, block_h)](
         source, weight, out, D, H, num_in, num_out, *at_in, *at_out,
         TRANSPOSED=is_transposed, BLOCK_IN=block_in, BLOCK_OUT=block_out, BLOCK_H=block_h,
-        **launch.types(weight.dtype), num_warps=4, **launch.COMMON,
+        **launch.types(weight.dtype), **launch.options(4, 128),
     )  # fmt: skip
 
 
 def projection_forward(h: torch.Tensor, weight: torch.Tensor, s: torch.Tensor) -> None:
-    """s = weight h; all contiguous, none empty."""
+    """Writes s = weight h; all contiguous, none empty."""
     _project(h, weight, s, is_transposed=False)
 
 
 def projection_weight_gradient(ds: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-    """dweight (D, K, N) from ds (B, D, K, H) and h (B, N, D, H), contiguous, not empty."""
+    """Gradient dweight (D, K, N) from ds (B, D, K, H) and h (B, N, D, H), contiguous, not empty."""
     (B, N, D, H), K = h.shape, ds.shape[2]
     block_k, block_n, block_h = (
-        min(launch.padded(K), 32), min(launch.padded(N), 64), min(launch.padded(H), 64),
+        min(launch.padded(K), 32), min(launch.padded(N), 32), min(launch.padded(H), 64),
     )  # fmt: skip
     blocks = triton.cdiv(K, block_k) * triton.cdiv(N, block_n)
     programs = min(B, max(1, launch.num_programs(h.device) // (D * blocks)))
@@ -122,13 +122,13 @@ def projection_weight_gradient(ds: torch.Tensor, h: torch.Tensor) -> torch.Tenso
     partial = h.new_empty((programs, D, K, N), dtype=launch.accumulator(h.dtype))
     project_weights_kernel[programs, D, blocks](
         ds, h, partial, B, N, D, H, K, share, BLOCK_K=block_k, BLOCK_N=block_n, BLOCK_H=block_h,
-        **launch.types(h.dtype), num_warps=8, **launch.COMMON,
+        **launch.types(h.dtype), **launch.options(8, 168),
     )  # fmt: skip
     return partial.sum(0).to(h.dtype)
 
 
 def sparse_projection_fwd(h, weight):
-    """s (B, D, K, H)."""
+    """Projected rows s, (B, D, K, H)."""
     B, _, D, H = h.shape
     s = h.new_empty((B, D, weight.shape[1], H))
     if s.numel():
@@ -138,7 +138,7 @@ def sparse_projection_fwd(h, weight):
 
 
 def sparse_projection_bwd(ds, h, weight):
-    """dh (B, N, D, H) and dweight (D, K, N)."""
+    """Gradients dh (B, N, D, H) and dweight (D, K, N)."""
     if ds.numel() == 0:
         return h.new_zeros(h.shape), weight.new_zeros(weight.shape)
     ds, h, weight, dh = ds.contiguous(), h.contiguous(), weight.contiguous(), h.new_empty(h.shape)

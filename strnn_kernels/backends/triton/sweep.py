@@ -23,7 +23,7 @@ def run_sweep(
     h0=None, entry=None, projection=None, ds=None, gate=None, pre=None, s=None, has_dw=False,
     activation=0, is_transposed=False, has_slots=False,
 ):  # fmt: skip
-    """One sweep in a mode of tile.py; gives the partial sums of dW, (programs, D, H, H), if wanted."""
+    """One sweep in a mode of tile.py; partial sums of dW, (programs, D, H, H), if wanted."""
     B, num_states, D, H = out.shape
     N, K = tables.num_nodes, 0 if projection is None else projection.shape[1]
     tiles = triton.cdiv(B, shape.block_r)
@@ -35,8 +35,6 @@ def run_sweep(
         "BLOCK_R": shape.block_r,
         "BLOCK_H": shape.block_h,
         **launch.types(w.dtype),
-        "num_warps": shape.num_warps,
-        **launch.COMMON,
     }
     if shape.is_wide:
         steps = range(tables.num_groups) if shape.is_stepwise else (0,)
@@ -45,21 +43,24 @@ def run_sweep(
         for g in steps:
             sweep_wide_kernel[tiles, D, blocks](
                 x, w, mask, h0, entry, projection, ds, gate, state, out, pre, tables.program,
-                B, N, D, H, K, tables.num_groups, tables.num_edges, g, g + stride, BLOCK_K=shape.block_k,
-                maxnreg=launch.WIDE_REGISTERS, **options,
+                B, N, D, H, K, tables.num_groups, tables.num_edges, g, g + stride,
+                BLOCK_K=shape.block_k, **options, **launch.options(shape.num_warps, 160),
             )  # fmt: skip
         return None
     programs, dw = tiles, None
     if has_dw:
         programs = min(tiles, max(1, launch.num_programs(out.device) // D))
         dw = out.new_empty((programs, D, H, H), dtype=launch.accumulator(w.dtype))
-        options["maxnreg"] = launch.WEIGHTS_REGISTERS
     C = 1 if w_ih is None else w_ih.shape[2]
+    registers = 255 if has_dw else 224 if shape.num_warps < 8 else 128
     sweep_kernel[programs, D](
-        x, w_ih, bias, w, mask, h0, entry, projection, ds, gate, state, out, pre, s, dw, tables.program,
+        x, w_ih, bias, w, mask, h0, entry, projection, ds, gate, state, out, pre, s, dw,
+        tables.program,
         B, N, D, C, H, K, tables.num_groups, tables.num_edges, num_states,
-        SLOTS=has_slots, CARRY=shape.block_j == 1 and out is state, UNROLL=1 if tables.is_chain else 3,
-        BLOCK_C=launch.padded(C), BLOCK_K=launch.padded(K) if s is not None else 1, **options,
+        SLOTS=has_slots, CARRY=shape.block_j == 1 and out is state,
+        UNROLL=1 if tables.is_chain else 3,
+        BLOCK_C=launch.padded(C), BLOCK_K=launch.padded(K) if s is not None else 1,
+        **options, **launch.options(shape.num_warps, registers),
     )  # fmt: skip
     return dw
 
@@ -67,7 +68,7 @@ def run_sweep(
 def sweep_fwd(
     x, w_ih, bias, w_hh, mask, h0, entry, projection, program, _reversed, sizes, activation, keep_h
 ):
-    """h (B, N, D, H), or (0,) if not kept, and s (B, D, K, H), or (0,) without a projection."""
+    """States h (B, N, D, H), and s (B, D, K, H); (0,) for what is not kept or not there."""
     x, w_ih, bias, w_hh, mask, h0, entry, projection = _contiguous(
         x, w_ih, bias, w_hh, mask, h0, entry, projection
     )
@@ -81,7 +82,9 @@ def sweep_fwd(
     with launch.on(x):
         tables = Tables.of(program, sizes[0], sizes[1], N, D)
         shape = launch.sweep_shape(tables, B, D, H, x.dtype, x.device)
-        if w_ih is not None and (shape.is_wide or not launch.fuses_input(w_ih.shape[2], H, x.dtype)):
+        if w_ih is not None and (
+            shape.is_wide or not launch.fuses_input(w_ih.shape[2], H, x.dtype)
+        ):
             x, w_ih, bias = _input(x, w_ih, bias), None, None
         is_fused = K > 0 and launch.fuses_projection(shape, K)
         states, has_slots = h, False
@@ -101,14 +104,17 @@ def sweep_fwd(
 def sweep_bwd(
     dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection, program, sizes, activation, need_dx
 ):
-    """dx, dw_ih, dbias, dw_hh, dh0, dprojection; (0,) for what is absent or not wanted."""
+    """Gradients dx, dw_ih, dbias, dw_hh, dh0, dprojection; (0,) for what is not there."""
     dh, ds, x, h, w_ih, w_hh, mask, h0, entry, projection = _contiguous(
         dh, ds, x, h, w_ih, w_hh, mask, h0, entry, projection
     )
     B, N, D, H = h.shape
     nothing = x.new_empty((0,))
     if B == 0 or H == 0:
-        zeros = [nothing if t is None else torch.zeros_like(t) for t in (w_ih, bias, w_hh, h0, projection)]
+        zeros = [
+            nothing if t is None else torch.zeros_like(t)
+            for t in (w_ih, bias, w_hh, h0, projection)
+        ]
         return torch.zeros_like(x) if need_dx else nothing, *zeros
     with launch.on(x):
         tables = Tables.of(program, sizes[2], sizes[3], N, D)
@@ -126,7 +132,9 @@ def sweep_bwd(
         dh0 = nothing
         if h0 is not None:
             entered = _entered(du, entry, tables).to(dw_hh.dtype)
-            dh0 = torch.bmm(entered.transpose(0, 1), w_hh.to(dw_hh.dtype)).transpose(0, 1).to(x.dtype)
+            dh0 = (
+                torch.bmm(entered.transpose(0, 1), w_hh.to(dw_hh.dtype)).transpose(0, 1).to(x.dtype)
+            )
             dw_hh += torch.einsum("bdi,bdj->dij", entered, h0.to(dw_hh.dtype))
         dx = dw_ih = dbias = dprojection = nothing
         if w_ih is None:
@@ -153,7 +161,7 @@ def _contiguous(*tensors):
 
 
 def _input(x, w_ih, bias):
-    """u = w_ih x + bias, (B, N, D, H), one GEMM."""
+    """Pre-activations u = w_ih x + bias, (B, N, D, H), one GEMM."""
     (B, N, C), (D, H, _) = x.shape, w_ih.shape
     rows, columns = x.view(B * N, C), w_ih.view(D * H, C).t()
     u = rows @ columns if bias is None else torch.addmm(bias.view(D * H), rows, columns)

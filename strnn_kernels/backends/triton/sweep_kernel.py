@@ -5,18 +5,17 @@
 
 The last two are the derivative, on the reversed program and with W transposed: no second kernel.
 
-One program = (direction d, tiles of BLOCK_R rows of B). It follows the sweep program: a chunk is up to
-BLOCK_J visits of one group, which do not depend on each other, so M = BLOCK_J * BLOCK_R rows share one
-product with W. BLOCK_J = 1 suits chains and many short sequences, a larger one grids; launch.py chooses.
+One program = (direction d, tiles of BLOCK_R rows of B). It follows the sweep program: a chunk is up
+to BLOCK_J visits of one group, which do not depend on each other, so M = BLOCK_J * BLOCK_R rows
+share one product with W. BLOCK_J = 1 suits chains, a larger one grids; launch.py chooses.
 
 Triton has no addressable fast memory, so predecessors' states are read back from global memory (the
-output itself, or, where it is not kept, BLOCK_R x slots x H scratch per tile, which lives in L2): the
-program wrote them itself, a barrier between groups orders that. With BLOCK_J = 1 the state of the visit
-just made stays in registers: a chain reads nothing back. Inputs of the next chunk are loaded before
-this one is computed, since their latency would otherwise add to every step.
+output itself, or, where it is not kept, a scratch of slots, which lives in L2): the program wrote
+them itself, and a barrier between groups orders that. With BLOCK_J = 1 the state of the visit just
+made stays in registers: a chain reads nothing back. Tables and inputs of the next chunk are loaded
+before this one is computed, since their latency would otherwise add to every step.
 
-Serial floor of a step: with BLOCK_J = 1 on a chain, the change of layout of the state (shared memory,
-one barrier), the product, the activation; on a grid also a read of L2 after a barrier.
+FLOOR
 
 Weight gradients (dw_ptr): dW = sum_n (sum of successors' du)[n] (x) h[n], both at hand here; each
 program writes its partial sum, and the caller adds those in order.
@@ -27,9 +26,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile import FORWARD, activate, add_h0, add_projected, finish, load_keep, load_rows, most_of
-
-__all__ = ["FORWARD", "activate", "sweep_kernel"]
+from .tile import FORWARD, add_h0, add_projected, finish, load_keep, load_rows, most_of
 
 # Sizes of the call: a new value must never compile a new kernel.
 _SIZES = ["B", "N", "C", "K", "num_groups", "num_edges", "num_states"]
@@ -56,10 +53,7 @@ def _visit(
         u = load_rows(x_ptr, row * D + d, H, col, is_live, ACC)
     else:
         u = load_rows(x_ptr, row, C, in_c, is_live, ACC)
-    if MODE == FORWARD:
-        gate = keep
-    else:
-        gate = load_rows(gate_ptr, row * D + d, H, col, is_live, ACC)
+    gate = keep if MODE == FORWARD else load_rows(gate_ptr, row * D + d, H, col, is_live, ACC)
     return is_live, n, own, first, count, edge, keep, u, gate
 
 
@@ -76,7 +70,7 @@ def sweep_kernel(
     ds_ptr,  # (B, D, K, H) or None
     gate_ptr,  # (B, N, D, H): h or gate, by MODE
     state_ptr,  # (B, num_states, D, H): where predecessors' states are read
-    out_ptr,  # (B, num_states, D, H): where this one goes; the same, but for a product without recurrence
+    out_ptr,  # (B, num_states, D, H): where this one goes; the same, if there is a recurrence
     pre_ptr,  # (B, N, D, H) or None: a
     s_ptr,  # (B, D, K, H) or None
     dw_ptr,  # (programs, D, H, H) or None
@@ -117,10 +111,7 @@ def sweep_kernel(
         edge_ptr += num_edges
 
     # w[k, n]: what state k adds to n.
-    if TRANSPOSED:
-        w_at = col[:, None] * H + col[None, :]
-    else:
-        w_at = col[None, :] * H + col[:, None]
+    w_at = col[:, None] * H + col[None, :] if TRANSPOSED else col[None, :] * H + col[:, None]
     w = tl.load(w_ptr + d * H * H + w_at, mask=in_h[:, None] & in_h[None, :], other=0.0)
     w = w.to(ACC).to(DOT)
     if w_ih_ptr is not None:
@@ -178,10 +169,12 @@ def sweep_kernel(
             next_g = tl.where(next_i0 == end, g + 1, g)
             next_end = tl.load(group_ptr + tl.minimum(next_g, num_groups))
             (
-                next_live, next_n, next_own, next_first, next_count, next_edge, next_keep, next_u, next_gate,
+                next_live, next_n, next_own, next_first, next_count,
+                next_edge, next_keep, next_u, next_gate,
             ) = _visit(
                 next_i0, next_end, b, in_b, d, j, col, in_c, N, D, C, H,
-                node_ptr, own_ptr, pred_ptr, edge_ptr, x_ptr, w_ih_ptr, gate_ptr, mask_ptr, MODE, ACC,
+                node_ptr, own_ptr, pred_ptr, edge_ptr, x_ptr, w_ih_ptr, gate_ptr, mask_ptr,
+                MODE, ACC,
             )  # fmt: skip
 
             if w_ih_ptr is None:
@@ -217,7 +210,8 @@ def sweep_kernel(
                 if BLOCK_J == 1:
                     s += weight * states
                 else:
-                    s += tl.sum(weight[:, :, None] * states[None, :, :], 1)
+                    # Without the zero Triton 3.6 makes a product in TF32 of this.
+                    s += tl.sum(weight[:, :, None] * states[None, :, :] + 0.0, 1)
             tl.debug_barrier()  # what is read by the next group has been written
 
             if CARRY:

@@ -1,7 +1,7 @@
 """dW of a sweep for any H: dW[d] = sum_{b,n} (sum of the successors' du)[b,n,d] (x) h[b,n,d].
 
-A plain sum over all (b, n), so no order of visits matters. A program takes a share of the rows and one
-BLOCK_H x BLOCK_H block of dW[d], and writes its partial sum; the partial sums are added in order.
+A plain sum over all (b, n), so no order of visits matters. A program takes a share of the rows and
+one BLOCK_H x BLOCK_H block of dW[d], and writes its partial sum; those are added in order.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ def sweep_weights_kernel(
             at = tl.load(edge_ptr + first + p, mask=has, other=0)
             total += load_rows(du_ptr, (b * N + at) * D + d, H, to, has, ACC)
         h = load_rows(h_ptr, (b * N + n) * D + d, H, of, is_live, ACC)
-        dw += tl.dot(
-            tl.trans(total.to(DOT)), h.to(DOT), input_precision=PRECISION, out_dtype=ACC
-        )
+        dw += tl.dot(tl.trans(total.to(DOT)), h.to(DOT), input_precision=PRECISION, out_dtype=ACC)
     at = ((tl.program_id(0) * D + d).to(tl.int64) * H + to[:, None]) * H + of[None, :]
     tl.store(dw_ptr + at, dw, mask=(to < H)[:, None] & (of < H)[None, :])
 
@@ -68,11 +66,13 @@ def weight_gradient(du: torch.Tensor, h: torch.Tensor, tables: launch.Tables) ->
     block_h, block_m, num_warps = launch.weights_shape(H, h.dtype)
     blocks = triton.cdiv(H, block_h) ** 2
     rows = B * N
-    programs = min(triton.cdiv(rows, 4 * block_m), max(1, launch.num_programs(h.device) // (D * blocks)))
+    programs = min(
+        triton.cdiv(rows, 4 * block_m), max(1, launch.num_programs(h.device) // (D * blocks))
+    )
     share = triton.cdiv(triton.cdiv(rows, programs), block_m) * block_m
     partial = h.new_empty((programs, D, H, H), dtype=launch.accumulator(h.dtype))
     sweep_weights_kernel[programs, D, blocks](
         du, h, partial, tables.program, B, N, D, H, tables.num_groups, tables.num_edges, share,
-        BLOCK_M=block_m, BLOCK_H=block_h, **types, num_warps=num_warps, **launch.COMMON,
+        BLOCK_M=block_m, BLOCK_H=block_h, **types, **launch.options(num_warps, 168),
     )  # fmt: skip
     return partial

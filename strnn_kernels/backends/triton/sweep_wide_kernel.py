@@ -1,12 +1,12 @@
 """The sweep for states too wide to stay in registers: any H.
 
-The equations, programs and chunks of sweep_kernel.py; here W is read block by block (it stays in L2),
-and so are the predecessors' states. A program computes the column blocks program_id(2),
+The equations, programs and chunks of sweep_kernel.py; here W is read block by block (it stays in
+L2), and so are the predecessors' states. A program computes the column blocks program_id(2),
 program_id(2) + num_programs(2), .. of its rows.
 
-Two ways to run it, by launch.py: all groups in one launch, all column blocks in one program, a barrier
-between groups; or, where W is so large that one program could only wait for it, one launch for each
-group, the column blocks spread over programs and the launches themselves as the barrier.
+Two ways to run it, by launch.py: all groups in one launch, all column blocks in one program, a
+barrier between groups; or, where W is so large that one program could only wait for it, one launch
+for each group, the column blocks spread over programs and the launches themselves as the barrier.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ def sweep_wide_kernel(
                         has = is_live & (p < count)
                         at = tl.load(edge_ptr + first + p, mask=has, other=0)
                         total += load_rows(state_ptr, (b * N + at) * D + d, H, k, has, ACC)
-                    total = add_h0(
-                        total, h0_ptr, entry_ptr, b, n, count, is_live, d, D, H, k, ACC
-                    )
+                    total = add_h0(total, h0_ptr, entry_ptr, b, n, count, is_live, d, D, H, k, ACC)
                     if TRANSPOSED:
                         w_at = k[:, None] * H + col[None, :]
                     else:

@@ -58,7 +58,7 @@ def finish(a, gate, keep, MODE: tl.constexpr, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def load_rows(ptr, row, width, col, is_live, ACC: tl.constexpr):
-    """Rows ``row`` (M,) of a matrix of this width, columns ``col``; zero where absent, or without ptr."""
+    """Rows ``row`` (M,) of a matrix of this width, columns ``col``; zero where absent."""
     if ptr is None:
         tile = tl.zeros([row.shape[0], col.shape[0]], ACC)
     else:
@@ -71,10 +71,7 @@ def load_rows(ptr, row, width, col, is_live, ACC: tl.constexpr):
 @triton.jit
 def load_keep(mask_ptr, row, is_live):
     """Which rows take part (M,); row counts (b, n)."""
-    if mask_ptr is None:
-        keep = is_live
-    else:
-        keep = tl.load(mask_ptr + row, mask=is_live, other=0) != 0
+    keep = is_live if mask_ptr is None else tl.load(mask_ptr + row, mask=is_live, other=0) != 0
     return keep
 
 
@@ -102,9 +99,6 @@ def add_projected(a, ds_ptr, projection_ptr, b, n, is_live, d, N, D, H, K, col, 
 
 @triton.jit
 def most_of(count, BLOCK_J: tl.constexpr, ptr, i0):
-    """The largest number of predecessors in the tile; with one visit a scalar load gives it sooner."""
-    if BLOCK_J == 1:
-        most = tl.load(ptr + i0 + 1) - tl.load(ptr + i0)
-    else:
-        most = tl.max(count, 0)
+    """The most predecessors in the tile; of one visit a scalar load gives it sooner."""
+    most = tl.load(ptr + i0 + 1) - tl.load(ptr + i0) if BLOCK_J == 1 else tl.max(count, 0)
     return most

@@ -207,6 +207,8 @@ def chosen(names: list[str] | None, device: torch.device) -> list[Case]:
 
 def time_all(names, device, cases, seconds: float) -> list[dict[str, Any]]:
     """All contestants of all cases; what is wrong is not timed."""
+    # Exact float32 everywhere: cuDNN's recurrent layers would use TF32 otherwise.
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"
     deadline, rows = time.monotonic() + seconds, []
     for case in cases:
         contestants: list[Contestant] = [
@@ -236,10 +238,8 @@ def time_case(
     case: Case, contestants: list[Contestant], device: torch.device
 ) -> list[dict[str, Any]]:
     """Microseconds of each contestant in each mode, with the counts that a floor needs."""
-    inputs = {name: value.to(device) for name, value in case.inputs(oracle=Wavefront()).items()}
-    # Peers make small tables where they please: let that be on the device.
-    with torch.device(device):
-        expected = Expected.of(case, inputs, oracle=Wavefront())
+    inputs = {name: value.to(device) for name, value in case.inputs().items()}
+    expected = Expected.of(case, inputs, oracle=OnDevice(Wavefront(), device))
     dy = case.output_gradient(expected.same_dtype["output"])
     rows, tasks = [], {}
     for contestant in contestants:
@@ -249,11 +249,13 @@ def time_case(
             continue
         row = _row(case, contestant, "ok")
         try:
-            with torch.device(device):
-                runner = contestant.prepare(case, inputs, dy)
-                with runner.around():
-                    verify(expected, runner, contestant.name)
-                    row["modes"] = modes = captured(runner, device)
+            given = dict(inputs)
+            if "lengths" in given and isinstance(contestant, NnRNN):
+                given["lengths"] = given["lengths"].cpu()  # where packing wants them
+            runner = contestant.prepare(case, given, dy)
+            with device, runner.around():
+                verify(expected, runner, contestant.name)
+                modes = captured(runner, device)
         except (AssertionError, RuntimeError, ValueError, TypeError) as error:
             rows.append(row | {"status": f"wrong: {error}"[:2000]})
             continue
@@ -271,7 +273,6 @@ def time_case(
             mode: [round(q * 1e6, 3) for q in quantiles(samples[who, mode], n=4)[::2]]
             for mode in modes
         }
-        del row["modes"]
     counts = {
         mode: work(case, {n: v.cpu() for n, v in inputs.items()}, mode)
         for mode in ("inference", "training")
@@ -280,6 +281,23 @@ def time_case(
         row["work"] = {mode: dataclasses.asdict(count) for mode, count in counts.items()}
         row["levels"] = case.topology.num_levels
     return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class OnDevice:
+    """A module whose functions make their small tables on a device, as the peers need it."""
+
+    module: Any
+    device: torch.device
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(self.module, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.device:
+                return function(*args, **kwargs)
+
+        return call
 
 
 def verify(expected: Expected, runner: Any, who: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -178,6 +178,14 @@ def fuses_weights(shape: Shape, dtype: torch.dtype) -> bool:
 def fuses_projection(shape: Shape, K: int) -> bool:
     """Whether s = projection h is summed inside the sweep, so that h need not be kept."""
     return not shape.is_wide and padded(K) * shape.block_r * shape.block_h <= _PROJECTION
+
+
+def with_projection(shape: Shape) -> Shape:
+    """The shape with no more warps than columns of the projection's sums.
+
+    More would add up a column together, through shared memory.
+    """
+    return replace(shape, num_warps=min(shape.num_warps, shape.block_r * shape.block_h // 32))
 
 
 @lru_cache

@@ -52,7 +52,7 @@ def run_sweep(
         programs = min(tiles, max(1, launch.num_programs(out.device) // D))
         dw = out.new_empty((programs, D, H, H), dtype=launch.accumulator(w.dtype))
     C = 1 if w_ih is None else w_ih.shape[2]
-    registers = 255 if has_dw else 224 if shape.num_warps < 8 else 128
+    registers = 255 if has_dw or shape.num_warps < 8 else 128
     sweep_kernel[programs, D](
         x, w_ih, bias, w, mask, h0, entry, projection, ds, gate, state, out, pre, s, dw,
         tables.program,
@@ -87,6 +87,8 @@ def sweep_fwd(
         ):
             x, w_ih, bias = _input(x, w_ih, bias), None, None
         is_fused = K > 0 and launch.fuses_projection(shape, K)
+        if is_fused:
+            shape = launch.with_projection(shape)
         states, has_slots = h, False
         if not keep_h:
             has_slots = is_fused

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile import FORWARD, add_h0, add_projected, finish, load_keep, load_rows, most_of
+from .tile import FORWARD, add_h0, add_projected, finish, load_keep, load_rows
 
 _SIZES = ["B", "N", "K", "num_groups", "num_edges", "num_states", "first_group", "last_group"]
 
@@ -66,7 +66,7 @@ def sweep_wide_kernel(
             count = tl.load(pred_ptr + i + 1, mask=i < end, other=0) - first
             row = b * N + n
             keep = load_keep(mask_ptr, row, is_live)
-            most = most_of(count, BLOCK_J, pred_ptr, i0)
+            most = tl.max(count, 0)
             for block in range(tl.program_id(2), tl.cdiv(H, BLOCK_H), tl.num_programs(2)):
                 col = block * BLOCK_H + in_block
                 a = load_rows(x_ptr, row * D + d, H, col, is_live, ACC)

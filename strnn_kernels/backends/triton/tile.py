@@ -95,10 +95,3 @@ def add_projected(a, ds_ptr, projection_ptr, b, n, is_live, d, N, D, H, K, col, 
             g = tl.load(projection_ptr + (d * K + k) * N + n, mask=is_live, other=0.0).to(ACC)
             a += g[:, None] * load_rows(ds_ptr, (b * D + d) * K + k, H, col, g != 0, ACC)
     return a
-
-
-@triton.jit
-def most_of(count, BLOCK_J: tl.constexpr, ptr, i0):
-    """The most predecessors in the tile; of one visit a scalar load gives it sooner."""
-    most = tl.load(ptr + i0 + 1) - tl.load(ptr + i0) if BLOCK_J == 1 else tl.max(count, 0)
-    return most

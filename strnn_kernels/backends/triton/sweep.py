@@ -52,7 +52,7 @@ def run_sweep(
         programs = min(tiles, max(1, launch.num_programs(out.device) // D))
         dw = out.new_empty((programs, D, H, H), dtype=launch.accumulator(w.dtype))
     C = 1 if w_ih is None else w_ih.shape[2]
-    registers = 255 if has_dw or shape.num_warps < 8 else 128
+    registers = 255 if has_dw or shape.num_warps < 8 else 168
     sweep_kernel[programs, D](
         x, w_ih, bias, w, mask, h0, entry, projection, ds, gate, state, out, pre, s, dw,
         tables.program,

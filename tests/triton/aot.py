@@ -260,8 +260,8 @@ def violations(found: dict, budget: dict) -> list[str]:
                 wrong.append(f"{at}: spills {counts['spills']}, stack {counts['stack']}")
             if counts["shared"] > SHARED_LIMIT[int(architecture)]:
                 wrong.append(f"{at}: {counts['shared']} bytes of shared memory")
-            # Exact float32 must not go through tensor cores, all else must; for float64 the compiler
-            # of some architectures prefers plain arithmetic.
+            # Exact float32 must not go through tensor cores, all else must; for float64 the
+            # compiler chooses by architecture.
             is_exact = not any(word in name for word in ("f16", "tf32"))
             if counts["tensor_core"] == is_exact and "f64" not in name:
                 wrong.append(f"{at}: tensor cores {'used' if is_exact else 'not used'}")

@@ -16,12 +16,12 @@ made stays in registers: a chain reads nothing back. Tables and inputs of the ne
 before this one is computed, since their latency would otherwise add to every step.
 
 Floor of a step, counted in the compiled code (sm_90, Triton 3.9), not measured: a multiprocessor
-issues four instructions a cycle, so a step takes at least instructions of a warp x warps / 4 cycles, and
-two to ten barriers (changes of layout go through shared memory). On a chain a warp issues about
-560 instructions (H = 30, float32, 4 warps), 390 forward and 320 backward (H = 128, bfloat16, 8
-warps); of a chunk of 8 visits x 4 rows of a grid 1790 forward with a projection (H = 30, float32,
-4 warps; 510 of them are the products), 950 backward (8 warps); of 32 x 1 (H = 128, bfloat16, 8
-warps) 830 and 690. The rest of a grid's step is the latency of one read of L2 after the barrier.
+issues four instructions a cycle, so a step takes at least a quarter of instructions of a warp x
+warps in cycles, and two to ten barriers (changes of layout go through shared memory). On a chain a
+warp issues about 560 instructions (H = 30, float32, 4 warps), 390 forward and 320 backward (H =
+128, bfloat16, 8 warps); of a chunk of 8 visits x 4 rows of a grid 1790 forward with a projection
+(H = 30, float32, 4 warps; 510 of them are the products), 950 backward (8 warps); of 32 x 1 (H =
+128, bfloat16, 8 warps) 830 and 690. The rest of a grid's step is one read of L2 after the barrier.
 
 Weight gradients (dw_ptr): dW = sum_n (sum of successors' du)[n] (x) h[n], both at hand here; each
 program writes its partial sum, and the caller adds those in order.

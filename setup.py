@@ -1,8 +1,9 @@
 """Build of the compiled parts; everything else stands in pyproject.toml.
 
-Two extensions: ``strnn_kernels._C`` (the CPU ops, through torch's stable ABI: one binary for torch 2.10 and later) and
-``strnn_kernels._planner`` (the compiler of topologies, pybind11, no torch). Without a C++ compiler the package installs without
-them, says so, and ``python -m strnn_kernels.info`` repeats it; STRNN_CPU=1 makes that an error, STRNN_CPU=0 leaves them out.
+Two extensions: ``strnn_kernels._C`` (the CPU ops, through torch's stable ABI: one binary for torch
+2.10 and later) and ``strnn_kernels._planner`` (the compiler of topologies, pybind11, no torch).
+Without a C++ compiler the package installs without them, says so, and ``python -m
+strnn_kernels.info`` repeats it; STRNN_CPU=1 makes that an error, STRNN_CPU=0 leaves them out.
 """
 
 import os
@@ -13,7 +14,8 @@ from setuptools import setup
 
 CSRC = "csrc"
 # Errno and traps are never read: without them the compiler may vectorise calls and speculate.
-# -Wno-psabi: vectors never cross the library's boundary; -Wno-maybe-uninitialized: false alarms from gcc 12's own intrinsics.
+# -Wno-psabi: vectors never cross the library's boundary; -Wno-maybe-uninitialized: false alarms
+# from gcc 12's own intrinsics.
 COMPILE_FLAGS = [
     "-O3",
     "-fvisibility=hidden",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench import compare, measure, roofline, table
+from bench import compare, measure, roofline, table, whole_model
 from bench.contestants import OPTIONAL_PEERS, PEERS, Backend, Contestant
 from bench.scaling import AXES
 from strnn_kernels.testing import BENCHMARKS, Case
@@ -22,6 +22,8 @@ from strnn_kernels.topology import Topology
 
 SCALING_PEERS = ("wavefront", "nn.RNN")
 SCHEMA = 1
+#: A load average above which another program is surely running.
+MAX_LOAD = 0.5
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,13 +33,15 @@ def main(arguments: list[str] | None = None) -> int:
     cases = select_cases(options.cases)
     contestants = select_contestants(options.backends, options.peers, options.cases)
     budget = options.seconds / (8 if options.quick else 1)
+    about = machine()
     peaks = roofline.measure_peaks(options.threads)
     result: dict[str, Any] = {
         "schema": SCHEMA,
-        "machine": machine(),
+        "machine": about,
         "commit": commit(),
         "peaks": peaks.as_json(),
         "host_us": [],
+        "whole_model": [],
         "rows": [],
     }
     with tqdm(total=len(cases) * len(options.threads), unit="case", file=sys.stderr) as bar:
@@ -57,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     result["host_us"] = host_time(
         [c for c in contestants if not c.is_peer or c.name == "nn.RNN"], peaks
     )
+    if options.cases == ["default"]:
+        result["whole_model"] = whole_model.measure(options.threads[0])
     show(result)
     if options.compare:
         old = json.loads(options.compare.read_text())
@@ -168,6 +174,11 @@ def show(result: dict[str, Any]) -> None:
         f"\n{about['cpu']}, {about['cores']} cores, {about['isa']}, torch {about['torch']}, "
         f"commit {result['commit']}"
     )
+    if (about["load_before"] or 0) > MAX_LOAD:
+        print(
+            f"WARNING: load was {about['load_before']} before the run. Other programs take cores, "
+            "cache and bandwidth, not from everybody alike: do not quote these ratios."
+        )
     print(f"FMA peak of one core: {peaks['fma_gflops']:.1f} GFLOP/s ({peaks['fma_how']})")
     for threads, rates in peaks["copy_gbs"].items():
         sizes = ", ".join(f"{rate:.1f} GB/s over {size >> 10} KiB" for size, rate in rates.items())
@@ -176,6 +187,9 @@ def show(result: dict[str, Any]) -> None:
     if result["host_us"]:
         lines = [[h["op"], h["contestant"], h["mode"], f"{h['us']:.1f}"] for h in result["host_us"]]
         print(f"\nHost time per call\n\n{table.markdown(['op', 'who', 'mode', 'us'], lines)}")
+    if result["whole_model"]:
+        cells = whole_model.lines(result["whole_model"])
+        print(f"\n{table.markdown(whole_model.HEADER, cells)}")
     missing = table.left_out(rows)
     if missing:
         print(f"\nNot timed\n\n{missing}")
@@ -195,6 +209,7 @@ def machine() -> dict[str, Any]:
         "isa": torch.backends.cpu.get_cpu_capability(),
         "system": platform.system(),
         "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
         "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
     }

@@ -20,7 +20,6 @@ from bench.peers.wavefront import Wavefront
 from strnn_kernels import reference
 from strnn_kernels.testing import NOT_DIFFERENTIABLE, Case
 
-
 MODES = ("inference", "training")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import table
+from bench import table, whole_model
 from bench.scaling import AXES
 from bench.targets import RATIO
 
@@ -41,11 +41,11 @@ def main(arguments: list[str] | None = None) -> None:
     page = [
         "# Benchmarks",
         "",
-        "Made by `python -m bench.report` from the files in `results/`; do not edit. The contestants "
-        "of a case alternate in one process on the same inputs, after their outputs and gradients "
-        "have passed the check that the tests use; medians and quartiles. A training step is "
-        "forward and backward to the gradients of x and of all parameters. `roofline.py` says what "
-        "a floor is.",
+        "Made by `python -m bench.report` from the files in `results/`; do not edit. "
+        "Contestants of a case alternate in one process on the same inputs, after their outputs "
+        "and gradients have passed the check that the tests use; medians and quartiles. A training "
+        "step is forward and backward to the gradients of x and of all parameters. `roofline.py` "
+        "says what a floor is.",
     ]
     for file in files:
         page += section(json.loads(file.read_text()), file.stem, plots)
@@ -67,7 +67,8 @@ def section(result: Mapping[str, Any], name: str, plots: Path) -> list[str]:
         "",
         f"{about['cpu']}, {about['cores']} cores, {about['isa']}, torch {about['torch']}, "
         f"Python {about['python']}, commit {result['commit']}. FMA peak of one core "
-        f"{peaks['fma_gflops']:.0f} GFLOP/s ({peaks['fma_how']}). Copy, {copies}.",
+        f"{peaks['fma_gflops']:.0f} GFLOP/s ({peaks['fma_how']}). Copy, {copies}. "
+        f"Load before the run: {about['load_before']}.",
     ]
     axes = [axis for axis in AXES if any(r["case"].startswith(axis + "=") for r in rows)]
     page += [line for axis in axes for line in scaling(rows, axis, name, plots)]
@@ -81,6 +82,9 @@ def section(result: Mapping[str, Any], name: str, plots: Path) -> list[str]:
     if result["host_us"]:
         lines = [[h["op"], h["contestant"], h["mode"], f"{h['us']:.1f}"] for h in result["host_us"]]
         page += ["", "Host time per call:", "", table.markdown(["op", "who", "mode", "us"], lines)]
+    if result.get("whole_model"):
+        cells = whole_model.lines(result["whole_model"])
+        page += ["", table.markdown(whole_model.HEADER, cells)]
     missing = table.left_out(rows)
     return [*page, "", "Not timed:", "", missing] if missing else page
 

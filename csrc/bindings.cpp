@@ -1,13 +1,16 @@
-// The CPU backend's ops, registered with torch through its stable ABI: one binary serves every torch from 2.10 on and every Python.
+// The CPU backend's ops, registered with torch through its stable ABI: one binary serves every
+// torch from 2.10 on and every Python.
 //
-// The schemas are defined in Python (strnn_kernels/schema.py), which also checks arguments for the user's sake; what is checked again
-// here is what would corrupt memory. Everything below this file is free of torch.
+// The schemas are defined in Python (strnn_kernels/schema.py), which also checks arguments for the
+// user's sake; what is checked again here is what would corrupt memory. Everything below this file
+// is free of torch.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -22,32 +25,66 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-using Shape = std::vector<int64_t>;
+
+// At most four sizes, without an allocation: a call makes a dozen of them.
+struct Shape {
+  int64_t size[4] = {};
+  int64_t num_dims = 0;
+  Shape(std::initializer_list<int64_t> sizes) {
+    for (const int64_t s : sizes) size[num_dims++] = s;
+  }
+  bool operator==(const Shape& other) const {
+    return num_dims == other.num_dims && std::equal(size, size + num_dims, other.size);
+  }
+};
 
 Dtype dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: STD_TORCH_CHECK(false, "strnn_cpu: dtype must be float32, float64, bfloat16 or float16");
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "strnn_cpu: dtype must be float32, float64, bfloat16 or float16");
   }
 }
 
 Shape shape_of(const Tensor& t) {
-  Shape shape(t.dim());
-  for (int64_t i = 0; i < t.dim(); ++i) shape[i] = t.size(i);
+  Shape shape{};
+  STD_TORCH_CHECK(t.dim() <= 4, "strnn_cpu: a tensor has ", t.dim(), " dimensions");
+  for (; shape.num_dims < t.dim(); ++shape.num_dims)
+    shape.size[shape.num_dims] = t.size(shape.num_dims);
   return shape;
 }
 
-Tensor new_tensor(const Tensor& like, const Shape& shape) { return torch::stable::new_empty(like, shape); }
+// An uninitialised contiguous tensor of like's dtype. Not stable::new_empty, whose way through the
+// dispatcher costs a microsecond.
+Tensor new_tensor(const Tensor& like, const Shape& shape) {
+  int64_t strides[4], next = 1;
+  for (int64_t i = shape.num_dims - 1; i >= 0; --i) {
+    strides[i] = next;
+    next *= std::max<int64_t>(1, shape.size[i]);
+  }
+  int32_t dtype;
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.num_dims, shape.size, strides, dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
 
-// A contiguous argument of a known shape and dtype; keeps it alive while the kernel reads its memory.
+// A contiguous argument of a known shape and dtype; keeps it alive while the kernel reads its
+// memory.
 class Argument {
  public:
   Argument(const char* name, const OptionalTensor& t, ScalarType dtype, const Shape& shape) {
     if (!t) return;
-    STD_TORCH_CHECK(t->is_cpu() && t->scalar_type() == dtype && shape_of(*t) == shape, "strnn_cpu: ", name,
+    STD_TORCH_CHECK(t->is_cpu() && t->scalar_type() == dtype && shape_of(*t) == shape,
+                    "strnn_cpu: ", name,
                     " has another device, dtype or shape than the other arguments call for");
     kept_ = t->is_contiguous() ? *t : torch::stable::contiguous(*t);
   }
@@ -61,7 +98,8 @@ class Argument {
 };
 
 void run_in_parallel(int64_t num_workers, void (*body)(int64_t, void*), void* context) {
-  if (num_workers <= 1) return body(0, context);  // opening a parallel region costs more than small work
+  if (num_workers <= 1)
+    return body(0, context);  // opening a parallel region costs more than small work
   torch::stable::parallel_for(0, num_workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) body(worker, context);
   });
@@ -69,13 +107,17 @@ void run_in_parallel(int64_t num_workers, void (*body)(int64_t, void*), void* co
 
 int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
-Program program_of(const Tensor& table, int64_t N, int64_t D, const std::vector<int64_t>& sizes, int64_t first) {
-  STD_TORCH_CHECK(sizes.size() == 4, "strnn_cpu: program_sizes must be (groups, slots, reversed groups, reversed slots)");
+Program program_of(const Tensor& table, int64_t N, int64_t D, const std::vector<int64_t>& sizes,
+                   int64_t first) {
+  STD_TORCH_CHECK(
+      sizes.size() == 4,
+      "strnn_cpu: program_sizes must be (groups, slots, reversed groups, reversed slots)");
   STD_TORCH_CHECK(table.is_cpu() && table.is_contiguous() && table.scalar_type() == ScalarType::Int,
                   "strnn_cpu: program must be a contiguous int32 tensor on the CPU");
-  const Program program =
-      Program::over(static_cast<const int32_t*>(table.const_data_ptr()), table.numel(), N, D, sizes[first], sizes[first + 1]);
-  STD_TORCH_CHECK(program.is_valid(), "strnn_cpu: program is not a sweep program of ", N, " nodes and ", D, " directions");
+  const Program program = Program::over(static_cast<const int32_t*>(table.const_data_ptr()),
+                                        table.numel(), N, D, sizes[first], sizes[first + 1]);
+  STD_TORCH_CHECK(program.is_valid(), "strnn_cpu: program is not a sweep program of ", N,
+                  " nodes and ", D, " directions");
   return program;
 }
 
@@ -85,9 +127,9 @@ struct SweepInputs {
   ScalarType dtype;
   Argument x, w_ih, bias, w_hh, mask, h0, entry, projection;
 
-  SweepInputs(const Tensor& x_, const OptionalTensor& w_ih_, const OptionalTensor& bias_, const Tensor& w_hh_,
-              const OptionalTensor& mask_, const OptionalTensor& h0_, const OptionalTensor& entry_,
-              const OptionalTensor& projection_)
+  SweepInputs(const Tensor& x_, const OptionalTensor& w_ih_, const OptionalTensor& bias_,
+              const Tensor& w_hh_, const OptionalTensor& mask_, const OptionalTensor& h0_,
+              const OptionalTensor& entry_, const OptionalTensor& projection_)
       : B(x_.size(0)),
         N(x_.size(1)),
         D(w_hh_.size(0)),
@@ -107,18 +149,22 @@ struct SweepInputs {
   Shape states() const { return {B, N, D, H}; }
 
   void fill(Sweep& a, int64_t activation) const {
-    STD_TORCH_CHECK(activation >= 0 && activation < kNumActivations, "strnn_cpu: unknown activation ", activation);
+    STD_TORCH_CHECK(activation >= 0 && activation < kNumActivations,
+                    "strnn_cpu: unknown activation ", activation);
     a.B = B, a.N = N, a.D = D, a.C = C, a.H = H, a.K = K;
     a.x = x.data(), a.w_ih = w_ih.data(), a.bias = bias.data(), a.w_hh = w_hh.data();
-    a.mask = mask.data<bool>(), a.h0 = h0.data(), a.entry = entry.data<int32_t>(), a.projection = projection.data();
+    a.mask = mask.data<bool>(), a.h0 = h0.data(), a.entry = entry.data<int32_t>(),
+    a.projection = projection.data();
     a.activation = static_cast<int>(activation);
   }
 };
 
-std::tuple<Tensor, Tensor> sweep_fwd(const Tensor& x, OptionalTensor w_ih, OptionalTensor bias, const Tensor& w_hh,
-                                     OptionalTensor mask, OptionalTensor h0, OptionalTensor entry, OptionalTensor projection,
-                                     const Tensor& program, const Tensor& reversed_program, std::vector<int64_t> program_sizes,
-                                     int64_t activation, bool keep_h) {
+std::tuple<Tensor, Tensor> sweep_fwd(const Tensor& x, OptionalTensor w_ih, OptionalTensor bias,
+                                     const Tensor& w_hh, OptionalTensor mask, OptionalTensor h0,
+                                     OptionalTensor entry, OptionalTensor projection,
+                                     const Tensor& program, const Tensor& reversed_program,
+                                     std::vector<int64_t> program_sizes, int64_t activation,
+                                     bool keep_h) {
   const SweepInputs in(x, w_ih, bias, w_hh, mask, h0, entry, projection);
   Tensor h = new_tensor(x, keep_h ? in.states() : Shape{0});
   Tensor s = new_tensor(x, projection ? Shape{in.B, in.D, in.K, in.H} : Shape{0});
@@ -132,13 +178,16 @@ std::tuple<Tensor, Tensor> sweep_fwd(const Tensor& x, OptionalTensor w_ih, Optio
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sweep_bwd(
-    OptionalTensor dh, OptionalTensor ds, const Tensor& x, const Tensor& h, OptionalTensor w_ih, OptionalTensor bias,
-    const Tensor& w_hh, OptionalTensor mask, OptionalTensor h0, OptionalTensor entry, OptionalTensor projection,
-    const Tensor& reversed_program, std::vector<int64_t> program_sizes, int64_t activation, bool need_dx) {
+    OptionalTensor dh, OptionalTensor ds, const Tensor& x, const Tensor& h, OptionalTensor w_ih,
+    OptionalTensor bias, const Tensor& w_hh, OptionalTensor mask, OptionalTensor h0,
+    OptionalTensor entry, OptionalTensor projection, const Tensor& reversed_program,
+    std::vector<int64_t> program_sizes, int64_t activation, bool need_dx) {
   const SweepInputs in(x, w_ih, bias, w_hh, mask, h0, entry, projection);
   const Argument h_in("h", h, in.dtype, in.states()), dh_in("dh", dh, in.dtype, in.states()),
       ds_in("ds", ds, in.dtype, {in.B, in.D, in.K, in.H});
-  const auto output = [&](bool is_wanted, const Shape& shape) { return new_tensor(x, is_wanted ? shape : Shape{0}); };
+  const auto output = [&](bool is_wanted, const Shape& shape) {
+    return new_tensor(x, is_wanted ? shape : Shape{0});
+  };
   Tensor dx = output(need_dx, shape_of(x));
   Tensor dw_ih = output(w_ih.has_value(), {in.D, in.H, in.C});
   Tensor dbias = output(bias.has_value(), {in.D, in.H});
@@ -159,8 +208,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sweep_bwd(
   return {dx, dw_ih, dbias, dw_hh, dh0, dprojection};
 }
 
-Tensor gated_sweep_fwd(const Tensor& g, const Tensor& gate, const Tensor& w, const Tensor& program, const Tensor& reversed_program,
-                       std::vector<int64_t> program_sizes) {
+Tensor gated_sweep_fwd(const Tensor& g, const Tensor& gate, const Tensor& w, const Tensor& program,
+                       const Tensor& reversed_program, std::vector<int64_t> program_sizes) {
   const SweepInputs in(g, {}, {}, w, {}, {}, {}, {});
   const Argument gate_in("gate", gate, in.dtype, in.states());
   Tensor y = new_tensor(g, in.states());
@@ -173,15 +222,18 @@ Tensor gated_sweep_fwd(const Tensor& g, const Tensor& gate, const Tensor& w, con
   return y;
 }
 
-// The gate's own derivative needs what the gate was applied to, so the forward runs once more to write it.
-std::tuple<Tensor, Tensor, Tensor> gated_sweep_bwd(const Tensor& dy, const Tensor& y, const Tensor& g, const Tensor& gate,
-                                                   const Tensor& w, const Tensor& program, const Tensor& reversed_program,
+// The gate's own derivative needs what the gate was applied to, so the forward runs once more to
+// write it.
+std::tuple<Tensor, Tensor, Tensor> gated_sweep_bwd(const Tensor& dy, const Tensor& y,
+                                                   const Tensor& g, const Tensor& gate,
+                                                   const Tensor& w, const Tensor& program,
+                                                   const Tensor& reversed_program,
                                                    std::vector<int64_t> program_sizes) {
   const SweepInputs in(g, {}, {}, w, {}, {}, {}, {});
-  const Argument gate_in("gate", gate, in.dtype, in.states()), dy_in("dy", dy, in.dtype, in.states()),
-      y_in("y", y, in.dtype, in.states());
-  Tensor pre = new_tensor(g, in.states()), dg = new_tensor(g, in.states()), dgate = new_tensor(g, in.states()),
-         dw = new_tensor(g, {in.D, in.H, in.H});
+  const Argument gate_in("gate", gate, in.dtype, in.states()),
+      dy_in("dy", dy, in.dtype, in.states()), y_in("y", y, in.dtype, in.states());
+  Tensor pre = new_tensor(g, in.states()), dg = new_tensor(g, in.states()),
+         dgate = new_tensor(g, in.states()), dw = new_tensor(g, {in.D, in.H, in.H});
   SweepForward again{};
   in.fill(again, kIdentity);
   again.program = program_of(program, in.N, in.D, program_sizes, 0);
@@ -199,28 +251,48 @@ std::tuple<Tensor, Tensor, Tensor> gated_sweep_bwd(const Tensor& dy, const Tenso
 
 Tensor sparse_projection_fwd(const Tensor& h, const Tensor& weight) {
   const int64_t B = h.size(0), N = h.size(1), D = h.size(2), H = h.size(3), K = weight.size(1);
-  const Argument h_in("h", h, h.scalar_type(), {B, N, D, H}), weight_in("weight", weight, h.scalar_type(), {D, K, N});
+  const Argument h_in("h", h, h.scalar_type(), {B, N, D, H}),
+      weight_in("weight", weight, h.scalar_type(), {D, K, N});
   Tensor s = new_tensor(h, {B, D, K, H});
   const SparseProjection a{B, N, D, H, K, h_in.data(), weight_in.data(), s.mutable_data_ptr()};
   if (s.numel()) capability().sparse_projection(a, dtype_of(h), num_threads(), run_in_parallel);
   return s;
 }
 
-std::tuple<Tensor, Tensor> sparse_projection_bwd(const Tensor& ds, const Tensor& h, const Tensor& weight) {
+std::tuple<Tensor, Tensor> sparse_projection_bwd(const Tensor& ds, const Tensor& h,
+                                                 const Tensor& weight) {
   const int64_t B = h.size(0), N = h.size(1), D = h.size(2), H = h.size(3), K = weight.size(1);
-  const Argument h_in("h", h, h.scalar_type(), {B, N, D, H}), weight_in("weight", weight, h.scalar_type(), {D, K, N}),
+  const Argument h_in("h", h, h.scalar_type(), {B, N, D, H}),
+      weight_in("weight", weight, h.scalar_type(), {D, K, N}),
       ds_in("ds", ds, h.scalar_type(), {B, D, K, H});
   Tensor dh = new_tensor(h, {B, N, D, H}), dweight = new_tensor(h, {D, K, N});
-  const SparseProjectionBackward a{
-      B, N, D, H, K, ds_in.data(), h_in.data(), weight_in.data(), dh.mutable_data_ptr(), dweight.mutable_data_ptr()};
+  const SparseProjectionBackward a{B,
+                                   N,
+                                   D,
+                                   H,
+                                   K,
+                                   ds_in.data(),
+                                   h_in.data(),
+                                   weight_in.data(),
+                                   dh.mutable_data_ptr(),
+                                   dweight.mutable_data_ptr()};
   if (H) capability().sparse_projection_backward(a, dtype_of(h), num_threads(), run_in_parallel);
   return {dh, dweight};
 }
 
-std::string cpu_capability() { return capability().name; }
-
 }  // namespace
 }  // namespace strnn::cpu
+
+// For strnn_kernels.info, which finds it by name: the instruction set in use, or why there is none.
+extern "C" __attribute__((visibility("default"))) const char* strnn_cpu_capability() {
+  static std::string answer;
+  try {
+    answer = strnn::cpu::capability().name;
+  } catch (const std::exception& error) {
+    answer = error.what();
+  }
+  return answer.c_str();
+}
 
 STABLE_TORCH_LIBRARY_IMPL(strnn_cpu, CPU, m) {
   m.impl("sweep_fwd", TORCH_BOX(&strnn::cpu::sweep_fwd));

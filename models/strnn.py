@@ -107,6 +107,11 @@ class STRNN(nn.Module):
         self.temporal_projection = sk.SparseProjection(2, sample_length, tp_projection)
         self.temporal_bias = _zeros(everywhere, 2, tp_projection)
         self.head = Head(head, 2, tp_projection, tp_hidden, num_classes, everywhere)
+        # SpatialRNN starts W from the identity, for long ways over big grids; on grids of this
+        # size a start that mixes the hidden units learns better (ours; the paper's is not known).
+        with torch.no_grad():
+            for w in self.spatial.weight_hh:
+                nn.init.orthogonal_(w).div_(max(1, self.topology.max_predecessors))
 
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None
@@ -269,10 +274,10 @@ def electrodes(
                 "STRNN: mask and neighbourhood are those of topology: pass it alone"
             )
     elif mask is not None:
-        mask = np.asarray(mask)
-        if mask.ndim != 2:
-            raise sk.ArgumentError(f"STRNN: mask must have shape (rows, cols), got {mask.shape}")
-        topology = sk.Topology.grid(*mask.shape, neighbourhood=neighbourhood, mask=mask)
+        shape = tuple(np.shape(mask))
+        if len(shape) != 2:
+            raise sk.ArgumentError(f"STRNN: mask must have shape (rows, cols), got {shape}")
+        topology = sk.Topology.grid(*shape, neighbourhood=neighbourhood, mask=mask)
     elif num_electrodes in (None, 62):
         topology = sk.Topology.montage("seed-62", neighbourhood=neighbourhood)
     else:

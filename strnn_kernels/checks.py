@@ -1,9 +1,12 @@
 """Checks of arguments, once, before any backend is chosen.
 
-Each message names the function and the argument, what was expected in letters and numbers, and what came.
+Each message names the function and the argument, what was expected in letters and numbers, and what
+came.
 """
 
 from __future__ import annotations
+
+import numbers
 
 import torch
 
@@ -36,7 +39,8 @@ def dims(function: str, name: str, value: torch.Tensor, letters: str) -> tuple[i
     for letter, size in zip(wanted, value.shape, strict=True):
         if letter != "B" and size == 0:
             raise ArgumentError(
-                f"{function}: {letter} of {name} ({', '.join(wanted)}) must be positive, got {_shape(value)}"
+                f"{function}: {letter} of {name} ({', '.join(wanted)}) must be positive, "
+                f"got {_shape(value)}"
             )
     return tuple(value.shape)
 
@@ -50,7 +54,7 @@ def like(
     first: tuple[str, torch.Tensor],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Refuses a value unless it is a tensor of these sizes, on the device and of the dtype of first.
+    """Refuses what is not a tensor of these sizes with the device and dtype of first.
 
     Args:
         function: who asks.
@@ -77,10 +81,28 @@ def like(
         )
     if value.device != first[1].device:
         raise ArgumentError(
-            f"{function}: {name} must be on the device of {first[0]} ({first[1].device}), got {value.device}"
+            f"{function}: {name} must be on the device of {first[0]} ({first[1].device}), "
+            f"got {value.device}"
         )
     wanted = _dtype(dtype) if dtype else f"{_dtype(first[1].dtype)}, the dtype of {first[0]}"
     raise ArgumentError(f"{function}: {name} must have dtype {wanted}, got {_dtype(value.dtype)}")
+
+
+def last_size(function: str, name: str, value: object, letters: str, size: int) -> None:
+    """Refuses a tensor whose last size is not that of the layer it enters."""
+    wanted = letters.split()
+    if isinstance(value, torch.Tensor) and value.dim() == len(wanted) and value.shape[-1] != size:
+        raise ArgumentError(
+            f"{function}: {name} must have shape ({', '.join(wanted)}) = "
+            f"{(*value.shape[:-1], size)}, got {_shape(value)}"
+        )
+
+
+def amount(function: str, name: str, value: object) -> float:
+    """The value as a float, if it is a number of at least 0."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not value >= 0:
+        raise ArgumentError(f"{function}: {name} must be a number of at least 0, got {value!r}")
+    return float(value)
 
 
 def topology(function: str, value: object) -> Topology:
@@ -100,19 +122,30 @@ def activation(function: str, value: object) -> None:
 
 def lengths(function: str, value: object, B: int, T: int) -> torch.Tensor:
     """Sequence lengths as an int64 tensor (B,), each in 0..T."""
-    value = torch.as_tensor(value)
+    given = value
+    try:
+        value = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        value = None
+    if value is None:
+        raise ArgumentError(
+            f"{function}: lengths must be integers of shape (B,) = ({B},), got {_kind(given)}"
+        )
     if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
         raise ArgumentError(f"{function}: lengths must be integers, got {_dtype(value.dtype)}")
     if value.shape != (B,):
-        raise ArgumentError(f"{function}: lengths must have shape (B,) = ({B},), got {_shape(value)}")
-    return value
+        raise ArgumentError(
+            f"{function}: lengths must have shape (B,) = ({B},), got {_shape(value)}"
+        )
+    return value.long()
 
 
 def lengths_in_range(function: str, value: torch.Tensor, T: int) -> None:
-    """Refuses lengths outside 0..T; reads the values, so not under a compiler and not on a GPU stream."""
-    if value.numel() and not (0 <= int(value.min()) and int(value.max()) <= T):
+    """Refuses lengths outside 0..T; reads the values, so not under a compiler or on a GPU."""
+    if value.numel() and not (int(value.min()) >= 0 and int(value.max()) <= T):
         raise ArgumentError(
-            f"{function}: lengths must be in 0..T = 0..{T}, got {int(value.min())}..{int(value.max())}"
+            f"{function}: lengths must be in 0..T = 0..{T}, "
+            f"got {int(value.min())}..{int(value.max())}"
         )
 
 

@@ -38,7 +38,8 @@ def sweep(
         topology: the graph, with N nodes and D directions.
         activation: "identity", "relu", "tanh" or "sigmoid".
         mask: bool, shape (B, N); the state of a masked (False) node is zero, whatever its u.
-        h0: states before the first step, shape (B, D, H): the predecessor of every node that has none.
+        h0: states before the first step, shape (B, D, H): the predecessor of every node that has
+            none.
 
     Returns:
         h, shape (B, N, D, H), dtype of u.
@@ -55,10 +56,13 @@ def sweep(
     backend = select(name, u.device, u.dtype)
     if backend.name == "reference":
         return reference.sweep(u, w, topology, activation=activation, mask=mask, h0=h0)
-    return registration.sweep(backend, u, None, None, w, mask, h0, None, None, topology, activation)
+    tables = registration.topology_tables(topology, u.device, backend.order)
+    return registration.sweep(backend, u, None, None, w, mask, h0, None, None, tables, activation)
 
 
-def gated_sweep(g: torch.Tensor, gate: torch.Tensor, w: torch.Tensor, topology: Topology) -> torch.Tensor:
+def gated_sweep(
+    g: torch.Tensor, gate: torch.Tensor, w: torch.Tensor, topology: Topology
+) -> torch.Tensor:
     """y[b, n, d] = gate[b, n, d] * (g[b, n, d] + w[d] @ sum of y[b, p, d] over p in pred(d, n)).
 
     The derivative of a sweep is a gated sweep on the reversed topology, with w transposed.
@@ -85,7 +89,8 @@ def gated_sweep(g: torch.Tensor, gate: torch.Tensor, w: torch.Tensor, topology: 
     backend = select(name, g.device, g.dtype)
     if backend.name == "reference":
         return reference.gated_sweep(g, gate, w, topology)
-    return registration.gated_sweep(backend, g, gate, w, topology)
+    tables = registration.topology_tables(topology, g.device, backend.order)
+    return registration.gated_sweep(backend, g, gate, w, tables)
 
 
 def sparse_projection(h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -114,7 +119,9 @@ def sparse_projection(h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def soft_threshold_(weight: torch.Tensor, amount: float) -> torch.Tensor:
-    """weight = sign(weight) * max(|weight| - amount, 0), in place: the proximal step of amount * |weight|_1.
+    """Shrinks weight in place: sign(weight) * max(|weight| - amount, 0).
+
+    The proximal step of amount * |weight|_1; what it stops at zero is exactly zero.
 
     Args:
         weight: any floating-point tensor; a Parameter keeps its gradient.
@@ -127,9 +134,10 @@ def soft_threshold_(weight: torch.Tensor, amount: float) -> torch.Tensor:
         ArgumentError: weight is not a floating-point tensor, or amount is negative or not a number.
     """
     checks.tensor("soft_threshold_", "weight", weight)
-    if not amount >= 0:
-        raise checks.ArgumentError(f"soft_threshold_: amount must be at least 0, got {amount!r}")
-    return weight.copy_(torch.nn.functional.softshrink(weight, amount))
+    amount = checks.amount("soft_threshold_", "amount", amount)
+    # Not softshrink, which refuses an infinite amount and one beyond the dtype's range.
+    wide = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+    return weight.copy_((wide.abs() - amount).clamp_(min=0).copysign_(wide))
 
 
 def spatial_rnn(
@@ -145,8 +153,8 @@ def spatial_rnn(
 ) -> torch.Tensor:
     """The sweep of u = w_ih x + bias, fused: h = mask * act(w_ih x + bias + w_hh sum_pred h).
 
-    With a projection, s[b, d, k] = sum over n of projection[d, k, n] h[b, n, d] is returned instead, and in
-    inference h is never stored.
+    With a projection, s[b, d, k] = sum over n of projection[d, k, n] h[b, n, d] is returned
+    instead, and in inference h is never stored.
 
     Args:
         x: inputs, shape (B, N, C); float32, float64, bfloat16 or float16.
@@ -183,8 +191,9 @@ def spatial_rnn(
         return reference.spatial_rnn(
             x, w_ih, w_hh, bias, topology, activation=activation, mask=mask, projection=projection
         )
+    tables = registration.topology_tables(topology, x.device, backend.order)
     return registration.sweep(
-        backend, x, w_ih, bias, w_hh, mask, None, None, projection, topology, activation
+        backend, x, w_ih, bias, w_hh, mask, None, None, projection, tables, activation
     )
 
 
@@ -202,8 +211,8 @@ def temporal_rnn(
 ) -> torch.Tensor:
     """An Elman layer over time, both directions at once: the sweep of a chain of T steps.
 
-    h[b, t, 0] = act(w_ih[0] x[b, t] + bias[0] + w_hh[0] h[b, t - 1, 0]), and direction 1 the same from the
-    end of the sequence. Flattened to (B, T, D * H) it equals ``nn.RNN(batch_first=True)``.
+    h[b, t, 0] = act(w_ih[0] x[b, t] + bias[0] + w_hh[0] h[b, t - 1, 0]), and direction 1 the same
+    from the end of the sequence. Flattened to (B, T, D * H) it equals ``nn.RNN(batch_first=True)``.
 
     Args:
         x: inputs, shape (B, T, C); float32, float64, bfloat16 or float16.
@@ -211,8 +220,9 @@ def temporal_rnn(
         w_hh: recurrent weights, shape (D, H, H).
         bias: shape (D, H) (the sum of nn.RNN's two), or None.
         activation: "identity", "relu", "tanh" or "sigmoid".
-        lengths: integers in 0..T, shape (B,): steps of each sequence that count. The output is zero past the
-            end, and direction 1 starts at each sequence's last valid step, as with packed sequences.
+        lengths: integers in 0..T, shape (B,): steps of each sequence that count. The output is zero
+            past the end, and direction 1 starts at each sequence's last valid step, as with packed
+            sequences.
         h0: states before the first step of each direction, shape (B, D, H).
         bidirectional: whether there is a direction 1.
         projection: shape (D, K, T), or None.
@@ -232,7 +242,7 @@ def temporal_rnn(
     x, w_ih, w_hh, bias, h0, projection = _autocast(x, w_ih, w_hh, bias, h0, projection)
     name = "temporal_rnn"
     B, T, D, H = _check_inputs(name, x, "B T C", w_ih, bias)
-    if D != (2 if bidirectional else 1):
+    if (2 if bidirectional else 1) != D:
         raise checks.ArgumentError(
             f"{name}: w_ih must have shape (D, H, C) with D = {2 if bidirectional else 1} "
             f"(bidirectional={bidirectional}), got {tuple(w_ih.shape)}"
@@ -255,23 +265,26 @@ def temporal_rnn(
     if lengths is not None:
         mask = torch.arange(T, device=x.device) < lengths[:, None]
         if h0 is not None:
-            # Direction 0 starts at step 0, direction 1 at the last valid step (-1, nowhere, if there is none).
+            # Direction 0 starts at step 0, direction 1 at the last valid step (-1, nowhere, if
+            # there is none).
             starts = [torch.where(lengths > 0, 0, -1), lengths - 1][:D]
             entry = torch.stack(starts, 1).to(torch.int32)
+    # len(range(T)) is T; a compiler that treats T as a symbol settles on its value there, which
+    # int(T) would not make it do.
+    tables = registration.chain_tables(len(range(T)), bool(bidirectional), x.device, backend.order)
     return registration.sweep(
-        backend, x, w_ih, bias, w_hh, mask, h0, entry, projection, _chain(T, bidirectional), activation
+        backend, x, w_ih, bias, w_hh, mask, h0, entry, projection, tables, activation
     )
 
 
-@torch.compiler.assume_constant_result
-def _chain(T: int, bidirectional: bool) -> Topology:
-    return Topology.chain(T, bidirectional=bidirectional)
-
-
 def _autocast(*tensors):
-    """Under autocast, single-precision tensors in the dtype that it asks for; accumulation stays float32."""
+    """Under autocast, floats in the dtype that it asks for; accumulation stays float32."""
     first = tensors[0]
-    if not isinstance(first, torch.Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if (
+        not isinstance(first, torch.Tensor)
+        or first.device.type == "meta"
+        or not torch.is_autocast_enabled(first.device.type)
+    ):
         return tensors
     dtype = torch.get_autocast_dtype(first.device.type)
     halves = (torch.float32, torch.bfloat16, torch.float16)
@@ -293,7 +306,7 @@ def _check_topology(name, source, topology, N, D):
     checks.topology(name, topology)
     if topology.num_nodes != N or topology.num_directions != D:
         raise checks.ArgumentError(
-            f"{name}: topology must have the nodes and directions of {source}, (N, D) = ({N}, {D}), "
+            f"{name}: topology must have the (N, D) of {source} = ({N}, {D}), "
             f"got ({topology.num_nodes}, {topology.num_directions}) from {topology!r}"
         )
 
@@ -309,5 +322,7 @@ def _check_recurrence(name, first, w, w_name, activation, mask, h0, B, N, D, H):
 
 def _check_projection(name, first, projection, projection_name, D, N, letter):
     letters = f"D K {letter}"
-    K = checks.dims(name, projection_name, checks.tensor(name, projection_name, projection), letters)[1]
+    K = checks.dims(
+        name, projection_name, checks.tensor(name, projection_name, projection), letters
+    )[1]
     checks.like(name, projection_name, projection, letters, (D, K, N), first)

@@ -21,7 +21,9 @@ def _positive(function: str, name: str, value: object) -> int:
 
 
 class SparseProjection(nn.Module):
-    """s[b, d, k] = sum over n of weight[d, k, n] h[b, n, d], with an L1 penalty that makes exact zeros.
+    """s[b, d, k] = sum over n of weight[d, k, n] h[b, n, d].
+
+    An L1 penalty with a proximal step makes exact zeros.
 
     Args:
         num_directions: D.
@@ -77,10 +79,11 @@ class SparseProjection(nn.Module):
 class SpatialRNN(nn.Module):
     """h[b, n, d] = act(W_ih[d] x[b, n] + bias[d] + W_hh[d] sum of h[b, p, d] over p in pred(d, n)).
 
-    The recurrent weight starts as the identity divided by P, the largest number of predecessors. A sum over
-    P predecessors with gain 1 each would grow with the number of paths, that is exponentially with the grid; with
-    gain 1 / P a ReLU state is the mean of its predecessors plus its input, which grows at most by one
-    input per level, and the gradient from corner to corner of a 32 x 32 grid stays above a hundredth.
+    The recurrent weight starts as the identity divided by P, the largest number of predecessors. A
+    sum over P predecessors with gain 1 each would grow with the number of paths, that is
+    exponentially with the grid; with gain 1 / P a ReLU state is the mean of its predecessors plus
+    its input, which grows at most by one input per level, and the gradient from corner to corner of
+    a 32 x 32 grid stays above a hundredth.
 
     Args:
         input_size: C.
@@ -115,7 +118,10 @@ class SpatialRNN(nn.Module):
     ):
         super().__init__()
         name = type(self).__name__
-        C, H = _positive(name, "input_size", input_size), _positive(name, "hidden_size", hidden_size)
+        C, H = (
+            _positive(name, "input_size", input_size),
+            _positive(name, "hidden_size", hidden_size),
+        )
         checks.activation(name, activation)
         self.topology = checks.topology(name, topology)
         self.activation = activation
@@ -144,6 +150,7 @@ class SpatialRNN(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Sweeps x (B, N, C); mask: bool (B, N), states of False nodes are zero."""
+        checks.last_size("SpatialRNN", "x", x, "B N C", self.weight_ih.shape[2])
         return functional.spatial_rnn(
             x,
             self.weight_ih,
@@ -158,15 +165,18 @@ class SpatialRNN(nn.Module):
     def extra_repr(self) -> str:
         """The sizes and options."""
         _, H, C = self.weight_ih.shape
-        return f"{C}, {H}, {self.topology!r}, activation={self.activation}, bias={self.bias is not None}"
+        return (
+            f"{C}, {H}, {self.topology!r}, activation={self.activation}, "
+            f"bias={self.bias is not None}"
+        )
 
 
 class TemporalRNN(nn.Module):
     """One Elman layer over time, a drop-in for ``nn.RNN(num_layers=1, batch_first=True)``.
 
-    h[t] = act(W_ih x[t] + b_ih + W_hh h[t - 1] + b_hh), and the same from the end for the other direction. Both
-    directions run in one call. Parameters have nn.RNN's names, shapes and start, so either state_dict loads the
-    other.
+    h[t] = act(W_ih x[t] + b_ih + W_hh h[t - 1] + b_hh), and the same from the end for the other
+    direction. Both directions run in one call. Parameters have nn.RNN's names, shapes and start, so
+    either state_dict loads the other.
 
     Args:
         input_size: C.
@@ -217,7 +227,7 @@ class TemporalRNN(nn.Module):
 
     @classmethod
     def from_rnn(cls, rnn: nn.RNN) -> TemporalRNN:
-        """A copy of a one-layer ``nn.RNN`` (its ``batch_first`` does not matter, its ``dropout`` has no effect).
+        """A copy of a one-layer ``nn.RNN``; batch_first and dropout do not matter.
 
         Raises:
             ArgumentError: rnn is not an nn.RNN or has more than one layer.
@@ -228,7 +238,8 @@ class TemporalRNN(nn.Module):
             )
         if rnn.num_layers != 1:
             raise checks.ArgumentError(
-                f"TemporalRNN.from_rnn: rnn must have num_layers = 1, got {rnn.num_layers}; stack TemporalRNN"
+                f"TemporalRNN.from_rnn: rnn must have num_layers = 1, got {rnn.num_layers}; "
+                "stack TemporalRNN"
             )
         layer = cls(
             rnn.input_size,
@@ -250,7 +261,8 @@ class TemporalRNN(nn.Module):
         """
         if self.activation not in ("relu", "tanh"):
             raise checks.ArgumentError(
-                f"TemporalRNN.to_rnn: nn.RNN has only relu and tanh, got activation={self.activation!r}"
+                f"TemporalRNN.to_rnn: nn.RNN has only relu and tanh, "
+                f"got activation={self.activation!r}"
             )
         rnn = nn.RNN(
             self.input_size,
@@ -266,13 +278,18 @@ class TemporalRNN(nn.Module):
         return rnn.train(self.training)
 
     def stacked_parameters(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """w_ih (D, H, C), w_hh (D, H, H) and bias (D, H) or None, as ``temporal_rnn`` takes them."""
+        """w_ih (D, H, C), w_hh (D, H, H), bias (D, H) or None: what ``temporal_rnn`` takes."""
 
-        def stack(name):
-            return torch.stack([getattr(self, name + suffix) for suffix in self._suffixes])
+        def of(name):
+            return [self._parameters[name + suffix] for suffix in self._suffixes]
 
-        bias = stack("bias_ih") + stack("bias_hh") if self._has_bias else None
-        return stack("weight_ih"), stack("weight_hh"), bias
+        bias = None
+        if self._has_bias:
+            # Added one by one: the gradient of a sum of stacks would be one memory for both biases,
+            # into which a second backward would add twice.
+            pairs = zip(of("bias_ih"), of("bias_hh"), strict=True)
+            bias = torch.stack([b_ih + b_hh for b_ih, b_hh in pairs])
+        return torch.stack(of("weight_ih")), torch.stack(of("weight_hh")), bias
 
     def forward(
         self,
@@ -289,13 +306,20 @@ class TemporalRNN(nn.Module):
             lengths: integers in 0..T, (B,), for a padded x; the output is zero past the end.
 
         Returns:
-            output (B, T, D * H) and h_n (D, B, H), the state after the last valid step of each direction, as
-            ``nn.RNN(batch_first=True)``; a sequence of length 0 ends in its first state.
+            output (B, T, D * H) and h_n (D, B, H), the state after the last valid step of each
+            direction, as ``nn.RNN(batch_first=True)``; a sequence of length 0 ends in its first
+            state.
         """
         if isinstance(x, PackedSequence):
             return self._forward_packed(x, hx, lengths)
+        checks.last_size("TemporalRNN", "x", x, "B T C", self.input_size)
         if isinstance(x, torch.Tensor) and x.dim() == 2 and lengths is None:
-            output, h_n = self(x[None], None if hx is None else hx[:, None])
+            checks.last_size("TemporalRNN", "x", x, "T C", self.input_size)
+            if hx is not None:
+                D, H = len(self._suffixes), self.hidden_size
+                checks.like("TemporalRNN", "hx", hx, "D H", (D, H), ("x", x))
+                hx = hx[:, None]
+            output, h_n = self(x[None], hx)
             return output[0], h_n[:, 0]
         h0 = None if hx is None else self._first_states(x, hx)
         h = functional.temporal_rnn(
@@ -311,7 +335,7 @@ class TemporalRNN(nn.Module):
     def step(
         self, x_t: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of a causal layer, for streams: calling it for every t equals the whole-sequence call.
+        """One step of a causal layer: calling it for every t equals the whole-sequence call.
 
         Args:
             x_t: (B, C), the inputs of this moment.
@@ -340,12 +364,12 @@ class TemporalRNN(nn.Module):
         return hx.transpose(0, 1)
 
     def _last_states(self, h, h0, lengths):
-        B, T, D, H = h.shape
+        B, _, D, H = h.shape
         if lengths is None:
             last = h[:, -1, :1]
         else:
-            lengths = torch.as_tensor(lengths).to(h.device)
-            at = (lengths - 1).clamp(min=0).long()[:, None, None, None]
+            lengths = torch.as_tensor(lengths).to(h.device).long()
+            at = (lengths - 1).clamp(min=0)[:, None, None, None]
             last = h[:, :, :1].gather(1, at.expand(B, 1, 1, H))[:, 0]
         states = torch.cat([last, h[:, 0, 1:]], 1) if D == 2 else last
         if lengths is not None and h0 is not None:
@@ -354,7 +378,9 @@ class TemporalRNN(nn.Module):
 
     def _forward_packed(self, x, hx, lengths):
         if lengths is not None:
-            raise checks.ArgumentError("TemporalRNN: lengths come with a padded x, got a PackedSequence")
+            raise checks.ArgumentError(
+                "TemporalRNN: lengths come with a padded x, got a PackedSequence"
+            )
         padded, lengths = pad_packed_sequence(x, batch_first=True)
         output, h_n = self(padded, hx, lengths=lengths)
         if x.sorted_indices is not None:
@@ -366,6 +392,7 @@ class TemporalRNN(nn.Module):
     def extra_repr(self) -> str:
         """The sizes and options."""
         return (
-            f"{self.input_size}, {self.hidden_size}, activation={self.activation}, bias={self._has_bias}, "
+            f"{self.input_size}, {self.hidden_size}, activation={self.activation}, "
+            f"bias={self._has_bias}, "
             f"bidirectional={self.bidirectional}"
         )

@@ -39,12 +39,13 @@ def sweep(
         The states h, (B, N, D, H).
     """
     _, N, D, _ = u.shape
+    of_node = u.unbind(1)  # one gradient of u, not one for each node
     directions = []
     for d in range(D):
         h: dict[int, Tensor] = {}
         for level in topology.levels(d):
             for n in level:
-                a = u[:, n, d]
+                a = of_node[n][:, d]
                 predecessors = [h[p] for p in topology.predecessors(d, n)]
                 if predecessors:
                     a = a + sum(predecessors) @ w[d].T
@@ -69,16 +70,17 @@ def gated_sweep(g: Tensor, gate: Tensor, w: Tensor, topology: Topology) -> Tenso
         y, (B, N, D, H).
     """
     _, N, D, _ = g.shape
+    of_node, gate_of_node = g.unbind(1), gate.unbind(1)
     directions = []
     for d in range(D):
         y: dict[int, Tensor] = {}
         for level in topology.levels(d):
             for n in level:
-                a = g[:, n, d]
+                a = of_node[n][:, d]
                 predecessors = [y[p] for p in topology.predecessors(d, n)]
                 if predecessors:
                     a = a + sum(predecessors) @ w[d].T
-                y[n] = gate[:, n, d] * a
+                y[n] = gate_of_node[n][:, d] * a
         directions.append(torch.stack([y[n] for n in range(N)], dim=1))
     return torch.stack(directions, dim=2)
 

@@ -2,17 +2,17 @@
 
 The derivative of a sweep is a gated sweep on the reversed topology, and that of a gated sweep is
 another one, so the rules below are closed: any order of derivative needs no other kernel. The first
-order goes through one fused op (``<op>_bwd``); under ``create_graph`` the same derivative is composed
-of differentiable ops:
+order goes through one fused op (``<op>_bwd``); under ``create_graph`` the same derivative is
+composed of differentiable ops:
 
     du = gated_sweep(dh, mask * act'(h), w_hh^T)       dw_hh = sum_b,n du (x) sum_pred h
     dg = gated_sweep(dy, gate, w^T) = gate * t         dgate = t * (g + w sum_pred y)
     t  = dy + w^T sum_succ dg                          dw    = sum_b,n dg (x) sum_pred y
 
-Each rule is written once, as an :class:`_Rule`, and serves three kinds of callers: torch's own machinery
-(``torch.compile``, ``torch.export``, opcheck) through the dispatcher; eager calls through an autograd
-function that skips the dispatcher's slower path; ``torch.func`` transforms through one that follows its
-protocol. Forward-mode derivatives are refused by torch with an error.
+Each rule is written once, as an :class:`_Rule`, and serves three kinds of callers: torch's own
+machinery (``torch.compile``, ``torch.export``, opcheck) through the dispatcher; eager calls through
+an autograd function that skips the dispatcher's slower path; ``torch.func`` transforms through one
+that follows its protocol. Forward-mode derivatives are refused by torch with an error.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 _under_transform = torch._C._are_functorch_transforms_active
 
 
-def sweep(
-    backend: Backend, x, w_ih, bias, w_hh, mask, h0, entry, projection, topology: Topology, activation
-):
-    """The sweep of ``schema.OPS``: h (B, N, D, H), or with a projection s (B, D, K, H)."""
+def sweep(backend: Backend, x, w_ih, bias, w_hh, mask, h0, entry, projection, tables, activation):
+    """The sweep of ``schema.OPS``: h (B, N, D, H), or with a projection s (B, D, K, H).
+
+    ``tables`` are those of :func:`topology_tables` or :func:`chain_tables`.
+    """
     tensors = (x, w_ih, bias, w_hh, mask, h0, entry, projection)
     needs_grad = _needs_grad(tensors)
     keep_h = needs_grad or projection is None
-    args = (*tensors, *_tables(topology, x.device, backend.order), ACTIVATIONS.index(activation), keep_h)
+    args = (*tensors, *tables, ACTIVATIONS.index(activation), keep_h)
     h, s = _call(backend, "sweep", args, needs_grad)
     return h if projection is None else s
 
 
-def gated_sweep(backend: Backend, g, gate, w, topology: Topology):
+def gated_sweep(backend: Backend, g, gate, w, tables):
     """The gated sweep of ``schema.OPS``: y (B, N, D, H)."""
-    args = (g, gate, w, *_tables(topology, g.device, backend.order))
+    args = (g, gate, w, *tables)
     return _call(backend, "gated_sweep", args, _needs_grad((g, gate, w)))
 
 
@@ -64,17 +65,27 @@ def _needs_grad(tensors) -> bool:
 
 
 @torch.compiler.assume_constant_result
-def _tables(topology: Topology, device: torch.device, order: str):
-    tables = topology.__dict__.get("_op_tables")
+def topology_tables(topology: Topology, device: torch.device, order: str):
+    """What the ops take for a topology: its table, that of its reverse, and their sizes."""
+    return _tables(topology, device, order)
+
+
+@torch.compiler.assume_constant_result
+def chain_tables(T: int, bidirectional: bool, device: torch.device, order: str):
+    """The same for ``Topology.chain(T)``; a compiler need not see the Topology."""
+    return _tables(Topology.chain(T, bidirectional=bidirectional), device, order)
+
+
+def _tables(topology, device, order):
+    known = topology.__dict__.get("_op_tables")
+    if known is None:
+        object.__setattr__(topology, "_op_tables", known := {})
+    tables = known.get((device, order))
     if tables is None:
-        object.__setattr__(topology, "_op_tables", tables := {})
-    found = tables.get((device, order))
-    if found is None:
         forward, backward = topology.program(order), topology.reversed().program(order)
         sizes = [forward.num_groups, forward.num_slots, backward.num_groups, backward.num_slots]
-        found = (forward.table(device), backward.table(device), sizes)
-        tables[device, order] = found
-    return found
+        tables = known[device, order] = (forward.table(device), backward.table(device), sizes)
+    return tables
 
 
 def _call(backend: Backend, name: str, args, needs_grad: bool):
@@ -105,7 +116,7 @@ def _act_derivative(h: torch.Tensor, activation: int) -> torch.Tensor:
 
 
 def _edges(program: torch.Tensor, N: int, D: int, groups: int, d: int):
-    """Direction d of a sweep program as (node, predecessor) pairs and the nodes without predecessors."""
+    """Direction d of a program: (node, predecessor) pairs, and nodes without predecessors."""
     at = D * N
     ptr_at = 3 * at + D * (groups + 1)
     edges_at = ptr_at + D * (N + 1)
@@ -156,7 +167,9 @@ def _save_sweep(ctx, inputs, output):
 
 
 def _sweep_backward(ops, ctx, dh, ds):
-    x, w_ih, bias, w_hh, mask, h0, entry, projection, program, reversed_program, h = ctx.saved_tensors
+    x, w_ih, bias, w_hh, mask, h0, entry, projection, program, reversed_program, h = (
+        ctx.saved_tensors
+    )
     sizes, activation = ctx.rest
     nothing = (None,) * 5
     if projection is None:
@@ -190,7 +203,9 @@ def _sweep_backward(ops, ctx, dh, ds):
     dw_hh = torch.einsum("bndi,bndj->dij", du, _sum_predecessors(h, program, sizes[0]))
     dh0 = None
     if h0 is not None:
-        entered = torch.einsum("bndh,bnd->bdh", du, _entering(h, entry, program, sizes[0]).expand(h.shape[:3]))
+        entered = torch.einsum(
+            "bndh,bnd->bdh", du, _entering(h, entry, program, sizes[0]).expand(h.shape[:3])
+        )
         dh0 = torch.einsum("bdi,dij->bdj", entered, w_hh)
         dw_hh = dw_hh + torch.einsum("bdi,bdj->dij", entered, h0)
     dx, dw_ih = du, None
@@ -302,7 +317,12 @@ def _register(backend: Backend) -> dict[str, SimpleNamespace]:
             setup_context=lambda ctx, inputs, output, rule=rule: rule.save(ctx, inputs, output),
             lib=library,
         )
-    ops.gated_sweep = functions["gated_sweep"].eager.apply
+
+    def gated_sweep(*inputs):
+        function = functions["gated_sweep"]
+        return (function.transformed if _under_transform() else function.eager).apply(*inputs)
+
+    ops.gated_sweep = gated_sweep
     return functions
 
 

@@ -20,8 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 _PROGRAM = "Tensor program, Tensor reversed_program, int[] program_sizes"
 _SWEEP = (
     "Tensor? w_ih, Tensor? bias, Tensor w_hh, Tensor? mask, Tensor? h0, Tensor? entry, "
@@ -48,7 +46,21 @@ def _sweep_fwd(
 
 
 def _sweep_bwd(
-    dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection, reversed_, sizes, activation, need_dx
+    dh,
+    ds,
+    x,
+    h,
+    w_ih,
+    bias,
+    w_hh,
+    mask,
+    h0,
+    entry,
+    projection,
+    reversed_,
+    sizes,
+    activation,
+    need_dx,
 ):
     def like(t, is_wanted=True):
         return x.new_empty((0,) if t is None or not is_wanted else t.shape)

@@ -16,11 +16,13 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch.utils._python_dispatch import _disable_current_modes
 
 from strnn_kernels.montages import MONTAGES
 
@@ -28,9 +30,9 @@ from strnn_kernels.montages import MONTAGES
 PLANNER = "compiled"
 PLANNER_REASON: str | None = None
 try:
-    from strnn_kernels import _planner as planner
+    planner = import_module("strnn_kernels._planner")
 except ImportError as error:
-    from strnn_kernels import planner
+    from . import planner
 
     PLANNER, PLANNER_REASON = "python", str(error)
 
@@ -111,12 +113,11 @@ class SweepProgram:
             device = torch.device(device.type, torch.get_device_module(device).current_device())
         table = self._tables.get(device)
         if table is None:
-            # A tensor born in inference mode could not be saved for a backward pass later.
-            with torch.inference_mode(False):
+            # A tensor born in inference mode could not be saved for a backward pass later, and one
+            # born under a tracer would be a stand-in without data.
+            with torch.inference_mode(False), _disable_current_modes():
                 table = torch.from_numpy(self._joined).to(device)
-            # Tracers hand out stand-ins for tensors: those must not outlive the trace.
-            if type(table) is torch.Tensor:
-                self._tables[device] = table
+            self._tables[device] = table
         return table
 
 
@@ -315,6 +316,7 @@ class Topology:
         """The nodes that node n precedes in direction d, ascending."""
         return self.reversed().predecessors(d, n)
 
+    @torch.compiler.disable
     def levels(self, d: int) -> list[list[int]]:
         """The nodes of direction d by level: those of a level depend on earlier levels only."""
         level = self.level[_index(d, self.num_directions, "d")]

@@ -55,7 +55,8 @@ inline BFloat16 from_acc<BFloat16>(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   if (x != x) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
-  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to nearest, ties to even
+  return {
+      static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to nearest, ties to even
 }
 template <>
 inline Half from_acc<Half>(float x) {

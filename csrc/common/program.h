@@ -23,11 +23,15 @@ struct Program {
   const int32_t* pred_slot;
   const int32_t* pred_node;
 
-  // Lays the fields over a table of numel entries; E is what is left. E < 0: the sizes do not fit the table.
-  static Program over(const int32_t* table, int64_t numel, int64_t N, int64_t D, int64_t G, int64_t S) {
+  // Lays the fields over a table of numel entries; E is what is left. E < 0: the sizes do not fit
+  // the table.
+  static Program over(const int32_t* table, int64_t numel, int64_t N, int64_t D, int64_t G,
+                      int64_t S) {
     const int64_t fixed = D * (3 * N + (G + 1) + (N + 1));
     const int64_t rest = numel - fixed;
-    Program p{N, D, G, S, rest < 0 || rest % 2 ? -1 : rest / 2, table, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    Program p{N,       D,       G,       S,       rest < 0 || rest % 2 ? -1 : rest / 2,
+              table,   nullptr, nullptr, nullptr, nullptr,
+              nullptr, nullptr};
     p.slot = p.node + D * N;
     p.num_succ = p.slot + D * N;
     p.group_ptr = p.num_succ + D * N;
@@ -52,7 +56,8 @@ struct Program {
         if (pred[i] > pred[i + 1]) return false;
     }
     for (int64_t e = 0; e < E; ++e)
-      if (pred_slot[e] < 0 || pred_slot[e] >= S || pred_node[e] < 0 || pred_node[e] >= N) return false;
+      if (pred_slot[e] < 0 || pred_slot[e] >= S || pred_node[e] < 0 || pred_node[e] >= N)
+        return false;
     return true;
   }
 };

@@ -1,4 +1,5 @@
-// Arguments of the sparse projection: s[b,d,k] = sum_n weight[d,k,n] h[b,n,d]. Exact zeros of weight cost nothing.
+// Arguments of the sparse projection: s[b,d,k] = sum_n weight[d,k,n] h[b,n,d]. Exact zeros of
+// weight cost nothing.
 #pragma once
 #include <cstdint>
 

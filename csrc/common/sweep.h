@@ -1,10 +1,12 @@
-// Arguments of the sweep, as every native backend receives them: raw pointers, contiguous, all of one dtype.
+// Arguments of the sweep, as every native backend receives them: raw pointers, contiguous, all of
+// one dtype.
 //
 //   u[b,n,d] = w_ih[d] x[b,n] + bias[d]                    (C > 0; with C = 0, x holds u itself)
 //   h[b,n,d] = mask[b,n] * act(u[b,n,d] + w_hh[d] sum_{p in pred(d,n)} h[b,p,d])
 //   s[b,d,k] = sum_n projection[d,k,n] h[b,n,d]            (K > 0)
 //
-// h0[b,d] is one more predecessor of the nodes of direction d that have none; with entry, of node entry[b,d] alone.
+// h0[b,d] is one more predecessor of the nodes of direction d that have none; with entry, of node
+// entry[b,d] alone.
 #pragma once
 #include "program.h"
 
@@ -29,8 +31,8 @@ struct SweepForward : Sweep {
   Program program;   // of the topology
   const void* gate;  // (B, N, D, H) or null; given: h = gate * (u + w_hh sum), no activation
   void* h;           // (B, N, D, H) or null: not kept
-  void* pre;         // (B, N, D, H) or null: u + w_hh sum, what the gate or the activation is applied to
-  void* s;           // (B, D, K, H) or null with K = 0
+  void* pre;  // (B, N, D, H) or null: u + w_hh sum, what the gate or the activation is applied to
+  void* s;    // (B, D, K, H) or null with K = 0
 };
 
 struct SweepBackward : Sweep {

@@ -1,5 +1,6 @@
-// One entry point per operation for each instruction set. capability_<name>.cpp compiles the kernels once for that
-// set; dispatch.cpp chooses among them at run time. No kernel is compiled for the machine that builds the package.
+// One entry point per operation for each instruction set. capability_<name>.cpp compiles the
+// kernels once for that set; dispatch.cpp chooses among them at run time. No kernel is compiled for
+// the machine that builds the package.
 #pragma once
 #include "../common/dtype.h"
 #include "../common/sparse_projection.h"
@@ -7,8 +8,10 @@
 
 namespace strnn::cpu {
 
-// Runs body(worker) for worker = 0 .. num_workers - 1, in any order, on the threads of the framework.
-using ParallelFor = void (*)(int64_t num_workers, void (*body)(int64_t worker, void* context), void* context);
+// Runs body(worker) for worker = 0 .. num_workers - 1, in any order, on the threads of the
+// framework.
+using ParallelFor = void (*)(int64_t num_workers, void (*body)(int64_t worker, void* context),
+                             void* context);
 
 struct Capability {
   const char* name;
@@ -16,7 +19,8 @@ struct Capability {
   void (*sweep)(const SweepForward&, Dtype, int num_threads, ParallelFor);
   void (*sweep_backward)(const SweepBackward&, Dtype, int num_threads, ParallelFor);
   void (*sparse_projection)(const SparseProjection&, Dtype, int num_threads, ParallelFor);
-  void (*sparse_projection_backward)(const SparseProjectionBackward&, Dtype, int num_threads, ParallelFor);
+  void (*sparse_projection_backward)(const SparseProjectionBackward&, Dtype, int num_threads,
+                                     ParallelFor);
 };
 
 extern const Capability kBaseline;
@@ -25,8 +29,8 @@ extern const Capability kAvx2;
 extern const Capability kAvx512;
 #endif
 
-// The widest set that this machine has, or the one that STRNN_CPU_CAPABILITY (baseline, avx2, avx512) names.
-// Throws std::runtime_error if the name is unknown or the machine lacks it.
+// The widest set that this machine has, or the one that STRNN_CPU_CAPABILITY (baseline, avx2,
+// avx512) names. Throws std::runtime_error if the name is unknown or the machine lacks it.
 const Capability& capability();
 
 }  // namespace strnn::cpu

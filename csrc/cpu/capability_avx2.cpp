@@ -8,6 +8,11 @@
 #include "kernels.h"
 
 namespace strnn::cpu {
-const Capability kAvx2{"avx2",         avx2::kVecBytes,         avx2::sweep, avx2::sweep_backward, avx2::sparse_projection, avx2::sparse_projection_backward};
+const Capability kAvx2{"avx2",
+                       avx2::kVecBytes,
+                       avx2::sweep,
+                       avx2::sweep_backward,
+                       avx2::sparse_projection,
+                       avx2::sparse_projection_backward};
 }  // namespace strnn::cpu
 #endif

@@ -8,6 +8,11 @@
 #include "kernels.h"
 
 namespace strnn::cpu {
-const Capability kAvx512{"avx512",         avx512::kVecBytes,         avx512::sweep, avx512::sweep_backward, avx512::sparse_projection, avx512::sparse_projection_backward};
+const Capability kAvx512{"avx512",
+                         avx512::kVecBytes,
+                         avx512::sweep,
+                         avx512::sweep_backward,
+                         avx512::sparse_projection,
+                         avx512::sparse_projection_backward};
 }  // namespace strnn::cpu
 #endif

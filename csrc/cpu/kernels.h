@@ -1,7 +1,8 @@
-// Everything that is compiled once per instruction set. A capability_<name>.cpp sets the compiler's target, defines
-// STRNN_CAPABILITY (a namespace) and STRNN_VEC_BYTES, and includes this file. The standard headers come before the target is set, so
-// that no inline function of the standard library is compiled for a set that the machine may lack. The width is a macro of
-// our own because g++ reads a whole file before it obeys the target pragma: __AVX512F__ would not be defined.
+// Everything that is compiled once per instruction set. A capability_<name>.cpp sets the compiler's
+// target, defines STRNN_CAPABILITY (a namespace) and STRNN_VEC_BYTES, and includes this file. The
+// standard headers come before the target is set, so that no inline function of the standard
+// library is compiled for a set that the machine may lack. The width is a macro of our own because
+// g++ reads a whole file before it obeys the target pragma: __AVX512F__ would not be defined.
 
 namespace strnn::cpu::STRNN_CAPABILITY {
 
@@ -22,24 +23,37 @@ namespace strnn::cpu::STRNN_CAPABILITY {
 template <typename F>
 void with_dtype(Dtype dtype, const F& f) {
   switch (dtype) {
-    case Dtype::kFloat32: return f(float{});
-    case Dtype::kFloat64: return f(double{});
-    case Dtype::kBFloat16: return f(BFloat16{});
-    case Dtype::kFloat16: return f(Half{});
+    case Dtype::kFloat32:
+      return f(float{});
+    case Dtype::kFloat64:
+      return f(double{});
+    case Dtype::kBFloat16:
+      return f(BFloat16{});
+    case Dtype::kFloat16:
+      return f(Half{});
   }
 }
 
 inline void sweep(const SweepForward& a, Dtype dtype, int num_threads, ParallelFor parallel_for) {
-  with_dtype(dtype, [&](auto s) { SweepForwardKernel<decltype(s)>::run(a, num_threads, parallel_for); });
+  with_dtype(dtype,
+             [&](auto s) { SweepForwardKernel<decltype(s)>::run(a, num_threads, parallel_for); });
 }
-inline void sweep_backward(const SweepBackward& a, Dtype dtype, int num_threads, ParallelFor parallel_for) {
-  with_dtype(dtype, [&](auto s) { SweepBackwardKernel<decltype(s)>::run(a, num_threads, parallel_for); });
+inline void sweep_backward(const SweepBackward& a, Dtype dtype, int num_threads,
+                           ParallelFor parallel_for) {
+  with_dtype(dtype,
+             [&](auto s) { SweepBackwardKernel<decltype(s)>::run(a, num_threads, parallel_for); });
 }
-inline void sparse_projection(const SparseProjection& a, Dtype dtype, int num_threads, ParallelFor parallel_for) {
-  with_dtype(dtype, [&](auto s) { SparseProjectionKernel<decltype(s)>::forward(a, num_threads, parallel_for); });
+inline void sparse_projection(const SparseProjection& a, Dtype dtype, int num_threads,
+                              ParallelFor parallel_for) {
+  with_dtype(dtype, [&](auto s) {
+    SparseProjectionKernel<decltype(s)>::forward(a, num_threads, parallel_for);
+  });
 }
-inline void sparse_projection_backward(const SparseProjectionBackward& a, Dtype dtype, int num_threads, ParallelFor parallel_for) {
-  with_dtype(dtype, [&](auto s) { SparseProjectionKernel<decltype(s)>::backward(a, num_threads, parallel_for); });
+inline void sparse_projection_backward(const SparseProjectionBackward& a, Dtype dtype,
+                                       int num_threads, ParallelFor parallel_for) {
+  with_dtype(dtype, [&](auto s) {
+    SparseProjectionKernel<decltype(s)>::backward(a, num_threads, parallel_for);
+  });
 }
 
 }  // namespace strnn::cpu::STRNN_CAPABILITY

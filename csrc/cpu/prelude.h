@@ -1,5 +1,5 @@
-// Included by each capability_<name>.cpp before it sets the compiler's target: the standard library and everything that does not depend
-// on the instruction set.
+// Included by each capability_<name>.cpp before it sets the compiler's target: the standard library
+// and everything that does not depend on the instruction set.
 #pragma once
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,8 @@
-// Scratch memory that a thread keeps between calls: one block, aligned to a cache line, grown when a call needs more.
+// Scratch memory that a thread keeps between calls: one block, aligned to a cache line, grown when
+// a call needs more.
 //
-// The layout of a call is written once, as a function that takes its buffers from a Scratch; it runs first on an
-// empty Scratch, which only counts, then on one that owns the memory.
+// The layout of a call is written once, as a function that takes its buffers from a Scratch; it
+// runs first on an empty Scratch, which only counts, then on one that owns the memory.
 
 class Scratch {
  public:
@@ -13,7 +14,8 @@ class Scratch {
     return p;
   }
 
-  // Runs layout(scratch) on memory of this thread that is valid until the thread's next call with the same owner.
+  // Runs layout(scratch) on memory of this thread that is valid until the thread's next call with
+  // the same owner.
   template <typename Layout>
   static void with(ThreadBlock& block, const Layout& layout) {
     Scratch counter;

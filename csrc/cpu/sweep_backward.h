@@ -1,5 +1,5 @@
-// Derivative of the forward sweep; see sweep_kernel.h for the plan. a.program is that of the reversed topology, so that
-// a "predecessor" here is a successor of the forward sweep.
+// Derivative of the forward sweep; see sweep_kernel.h for the plan. a.program is that of the
+// reversed topology, so that a "predecessor" here is a successor of the forward sweep.
 
 template <typename S>
 class SweepBackwardKernel {
@@ -12,7 +12,8 @@ class SweepBackwardKernel {
     Scratch::with(block, [&](Scratch& scratch) { kernel.prepare(scratch); });
     parallel_for(
         kernel.tiling_.num_workers,
-        [](int64_t worker, void* self) { static_cast<SweepBackwardKernel*>(self)->work(worker); }, &kernel);
+        [](int64_t worker, void* self) { static_cast<SweepBackwardKernel*>(self)->work(worker); },
+        &kernel);
     kernel.reduce();
   }
 
@@ -21,22 +22,25 @@ class SweepBackwardKernel {
       : a_(a),
         ld_(leading_dimension<T>(a.H)),
         ldc_(leading_dimension<T>(a.C)),
+        ldx_(leading_dimension<T>(a.C + 1)),
         num_vecs_(round_up<T>(a.H) / kLanes<T>),
         num_vecs_c_(round_up<T>(a.C) / kLanes<T>) {
     const double flops = 2.0 * a.B * a.N * a.D * a.H * (2 * a.C + 2 * a.H + 2 * a.K);
     tiling_ = Tiling::choose<T>(a, a.program, flops, (3 * ld_ + 2 * ldc_) * sizeof(T), num_threads);
     has_dx_sum_ = a.C && a.dx;
     split_directions_ = has_dx_sum_ && tiling_.num_tiles < tiling_.num_workers;
-    if (has_dx_sum_ && !split_directions_) tiling_.num_workers = std::min(tiling_.num_workers, tiling_.num_tiles);
-    // dx is a sum over directions: straight into the output if one worker adds all of them in the output's own type.
+    if (has_dx_sum_ && !split_directions_)
+      tiling_.num_workers = std::min(tiling_.num_workers, tiling_.num_tiles);
+    // dx is a sum over directions: straight into the output if one worker adds all of them in the
+    // output's own type.
     dx_in_place_ = has_dx_sum_ && !split_directions_ && std::is_same_v<S, T>;
   }
 
   // Partial gradients of one direction, private to a worker.
   struct Gradients {
-    T* dw;           // [H][ld]
-    T* du_t;         // [C][ld], dw_ih transposed
-    T* dbias;        // [ld]
+    T* dw;    // [H][ld]
+    T* du_t;  // [C + 1][ld], dw_ih transposed, then dbias: the bias is the weight of an input that
+              // is always one
     T* dprojection;  // [K][N]
   };
 
@@ -47,22 +51,26 @@ class SweepBackwardKernel {
     int64_t* row_of = scratch.take<int64_t>(a_.B);
     auto* nonzeros = scratch.take<NonZero<T>>(a_.ds ? D * K * N : 0);
     int64_t* nonzero_ptr = scratch.take<int64_t>(a_.ds ? D * N + 1 : 0);
-    T* dx = scratch.take<T>(has_dx_sum_ && !dx_in_place_ ? (split_directions_ ? D : 1) * a_.B * N * C : 0);
-    gradients_size_ = H * ld_ + C * ld_ + ld_ + (a_.ds ? K * N : 0);
+    T* dx = scratch.take<T>(
+        has_dx_sum_ && !dx_in_place_ ? (split_directions_ ? D : 1) * a_.B * N * C : 0);
+    gradients_size_ = H * ld_ + (C + 1) * ld_ + (a_.ds ? K * N : 0);
     T* gradients = scratch.take<T>(tiling_.num_workers * D * gradients_size_);
     T* zeros = scratch.take<T>(ldc_);
     if (!w) return;
     std::fill(zeros, zeros + ldc_, T(0));
     zeros_ = zeros;
-    packed_w_ = w, packed_u_ = u, row_of_ = row_of, nonzeros_ = nonzeros, nonzero_ptr_ = nonzero_ptr, gradients_ = gradients;
+    packed_w_ = w, packed_u_ = u, row_of_ = row_of, nonzeros_ = nonzeros,
+    nonzero_ptr_ = nonzero_ptr, gradients_ = gradients;
     dx_ = dx_in_place_ ? static_cast<T*>(a_.dx) : dx;
 
     for (int64_t d = 0; d < D; ++d) {
       const S* w_hh = static_cast<const S*>(a_.w_hh) + d * H * H;
-      pack_panels(H, H, w + d * packed_size<T>(H, H), [&](int64_t k, int64_t n) { return to_acc(w_hh[k * H + n]); });
+      pack_panels(H, H, w + d * packed_size<T>(H, H),
+                  [&](int64_t k, int64_t n) { return to_acc(w_hh[k * H + n]); });
       if (!has_dx_sum_) continue;
       const S* w_ih = static_cast<const S*>(a_.w_ih) + d * H * C;
-      pack_panels(H, C, u + d * packed_size<T>(H, C), [&](int64_t k, int64_t n) { return to_acc(w_ih[k * C + n]); });
+      pack_panels(H, C, u + d * packed_size<T>(H, C),
+                  [&](int64_t k, int64_t n) { return to_acc(w_ih[k * C + n]); });
     }
     order_rows(a_, row_of);
     if (!a_.ds) return;
@@ -81,7 +89,7 @@ class SweepBackwardKernel {
 
   Gradients gradients(int64_t worker, int64_t d) const {
     T* p = gradients_ + (worker * a_.D + d) * gradients_size_;
-    return {p, p + a_.H * ld_, p + (a_.H + a_.C) * ld_, p + (a_.H + a_.C + 1) * ld_};
+    return {p, p + a_.H * ld_, p + (a_.H + a_.C + 1) * ld_};
   }
 
   struct Buffers {
@@ -89,9 +97,10 @@ class SweepBackwardKernel {
     bool *mask, *any;
     Buffers(const SweepBackwardKernel& kernel, Scratch& scratch) {
       const SweepBackward& a = kernel.a_;
-      const int64_t rows = kernel.tiling_.rows, chunk_rows = rows * kernel.tiling_.chunk, ld = kernel.ld_;
+      const int64_t rows = kernel.tiling_.rows, chunk_rows = rows * kernel.tiling_.chunk,
+                    ld = kernel.ld_;
       slots = scratch.take<T>(a.program.S * rows * ld);
-      x = scratch.take<T>(a.C ? chunk_rows * kernel.ldc_ : 0);
+      x = scratch.take<T>(a.C ? chunk_rows * kernel.ldx_ : 0);
       dx = scratch.take<T>(kernel.has_dx_sum_ ? chunk_rows * kernel.ldc_ : 0);
       h = scratch.take<T>(chunk_rows * ld);
       du = scratch.take<T>(chunk_rows * ld);
@@ -111,31 +120,42 @@ class SweepBackwardKernel {
       if (!buffers.slots) return;
       T* mine = gradients(worker, 0).dw;
       std::fill(mine, mine + a_.D * gradients_size_, T(0));
-      // Whole tiles, all directions of each, where dx is added up in place; else any (tile, direction).
+      // Whole tiles, all directions of each, where dx is added up in place; else any (tile,
+      // direction).
       const int64_t step = has_dx_sum_ && !split_directions_ ? a_.D : 1;
       const int64_t units = tiling_.num_tiles * a_.D / step;
-      const int64_t begin = units * worker / tiling_.num_workers * step, end = units * (worker + 1) / tiling_.num_workers * step;
-      for (int64_t unit = begin; unit < end; ++unit) sweep(worker, unit / a_.D, unit % a_.D, buffers);
+      const int64_t begin = units * worker / tiling_.num_workers * step,
+                    end = units * (worker + 1) / tiling_.num_workers * step;
+      for (int64_t unit = begin; unit < end; ++unit)
+        sweep(worker, unit / a_.D, unit % a_.D, buffers);
     });
   }
 
   void sweep(int64_t worker, int64_t tile_index, int64_t d, const Buffers& buffers) {
     const int64_t first = tile_index * tiling_.rows;
     const int64_t rows = std::min(tiling_.rows, a_.B - first), H = a_.H, N = a_.N;
-    const Tile<S> tile{a_,   a_.program, d, rows, ld_, row_of_ + first, a_.mask ? buffers.mask : nullptr,
-                       a_.mask ? buffers.any : nullptr, buffers.slots};
+    const Tile<S> tile{a_,
+                       a_.program,
+                       d,
+                       rows,
+                       ld_,
+                       row_of_ + first,
+                       a_.mask ? buffers.mask : nullptr,
+                       a_.mask ? buffers.any : nullptr,
+                       buffers.slots};
     const Gradients mine = gradients(worker, d);
     if (a_.mask) load_mask(a_, tile.b_of, rows, buffers.mask, buffers.any);
     if (a_.h0) {
       for (int64_t r = 0; r < rows; ++r)
-        load_row<S, T>(static_cast<const S*>(a_.h0) + (tile.b_of[r] * a_.D + d) * H, H, buffers.h0 + r * ld_);
+        load_row<S, T>(static_cast<const S*>(a_.h0) + (tile.b_of[r] * a_.D + d) * H, H,
+                       buffers.h0 + r * ld_);
       std::fill(buffers.dh0, buffers.dh0 + rows * ld_, T(0));
     }
     if (a_.ds)
       for (int64_t k = 0; k < a_.K; ++k)
         for (int64_t r = 0; r < rows; ++r)
-          load_row<S, T>(static_cast<const S*>(a_.ds) + ((tile.b_of[r] * a_.D + d) * a_.K + k) * H, H,
-                         buffers.ds + (k * rows + r) * ld_);
+          load_row<S, T>(static_cast<const S*>(a_.ds) + ((tile.b_of[r] * a_.D + d) * a_.K + k) * H,
+                         H, buffers.ds + (k * rows + r) * ld_);
 
     int64_t g = 0;
     for (int64_t begin = 0; begin < N; begin += tiling_.chunk) {
@@ -150,8 +170,12 @@ class SweepBackwardKernel {
         const int64_t stop = std::min<int64_t>(end, tile.group(g + 1));
         const int64_t row = (i - begin) * rows;
         add_recurrent(tile, i, stop, row, buffers);
-        if (a_.gate) finish<kGated>(tile, i, stop, row, buffers);
-        else with_activation(a_.activation, [&](auto act) { finish<decltype(act)::value>(tile, i, stop, row, buffers); });
+        if (a_.gate)
+          finish<kGated>(tile, i, stop, row, buffers);
+        else
+          with_activation(a_.activation, [&](auto act) {
+            finish<decltype(act)::value>(tile, i, stop, row, buffers);
+          });
         i = stop;
       }
       add_gradients(tile, begin, end, mine, buffers);
@@ -173,32 +197,31 @@ class SweepBackwardKernel {
       if (!dh) std::fill(du, du + size, T(0));
       if (!a_.ds) continue;
       const int64_t* range = nonzero_ptr_ + tile.d * a_.N + i;
-      if (range[0] == range[1]) continue;
-      for (int64_t j = 0; j < size; j += kLanes<T>) {
-        Vec<T> sum = load(du + j);
-        for (int64_t e = range[0]; e < range[1]; ++e) sum += nonzeros_[e].value * load(buffers.ds + nonzeros_[e].index * size + j);
-        store(du + j, sum);
-      }
+      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], size, buffers.ds, size, du);
     }
   }
 
   // du += (sum of successors' du) W; the sums stay for dW.
-  void add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, int64_t row, const Buffers& buffers) {
+  void add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, int64_t row,
+                     const Buffers& buffers) {
     bool some = false;
-    for (int64_t i = begin; i < end; ++i) some |= tile.gather(i, buffers.sum + (row + (i - begin) * tile.rows) * ld_);
+    for (int64_t i = begin; i < end; ++i)
+      some |= tile.gather(i, buffers.sum + (row + (i - begin) * tile.rows) * ld_);
     if (!some || !tile.any_active(begin, end)) return;
     T* du = buffers.du + row * ld_;
     gemm((end - begin) * tile.rows, num_vecs_,
-         Gemm<T>{a_.H, buffers.sum + row * ld_, ld_, 1, packed_w_ + tile.d * packed_size<T>(a_.H, a_.H), kPanel<T>,
-                 a_.H * kPanel<T>, du, ld_, du, ld_});
+         Gemm<T>{a_.H, buffers.sum + row * ld_, ld_, 1,
+                 packed_w_ + tile.d * packed_size<T>(a_.H, a_.H), kPanel<T>, a_.H * kPanel<T>, du,
+                 ld_, du, ld_});
   }
 
   static constexpr int kGated = kNumActivations;
 
-  // du = mask * act'(h) * (what reached the state), in place and to the slot; with a gate, du = gate * (what reached it) and
-  // dgate = pre * (what reached it).
+  // du = mask * act'(h) * (what reached the state), in place and to the slot; with a gate, du =
+  // gate * (what reached it) and dgate = pre * (what reached it).
   template <int kActivation>
-  void finish(const Tile<S>& tile, int64_t begin, int64_t end, int64_t row, const Buffers& buffers) {
+  void finish(const Tile<S>& tile, int64_t begin, int64_t end, int64_t row,
+              const Buffers& buffers) {
     S* output = a_.C ? nullptr : static_cast<S*>(a_.dx);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = tile.node(i);
@@ -240,35 +263,45 @@ class SweepBackwardKernel {
       if (tile.has_successors(i)) std::fill(tile.slot(i), tile.slot(i) + size, T(0));
       if (!a_.C && a_.dx)
         for (int64_t r = 0; r < tile.rows; ++r)
-          store_row<S, T>(buffers.du, a_.H, static_cast<S*>(a_.dx) + ((tile.b_of[r] * a_.N + tile.node(i)) * a_.D + tile.d) * a_.H);
+          store_row<S, T>(buffers.du, a_.H,
+                          static_cast<S*>(a_.dx) +
+                              ((tile.b_of[r] * a_.N + tile.node(i)) * a_.D + tile.d) * a_.H);
       if (has_dx_sum_) add_dx(tile, i, i + 1, buffers);
     }
   }
 
   // The chunk's share of every gradient.
-  void add_gradients(const Tile<S>& tile, int64_t begin, int64_t end, const Gradients& mine, const Buffers& buffers) {
+  void add_gradients(const Tile<S>& tile, int64_t begin, int64_t end, const Gradients& mine,
+                     const Buffers& buffers) {
     const int64_t R = (end - begin) * tile.rows, H = a_.H, C = a_.C;
-    gemm(H, num_vecs_, Gemm<T>{R, buffers.sum, 1, ld_, buffers.h, ld_, kPanel<T>, mine.dw, ld_, mine.dw, ld_});
+    gemm(H, num_vecs_,
+         Gemm<T>{R, buffers.sum, 1, ld_, buffers.h, ld_, kPanel<T>, mine.dw, ld_, mine.dw, ld_});
     if (a_.ds) add_dprojection(tile, begin, end, mine.dprojection, buffers);
     if (C == 0) return;
     for (int64_t i = begin, row = 0; i < end; ++i)
-      for (int64_t r = 0; r < tile.rows; ++r, ++row)
-        load_row<S, T>(static_cast<const S*>(a_.x) + (tile.b_of[r] * a_.N + tile.node(i)) * C, C, buffers.x + row * ldc_);
-    gemm(C, num_vecs_, Gemm<T>{R, buffers.x, 1, ldc_, buffers.du, ld_, kPanel<T>, mine.du_t, ld_, mine.du_t, ld_});
-    if (a_.dbias)
-      for (int64_t v = 0; v < num_vecs_; ++v) {
-        Vec<T> sum = load(mine.dbias + v * kLanes<T>);
-        for (int64_t row = 0; row < R; ++row) sum += load(buffers.du + row * ld_ + v * kLanes<T>);
-        store(mine.dbias + v * kLanes<T>, sum);
+      for (int64_t r = 0; r < tile.rows; ++r, ++row) {
+        T* x = buffers.x + row * ldx_;
+        const int64_t n = tile.node(i);
+        // du is zero at a masked node, but zero times what its x may hold need not be.
+        if (tile.is_masked(n, r))
+          std::fill(x, x + C, T(0));
+        else
+          load_row<S, T>(static_cast<const S*>(a_.x) + (tile.b_of[r] * a_.N + n) * C, C, x);
+        x[C] = 1;
       }
+    const int64_t inputs = C + (a_.dbias ? 1 : 0);
+    gemm(
+        inputs, num_vecs_,
+        Gemm<T>{R, buffers.x, 1, ldx_, buffers.du, ld_, kPanel<T>, mine.du_t, ld_, mine.du_t, ld_});
     if (!has_dx_sum_) return;
     gemm(R, num_vecs_c_,
-         Gemm<T>{H, buffers.du, ld_, 1, packed_u_ + tile.d * packed_size<T>(H, C), kPanel<T>, H * kPanel<T>, zeros_, 0,
-                 buffers.dx, ldc_});
+         Gemm<T>{H, buffers.du, ld_, 1, packed_u_ + tile.d * packed_size<T>(H, C), kPanel<T>,
+                 H * kPanel<T>, zeros_, 0, buffers.dx, ldc_});
     add_dx(tile, begin, end, buffers);
   }
 
-  // dx of the chunk's nodes: written by the first direction, added by the others, or kept apart for each direction.
+  // dx of the chunk's nodes: written by the first direction, added by the others, or kept apart for
+  // each direction.
   void add_dx(const Tile<S>& tile, int64_t begin, int64_t end, const Buffers& buffers) {
     T* dx = dx_ + (split_directions_ ? tile.d * a_.B * a_.N * a_.C : 0);
     const bool is_first = split_directions_ || tile.d == 0;
@@ -285,7 +318,8 @@ class SweepBackwardKernel {
   }
 
   // dG[k, n] += sum over the rows of ds[k] . h[n].
-  void add_dprojection(const Tile<S>& tile, int64_t begin, int64_t end, T* dprojection, const Buffers& buffers) {
+  void add_dprojection(const Tile<S>& tile, int64_t begin, int64_t end, T* dprojection,
+                       const Buffers& buffers) {
     constexpr int kBlock = 8;  // dot products that share the loads of h
     const int64_t size = tile.rows * ld_, width = num_vecs_ * kLanes<T>;
     for (int64_t i = begin; i < end; ++i) {
@@ -305,22 +339,26 @@ class SweepBackwardKernel {
                 if (q < count) acc[q] += hv * load(buffers.ds + (k + q) * size + j);
             }
           }
-        for (int64_t q = 0; q < count; ++q) dprojection[(k + q) * a_.N + tile.node(i)] += lane_sum<T>(acc[q]);
+        for (int64_t q = 0; q < count; ++q)
+          dprojection[(k + q) * a_.N + tile.node(i)] += lane_sum(acc[q]);
       }
     }
   }
 
   // h0 is a state without a gate: dh0 = (sum of du where it entered) W, and its share of dW.
   void finish_h0(const Tile<S>& tile, const Gradients& mine, const Buffers& buffers) {
-    gemm(a_.H, num_vecs_, Gemm<T>{tile.rows, buffers.dh0, 1, ld_, buffers.h0, ld_, kPanel<T>, mine.dw, ld_, mine.dw, ld_});
+    gemm(a_.H, num_vecs_,
+         Gemm<T>{tile.rows, buffers.dh0, 1, ld_, buffers.h0, ld_, kPanel<T>, mine.dw, ld_, mine.dw,
+                 ld_});
     if (!a_.dh0) return;
     T* result = buffers.sum;
     std::fill(result, result + tile.rows * ld_, T(0));
     gemm(tile.rows, num_vecs_,
-         Gemm<T>{a_.H, buffers.dh0, ld_, 1, packed_w_ + tile.d * packed_size<T>(a_.H, a_.H), kPanel<T>, a_.H * kPanel<T>, result,
-                 ld_, result, ld_});
+         Gemm<T>{a_.H, buffers.dh0, ld_, 1, packed_w_ + tile.d * packed_size<T>(a_.H, a_.H),
+                 kPanel<T>, a_.H * kPanel<T>, result, ld_, result, ld_});
     for (int64_t r = 0; r < tile.rows; ++r)
-      store_row<S, T>(result + r * ld_, a_.H, static_cast<S*>(a_.dh0) + (tile.b_of[r] * a_.D + tile.d) * a_.H);
+      store_row<S, T>(result + r * ld_, a_.H,
+                      static_cast<S*>(a_.dh0) + (tile.b_of[r] * a_.D + tile.d) * a_.H);
   }
 
   // Adds up the workers' gradients in their order, and the directions of dx in theirs.
@@ -333,11 +371,13 @@ class SweepBackwardKernel {
         for (int64_t j = 0; j < gradients_size_; ++j) total[j] += part[j];
       }
       const Gradients sum = gradients(0, d);
-      for (int64_t h = 0; h < H; ++h) store_row<S, T>(sum.dw + h * ld_, H, static_cast<S*>(a_.dw_hh) + (d * H + h) * H);
+      for (int64_t h = 0; h < H; ++h)
+        store_row<S, T>(sum.dw + h * ld_, H, static_cast<S*>(a_.dw_hh) + (d * H + h) * H);
       if (C)
         for (int64_t h = 0; h < H; ++h)
-          for (int64_t c = 0; c < C; ++c) static_cast<S*>(a_.dw_ih)[(d * H + h) * C + c] = from_acc<S>(sum.du_t[c * ld_ + h]);
-      if (a_.dbias) store_row<S, T>(sum.dbias, H, static_cast<S*>(a_.dbias) + d * H);
+          for (int64_t c = 0; c < C; ++c)
+            static_cast<S*>(a_.dw_ih)[(d * H + h) * C + c] = from_acc<S>(sum.du_t[c * ld_ + h]);
+      if (a_.dbias) store_row<S, T>(sum.du_t + C * ld_, H, static_cast<S*>(a_.dbias) + d * H);
       if (a_.dprojection) {
         S* to = static_cast<S*>(a_.dprojection) + d * K * N;
         for (int64_t j = 0; j < K * N; ++j) to[j] = a_.ds ? from_acc<S>(sum.dprojection[j]) : S{};
@@ -353,10 +393,11 @@ class SweepBackwardKernel {
   }
 
   const SweepBackward& a_;
-  int64_t ld_, ldc_, num_vecs_, num_vecs_c_, gradients_size_ = 0;
+  int64_t ld_, ldc_, ldx_, num_vecs_, num_vecs_c_, gradients_size_ = 0;
   Tiling tiling_;
   bool has_dx_sum_, split_directions_, dx_in_place_;
-  T *packed_w_ = nullptr, *packed_u_ = nullptr, *gradients_ = nullptr, *dx_ = nullptr, *zeros_ = nullptr;
+  T *packed_w_ = nullptr, *packed_u_ = nullptr, *gradients_ = nullptr, *dx_ = nullptr,
+    *zeros_ = nullptr;
   int64_t* row_of_ = nullptr;
   NonZero<T>* nonzeros_ = nullptr;
   int64_t* nonzero_ptr_ = nullptr;

@@ -1,4 +1,5 @@
-// Forward sweep; see sweep_kernel.h for the plan. Also the gated sweep, which is the same with a gate for act.
+// Forward sweep; see sweep_kernel.h for the plan. Also the gated sweep, which is the same with a
+// gate for act.
 
 template <typename S>
 class SweepForwardKernel {
@@ -11,12 +12,16 @@ class SweepForwardKernel {
     Scratch::with(block, [&](Scratch& scratch) { kernel.prepare(scratch); });
     parallel_for(
         kernel.tiling_.num_workers,
-        [](int64_t worker, void* self) { static_cast<SweepForwardKernel*>(self)->work(worker); }, &kernel);
+        [](int64_t worker, void* self) { static_cast<SweepForwardKernel*>(self)->work(worker); },
+        &kernel);
   }
 
  private:
   SweepForwardKernel(const SweepForward& a, int num_threads)
-      : a_(a), ld_(leading_dimension<T>(a.H)), ldc_(leading_dimension<T>(a.C)), num_vecs_(round_up<T>(a.H) / kLanes<T>) {
+      : a_(a),
+        ld_(leading_dimension<T>(a.H)),
+        ldc_(leading_dimension<T>(a.C)),
+        num_vecs_(round_up<T>(a.H) / kLanes<T>) {
     const double flops = 2.0 * a.B * a.N * a.D * a.H * (a.C + a.H + a.K);
     tiling_ = Tiling::choose<T>(a, a.program, flops, (2 * ld_ + ldc_) * sizeof(T), num_threads);
     num_chunks_ = (a.N + tiling_.chunk - 1) / tiling_.chunk;
@@ -32,17 +37,22 @@ class SweepForwardKernel {
     auto* nonzeros = scratch.take<NonZero<T>>(D * K * N);
     int64_t* nonzero_ptr = scratch.take<int64_t>(K ? D * num_chunks_ * K + 1 : 0);
     if (!w) return;
-    packed_w_ = w, packed_u_ = u, bias_ = bias, row_of_ = row_of, nonzeros_ = nonzeros, nonzero_ptr_ = nonzero_ptr;
+    packed_w_ = w, packed_u_ = u, bias_ = bias, row_of_ = row_of, nonzeros_ = nonzeros,
+    nonzero_ptr_ = nonzero_ptr;
 
     for (int64_t d = 0; d < D; ++d) {
       const S* w_hh = static_cast<const S*>(a_.w_hh) + d * H * H;
-      pack_panels(H, H, w + d * packed_size<T>(H, H), [&](int64_t k, int64_t n) { return to_acc(w_hh[n * H + k]); });
+      pack_panels(H, H, w + d * packed_size<T>(H, H),
+                  [&](int64_t k, int64_t n) { return to_acc(w_hh[n * H + k]); });
       if (C == 0) continue;
       const S* w_ih = static_cast<const S*>(a_.w_ih) + d * H * C;
-      pack_panels(C, H, u + d * packed_size<T>(C, H), [&](int64_t k, int64_t n) { return to_acc(w_ih[n * C + k]); });
+      pack_panels(C, H, u + d * packed_size<T>(C, H),
+                  [&](int64_t k, int64_t n) { return to_acc(w_ih[n * C + k]); });
       T* row = bias + d * num_vecs_ * kLanes<T>;
-      if (a_.bias) load_row<S, T>(static_cast<const S*>(a_.bias) + d * H, H, row);
-      else std::fill(row, row + num_vecs_ * kLanes<T>, T(0));
+      if (a_.bias)
+        load_row<S, T>(static_cast<const S*>(a_.bias) + d * H, H, row);
+      else
+        std::fill(row, row + num_vecs_ * kLanes<T>, T(0));
     }
     order_rows(a_, row_of);
     if (K == 0) return;
@@ -83,7 +93,8 @@ class SweepForwardKernel {
       Buffers buffers(*this, scratch);
       if (!buffers.slots) return;
       const int64_t units = tiling_.num_tiles * a_.D;
-      const int64_t begin = units * worker / tiling_.num_workers, end = units * (worker + 1) / tiling_.num_workers;
+      const int64_t begin = units * worker / tiling_.num_workers,
+                    end = units * (worker + 1) / tiling_.num_workers;
       for (int64_t unit = begin; unit < end; ++unit) sweep(unit / a_.D, unit % a_.D, buffers);
     });
   }
@@ -91,12 +102,20 @@ class SweepForwardKernel {
   void sweep(int64_t tile_index, int64_t d, const Buffers& buffers) {
     const int64_t first = tile_index * tiling_.rows;
     const int64_t rows = std::min(tiling_.rows, a_.B - first), H = a_.H, N = a_.N;
-    const Tile<S> tile{a_,   a_.program, d, rows, ld_, row_of_ + first, a_.mask ? buffers.mask : nullptr,
-                       a_.mask ? buffers.any : nullptr, buffers.slots};
+    const Tile<S> tile{a_,
+                       a_.program,
+                       d,
+                       rows,
+                       ld_,
+                       row_of_ + first,
+                       a_.mask ? buffers.mask : nullptr,
+                       a_.mask ? buffers.any : nullptr,
+                       buffers.slots};
     if (a_.mask) load_mask(a_, tile.b_of, rows, buffers.mask, buffers.any);
     if (a_.h0)
       for (int64_t r = 0; r < rows; ++r)
-        load_row<S, T>(static_cast<const S*>(a_.h0) + (tile.b_of[r] * a_.D + d) * H, H, buffers.h0 + r * ld_);
+        load_row<S, T>(static_cast<const S*>(a_.h0) + (tile.b_of[r] * a_.D + d) * H, H,
+                       buffers.h0 + r * ld_);
     std::fill(buffers.s, buffers.s + a_.K * rows * ld_, T(0));
 
     int64_t g = 0;
@@ -108,10 +127,14 @@ class SweepForwardKernel {
         const int64_t stop = std::min<int64_t>(end, tile.group(g + 1));
         T* pre = buffers.u + (i - begin) * rows * ld_;
         if (tile.any_active(i, stop)) add_recurrent(tile, i, stop, pre, buffers);
-        if (a_.gate) finish(tile, i, stop, pre, [&](Vec<T> u, const S* gate, int64_t n) { return u * load_partial<S, T>(gate, n); });
+        if (a_.gate)
+          finish(tile, i, stop, pre, [&](Vec<T> u, const S* gate, int64_t n) {
+            return u * load_partial<S, T>(gate, n);
+          });
         else
           with_activation(a_.activation, [&](auto act) {
-            finish(tile, i, stop, pre, [](Vec<T> u, const S*, int64_t) { return activate<decltype(act)::value>(u); });
+            finish(tile, i, stop, pre,
+                   [](Vec<T> u, const S*, int64_t) { return activate<decltype(act)::value>(u); });
           });
         i = stop;
       }
@@ -119,7 +142,8 @@ class SweepForwardKernel {
     }
     for (int64_t k = 0; k < a_.K; ++k)
       for (int64_t r = 0; r < rows; ++r)
-        store_row<S, T>(buffers.s + (k * rows + r) * ld_, H, static_cast<S*>(a_.s) + ((tile.b_of[r] * a_.D + d) * a_.K + k) * H);
+        store_row<S, T>(buffers.s + (k * rows + r) * ld_, H,
+                        static_cast<S*>(a_.s) + ((tile.b_of[r] * a_.D + d) * a_.K + k) * H);
   }
 
   // u of the chunk's nodes: copied, or bias + x U^T.
@@ -129,17 +153,20 @@ class SweepForwardKernel {
     for (int64_t i = begin, row = 0; i < end; ++i)
       for (int64_t r = 0; r < rows; ++r, ++row) {
         const int64_t at = tile.b_of[r] * N + tile.node(i);
-        if (C == 0) load_row<S, T>(x + (at * D + tile.d) * H, H, buffers.u + row * ld_);
-        else load_row<S, T>(x + at * C, C, buffers.x + row * ldc_);
+        if (C == 0)
+          load_row<S, T>(x + (at * D + tile.d) * H, H, buffers.u + row * ld_);
+        else
+          load_row<S, T>(x + at * C, C, buffers.x + row * ldc_);
       }
     if (C == 0) return;
     gemm((end - begin) * rows, num_vecs_,
-         Gemm<T>{C, buffers.x, ldc_, 1, packed_u_ + tile.d * packed_size<T>(C, H), kPanel<T>, C * kPanel<T>,
-                 bias_ + tile.d * num_vecs_ * kLanes<T>, 0, buffers.u, ld_});
+         Gemm<T>{C, buffers.x, ldc_, 1, packed_u_ + tile.d * packed_size<T>(C, H), kPanel<T>,
+                 C * kPanel<T>, bias_ + tile.d * num_vecs_ * kLanes<T>, 0, buffers.u, ld_});
   }
 
   // pre += (sum of predecessors) W^T for the visits begin..end, which do not depend on each other.
-  void add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, T* pre, const Buffers& buffers) {
+  void add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, T* pre,
+                     const Buffers& buffers) {
     const int64_t H = a_.H, rows = tile.rows;
     bool some = a_.h0 != nullptr;
     for (int64_t i = begin; i < end; ++i) {
@@ -147,17 +174,20 @@ class SweepForwardKernel {
       const bool has_predecessors = tile.gather(i, sum);
       some |= has_predecessors;
       tile.for_entering_rows(tile.node(i), !has_predecessors, [&](int64_t r) {
-        for (int64_t j = r * ld_; j < r * ld_ + round_up<T>(H); j += kLanes<T>) store(sum + j, load(sum + j) + load(buffers.h0 + j));
+        for (int64_t j = r * ld_; j < r * ld_ + round_up<T>(H); j += kLanes<T>)
+          store(sum + j, load(sum + j) + load(buffers.h0 + j));
       });
     }
     if (!some) return;
     gemm((end - begin) * rows, num_vecs_,
-         Gemm<T>{H, buffers.sum, ld_, 1, packed_w_ + tile.d * packed_size<T>(H, H), kPanel<T>, H * kPanel<T>, pre, ld_, pre, ld_});
+         Gemm<T>{H, buffers.sum, ld_, 1, packed_w_ + tile.d * packed_size<T>(H, H), kPanel<T>,
+                 H * kPanel<T>, pre, ld_, pre, ld_});
   }
 
   // h = mask * act(pre), in place, to the slot, and to the output.
   template <typename Act>
-  STRNN_INLINE void finish(const Tile<S>& tile, int64_t begin, int64_t end, T* pre, const Act& act) {
+  STRNN_INLINE void finish(const Tile<S>& tile, int64_t begin, int64_t end, T* pre,
+                           const Act& act) {
     const int64_t H = a_.H;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = tile.node(i);
@@ -173,7 +203,11 @@ class SweepForwardKernel {
           const Vec<T> y = is_masked ? Vec<T>{} : act(load(pre + j), gate + j, lanes);
           store(pre + j, y);
           if (slot) store(slot + r * ld_ + j, y);
-          if (h) store_partial<S, T>(h + j, lanes, y);
+          if (!h) continue;
+          if (lanes == kLanes<T>)
+            store_as<S, T>(h + j, y);
+          else
+            store_partial<S, T>(h + j, lanes, y);
         }
       }
     }
@@ -181,31 +215,11 @@ class SweepForwardKernel {
 
   // s[k] += sum over the chunk's nodes of G[k, n] h[n], for each k over its non-zeros only.
   void project(int64_t d, int64_t c, int64_t rows, const Buffers& buffers) {
-    constexpr int kBlock = 8;  // registers of s at a time
     for (int64_t k = 0; k < a_.K; ++k) {
       const int64_t* range = nonzero_ptr_ + (d * num_chunks_ + c) * a_.K + k;
-      T* s = buffers.s + k * rows * ld_;
-      for (int64_t j = 0; j < rows * ld_; j += kBlock * kLanes<T>) {
-        const int64_t vecs = std::min<int64_t>(kBlock, (rows * ld_ - j) / kLanes<T>);
-        if (vecs == kBlock) add_scaled<kBlock>(range, rows, buffers.u + j, s + j);
-        else
-          for (int64_t v = 0; v < vecs; ++v) add_scaled<1>(range, rows, buffers.u + j + v * kLanes<T>, s + j + v * kLanes<T>);
-      }
+      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], rows * ld_, buffers.u, rows * ld_,
+                 buffers.s + k * rows * ld_);
     }
-  }
-
-  template <int kBlock>
-  STRNN_INLINE void add_scaled(const int64_t* range, int64_t rows, const T* h, T* s) {
-    Vec<T> acc[kBlock];
-#pragma GCC unroll 8
-    for (int v = 0; v < kBlock; ++v) acc[v] = load(s + v * kLanes<T>);
-    for (int64_t e = range[0]; e < range[1]; ++e) {
-      const T* row = h + nonzeros_[e].index * rows * ld_;
-#pragma GCC unroll 8
-      for (int v = 0; v < kBlock; ++v) acc[v] += nonzeros_[e].value * load(row + v * kLanes<T>);
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < kBlock; ++v) store(s + v * kLanes<T>, acc[v]);
   }
 
   const SweepForward& a_;

@@ -1,20 +1,24 @@
 // The sweep and its derivative on a CPU.
 //
-// A unit of work is (direction, tile of rows of B). It visits the nodes in the order of the sweep program, in chunks
-// that stay in cache; inside a chunk the nodes of a group (a level) do not depend on each other, so that
-// (nodes of the group) x (rows of the tile) are the rows of one small product with W:
+// A unit of work is (direction, tile of rows of B). It visits the nodes in the order of the sweep
+// program, in chunks that stay in cache; inside a chunk the nodes of a group (a level) do not
+// depend on each other, so that (nodes of the group) x (rows of the tile) are the rows of one small
+// product with W:
 //
-//   forward   pre = bias + x U^T      one product for the chunk, or u copied     ubuf  [chunk rows][ld]
-//             sum = sum of predecessors' states, from their slots                sum   [group rows][ld]
-//             pre += sum W^T          one product for each group
-//             h = mask * act(pre)     to the slot, and to h if it is kept
-//             s += G h                one pass for each chunk
-//   backward  the same on the reversed program with dh (+ G^T ds) for u, W for W^T and act' for act, which gives du; then
-//             dW  += sum^T h          sum = sum of the successors' du: the same total as du^T (sum of predecessors' h),
-//             dU  += du^T x, dbias += du, dx += du U, dG += ds h: products of the chunk, while it is hot.
+//   forward   pre = bias + x U^T      one product for the chunk, or u copied     ubuf  [chunk
+//   rows][ld]
+//             sum = sum of predecessors' states, from their slots                sum   [group
+//             rows][ld] pre += sum W^T          one product for each group h = mask * act(pre) to
+//             the slot, and to h if it is kept s += G h                one pass for each chunk
+//   backward  the same on the reversed program with dh (+ G^T ds) for u, W for W^T and act' for
+//   act, which gives du; then
+//             dW  += sum^T h          sum = sum of the successors' du: the same total as du^T (sum
+//             of predecessors' h), dU  += du^T x, dbias += du, dx += du U, dG += ds h: products of
+//             the chunk, while it is hot.
 //
-// Neither u nor the predecessor sums exist outside a chunk. All partial gradients are private to a worker and added up
-// in the order of the workers, so a result depends on the number of threads but on nothing else.
+// Neither u nor the predecessor sums exist outside a chunk. All partial gradients are private to a
+// worker and added up in the order of the workers, so a result depends on the number of threads but
+// on nothing else.
 
 // Bytes of scratch that should stay in the second-level cache while a unit runs.
 constexpr int64_t kCacheBytes = 256 * 1024;
@@ -30,15 +34,16 @@ constexpr int64_t round_up(int64_t n) {
   return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
-// Distance between rows of a buffer: whole registers, and never a multiple of 512 bytes, which would put
-// the rows of a tile into a few sets of the first-level cache.
+// Distance between rows of a buffer: whole registers, and never a multiple of 512 bytes, which
+// would put the rows of a tile into a few sets of the first-level cache.
 template <typename T>
 constexpr int64_t leading_dimension(int64_t n) {
   const int64_t ld = round_up<T>(n);
   return ld * sizeof(T) % 512 == 0 ? ld + 64 / sizeof(T) : ld;
 }
 
-// B operand of gemm in panels: to[panel][k][kPanel], from element(k, n) for k < K, n < n_size, zero beyond.
+// B operand of gemm in panels: to[panel][k][kPanel], from element(k, n) for k < K, n < n_size, zero
+// beyond.
 template <typename T>
 constexpr int64_t packed_size(int64_t K, int64_t n_size) {
   return K * ((n_size + kPanel<T> - 1) / kPanel<T>)*kPanel<T>;
@@ -52,36 +57,40 @@ void pack_panels(int64_t K, int64_t n_size, T* to, const Element& element) {
 
 // How the work of one call is cut.
 struct Tiling {
-  int64_t rows;     // of B in a tile
+  int64_t rows;  // of B in a tile
   int64_t num_tiles;
-  int64_t chunk;    // nodes in a chunk
+  int64_t chunk;  // nodes in a chunk
   int64_t num_workers;
 
   template <typename T>
-  static Tiling choose(const Sweep& a, const Program& program, double flops, int64_t bytes_per_chunk_row, int num_threads) {
+  static Tiling choose(const Sweep& a, const Program& program, double flops,
+                       int64_t bytes_per_chunk_row, int num_threads) {
     const int64_t width = std::max<int64_t>(1, a.N / program.G);  // nodes of a group, on average
     const int64_t state = leading_dimension<T>(a.H) * sizeof(T);
-    const int64_t rows = std::clamp<int64_t>(kCacheBytes / 2 / (program.S * state), (kGoodRows + width - 1) / width, kMaxRows);
+    const int64_t rows = std::clamp<int64_t>(kCacheBytes / 2 / (program.S * state),
+                                             (kGoodRows + width - 1) / width, kMaxRows);
     Tiling t;
     t.num_workers = std::clamp<int64_t>((int64_t)(flops / kFlopsPerThread), 1, num_threads);
     int64_t tiles = std::max<int64_t>(1, (a.B + rows - 1) / rows);
     while (tiles * a.D % t.num_workers != 0 && tiles < a.B) ++tiles;  // whole rounds of the workers
     t.rows = std::max<int64_t>(1, (a.B + tiles - 1) / tiles);
     t.num_tiles = (a.B + t.rows - 1) / t.rows;
-    const int64_t chunk_rows = std::clamp<int64_t>(kCacheBytes / bytes_per_chunk_row, kGoodRows, kMaxChunkRows);
+    const int64_t chunk_rows =
+        std::clamp<int64_t>(kCacheBytes / bytes_per_chunk_row, kGoodRows, kMaxChunkRows);
     t.chunk = std::clamp<int64_t>(chunk_rows / t.rows, 1, a.N);
     t.num_workers = std::clamp<int64_t>(t.num_tiles * a.D, 1, t.num_workers);
     return t;
   }
 };
 
-// Rows of B in the order that tiles take them: by the number of unmasked nodes, so that a tile of short sequences can skip
-// what all of its rows mask.
+// Rows of B in the order that tiles take them: by the number of unmasked nodes, so that a tile of
+// short sequences can skip what all of its rows mask.
 inline void order_rows(const Sweep& a, int64_t* row_of) {
   for (int64_t b = 0; b < a.B; ++b) row_of[b] = b;
   if (!a.mask) return;
   std::unique_ptr<int64_t[]> count(new int64_t[a.B]);
-  for (int64_t b = 0; b < a.B; ++b) count[b] = std::count(a.mask + b * a.N, a.mask + (b + 1) * a.N, true);
+  for (int64_t b = 0; b < a.B; ++b)
+    count[b] = std::count(a.mask + b * a.N, a.mask + (b + 1) * a.N, true);
   std::stable_sort(row_of, row_of + a.B, [&](int64_t i, int64_t j) { return count[i] > count[j]; });
 }
 
@@ -92,6 +101,33 @@ struct NonZero {
   T value;
 };
 
+// to[0 .. size) += sum over the non-zeros of value * from[index * stride ..]; size in whole
+// registers.
+template <typename T>
+STRNN_INLINE void add_scaled(const NonZero<T>* begin, const NonZero<T>* end, int64_t size,
+                             const T* from, int64_t stride, T* to) {
+  constexpr int kBlock =
+      8;  // registers of the sum at a time: enough to hide the latency of the additions
+  int64_t j = 0;
+  for (; j + kBlock * kLanes<T> <= size; j += kBlock * kLanes<T>) {
+    Vec<T> acc[kBlock] = {};
+    for (const NonZero<T>* e = begin; e != end; ++e) {
+      const T* row = from + e->index * stride + j;
+#pragma GCC unroll 8
+      for (int v = 0; v < kBlock; ++v) acc[v] += e->value * load(row + v * kLanes<T>);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kBlock; ++v)
+      store(to + j + v * kLanes<T>, load(to + j + v * kLanes<T>) + acc[v]);
+  }
+  for (; j < size; j += kLanes<T>) {
+    Vec<T> acc{};
+    for (const NonZero<T>* e = begin; e != end; ++e)
+      acc += e->value * load(from + e->index * stride + j);
+    store(to + j, load(to + j) + acc);
+  }
+}
+
 // The part of a unit that both passes share: rows, mask, slots, and the sum over predecessors.
 template <typename S>
 struct Tile {
@@ -99,10 +135,10 @@ struct Tile {
   const Sweep& a;
   const Program& program;
   int64_t d, rows, ld;
-  const int64_t* b_of;   // [rows]
-  const bool* mask;      // [N][rows] of this tile, or null
-  const bool* any;       // [N]: some row is not masked, or null
-  T* slots;              // [S][rows][ld]
+  const int64_t* b_of;  // [rows]
+  const bool* mask;     // [N][rows] of this tile, or null
+  const bool* any;      // [N]: some row is not masked, or null
+  T* slots;             // [S][rows][ld]
 
   int32_t node(int64_t i) const { return program.node[d * program.N + i]; }
   bool has_successors(int64_t i) const { return program.num_succ[d * program.N + i] != 0; }
@@ -117,7 +153,8 @@ struct Tile {
     return false;
   }
 
-  // to[rows][ld] = sum of the states of the predecessors of visit i. False, and zeros, if it has none.
+  // to[rows][ld] = sum of the states of the predecessors of visit i. False, and zeros, if it has
+  // none.
   bool gather(int64_t i, T* to) const {
     const int32_t* range = program.pred_ptr + d * (program.N + 1) + i;
     const int32_t* pred = program.pred_slot + range[0];

@@ -1,8 +1,9 @@
-// Vec<T>: one register of T, through the compiler's vector extension, so that one source serves every
-// instruction set. The register's width is the only thing that a capability decides; loads and stores of
-// part of a register are the only place where it needs its own instructions.
+// Vec<T>: one register of T, through the compiler's vector extension, so that one source serves
+// every instruction set. The register's width is the only thing that a capability decides; loads
+// and stores of part of a register are the only place where it needs its own instructions.
 //
-// This header is included once per capability, inside that capability's namespace (see capability.h).
+// This header is included once per capability, inside that capability's namespace (see
+// capability.h).
 
 constexpr int kVecBytes = STRNN_VEC_BYTES;
 
@@ -43,11 +44,26 @@ STRNN_INLINE Vec<T> splat(T x) {
   return Vec<T>{} + x;
 }
 
-template <typename T>
-STRNN_INLINE T lane_sum(Vec<T> v) {
-  T total = 0;
-  for (int i = 0; i < kLanes<T>; ++i) total += v[i];
-  return total;
+template <typename Q>
+STRNN_INLINE Q load_quad(const float* p) {
+  Q q;
+  __builtin_memcpy(&q, p, sizeof(q));
+  return q;
+}
+
+// The sum of a register's lanes.
+STRNN_INLINE float lane_sum(Vec<float> v) {
+  float part[kLanes<float>];
+  store(part, v);
+  typedef float Quad __attribute__((vector_size(16)));
+  Quad sum = load_quad<Quad>(part);
+  for (int i = 4; i < kLanes<float>; i += 4) sum += load_quad<Quad>(part + i);
+  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+STRNN_INLINE double lane_sum(Vec<double> v) {
+  double sum = 0;
+  for (int i = 0; i < kLanes<double>; ++i) sum += v[i];
+  return sum;
 }
 
 // Conversion of n <= kLanes stored values to and from a register; lanes past n read as zero.
@@ -92,7 +108,8 @@ STRNN_INLINE void store_partial<BFloat16, float>(BFloat16* p, int64_t n, Vec<flo
   // Round to nearest even in integer arithmetic; a NaN keeps its sign and becomes quiet.
   const __m512i bits = (__m512i)v;
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff)), 16);
+  const __m512i rounded = _mm512_srli_epi32(
+      _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff)), 16);
   const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
   const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
   const __m256i packed = _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, quiet));
@@ -121,18 +138,36 @@ STRNN_INLINE void store_partial<float, float>(float* p, int64_t n, Vec<float> v)
 }
 #endif
 
+// Whole registers of a storage type; plain loads and stores where storage is the computing type.
+
+template <typename S, typename T>
+STRNN_INLINE Vec<T> load_as(const S* p) {
+  if constexpr (std::is_same_v<S, T>)
+    return load<T>(p);
+  else
+    return load_partial<S, T>(p, kLanes<T>);
+}
+
+template <typename S, typename T>
+STRNN_INLINE void store_as(S* p, Vec<T> v) {
+  if constexpr (std::is_same_v<S, T>)
+    store<T>(p, v);
+  else
+    store_partial<S, T>(p, kLanes<T>, v);
+}
+
 // Rows: n stored values <-> a buffer of whole registers whose tail reads as zero.
 
 template <typename S, typename T>
 STRNN_INLINE void load_row(const S* from, int64_t n, T* to) {
   int64_t i = 0;
-  for (; i + kLanes<T> <= n; i += kLanes<T>) store<T>(to + i, load_partial<S, T>(from + i, kLanes<T>));
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store<T>(to + i, load_as<S, T>(from + i));
   if (i < n) store<T>(to + i, load_partial<S, T>(from + i, n - i));
 }
 
 template <typename S, typename T>
 STRNN_INLINE void store_row(const T* from, int64_t n, S* to) {
   int64_t i = 0;
-  for (; i + kLanes<T> <= n; i += kLanes<T>) store_partial<S, T>(to + i, kLanes<T>, load<T>(from + i));
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store_as<S, T>(to + i, load<T>(from + i));
   if (i < n) store_partial<S, T>(to + i, n - i, load<T>(from + i));
 }

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -71,12 +71,19 @@ BACKENDS = {
     )
 }
 
-_requested: ContextVar[str | None] = ContextVar("strnn_backend", default=None)
+
+class _Requested(threading.local):
+    """What use_backend asks for in this thread; unlike a ContextVar, dynamo can trace it."""
+
+    name = ""
+
+
+_requested = _Requested()
 _chosen: dict[tuple[str, torch.device, torch.dtype], Backend] = {}
 
 
 def backends() -> dict[str, str | None]:
-    """Every backend by name, with the reason why it cannot run on this machine, or None if it can."""
+    """Every backend by name, with why it cannot run on this machine, or None if it can."""
     return {name: BACKENDS[name].unavailable for name in ("reference", "cpu", "triton", "cuda")}
 
 
@@ -91,15 +98,15 @@ def use_backend(name: str) -> Iterator[None]:
         BackendError: there is no such backend, or it cannot run here.
     """
     _available(name)
-    token = _requested.set(name)
+    before, _requested.name = _requested.name, name
     try:
         yield
     finally:
-        _requested.reset(token)
+        _requested.name = before
 
 
 def _available(name: str) -> Backend:
-    backend = BACKENDS.get(name)
+    backend = BACKENDS.get(name) if isinstance(name, str) else None
     if backend is None:
         raise BackendError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
     if backend.unavailable:
@@ -116,10 +123,10 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> Backend:
         dtype: their dtype.
 
     Raises:
-        BackendError: none accepts; one line per backend says why. "reference" is never chosen unless
-            it is asked for, since it is much slower.
+        BackendError: none accepts; one line per backend says why. "reference" is never chosen
+            unless it is asked for, since it is much slower.
     """
-    name = _requested.get() or os.environ.get("STRNN_BACKEND", "")
+    name = _requested.name or os.environ.get("STRNN_BACKEND", "")
     backend = _chosen.get((name, device, dtype))
     return _choose(op, name, device, dtype) if backend is None else backend
 

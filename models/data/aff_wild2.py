@@ -1,0 +1,166 @@
+"""Aff-Wild2: a text file for each video, a line for each frame, some to be ignored.
+
+``<root>/VA_Set/Train_Set/<video>.txt`` (also VA_Estimation_Challenge and so on) and, for the
+frames, ``cropped_aligned/<video>/00001.jpg``: frame k belongs to the k-th line after the header.
+Frames in which no face was found are missing: that is how the data set is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from strnn_models.data.frames import list_frames
+from strnn_models.data.records import DataError, Records, first_folder, folder, number, text_lines
+from strnn_models.data.traces import Trace
+
+FOLDERS = {
+    "VA": ("VA_Set", "VA_Estimation_Challenge"),
+    "EXPR": ("EXPR_Set", "EXPR_Recognition_Challenge"),
+    "AU": ("AU_Set", "AU_Detection_Challenge"),
+}
+EXPRESSIONS = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Other")
+ACTION_UNITS = tuple(f"AU{n}" for n in (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26))
+#: annotation -> the value of a frame that nobody could annotate
+IGNORE = {"VA": -5, "EXPR": -1, "AU": -1}
+_HEADERS = {
+    "VA": (("valence", "arousal"),),
+    "EXPR": (EXPRESSIONS, EXPRESSIONS[:7]),
+    "AU": (ACTION_UNITS,),
+}
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One file.
+
+    `values`: (T, 2) float32 for VA, int64 (T,) for EXPR and (T, 12) for AU. `valid` is False at
+    frames to ignore. `header` has the names of the columns or of the classes.
+    """
+
+    name: str
+    kind: str
+    header: tuple[str, ...]
+    values: NDArray
+    valid: NDArray[np.bool_]
+
+
+def read_annotations(
+    root: Path | str, *, kind: str = "VA", part: str = "Train_Set", skip_bad: bool = False
+) -> Records[Annotation]:
+    """The annotation files of one part.
+
+    Args:
+        root: the folder that has VA_Set (or VA_Estimation_Challenge) and so on.
+        kind: "VA", "EXPR" or "AU".
+        part: "Train_Set" or "Validation_Set".
+        skip_bad: leave out what is damaged and list it in `.skipped`.
+
+    Raises:
+        DataError: a file is missing, damaged or of another kind.
+        ValueError: unknown kind.
+    """
+    if kind not in FOLDERS:
+        raise ValueError(f"read_annotations: kind must be VA, EXPR or AU, got {kind!r}")
+    place = folder(first_folder(root, *FOLDERS[kind]) / part)
+    found = Records[Annotation](skip_bad)
+    paths = sorted(place.glob("*.txt"))
+    if not paths:
+        raise DataError(place, None, "has no files *.txt")
+    for path in paths:
+        with found.guard():
+            found.append(read_file(path, kind))
+    return found
+
+
+def read_file(path: Path, kind: str) -> Annotation:
+    """One annotation file.
+
+    Raises:
+        DataError: the header is not that of the kind, or a line is damaged or out of range.
+    """
+    lines = text_lines(path)
+    header = tuple(word.strip() for word in lines[0].split(","))
+    if header not in _HEADERS[kind]:
+        reason = f"must be {','.join(_HEADERS[kind][0])} ({kind}), got {lines[0].strip()!r}"
+        raise DataError(path, "line 1", reason)
+    width = 1 if kind == "EXPR" else len(header)
+    rows = []
+    for n, line in enumerate(lines[1:], start=2):
+        cells = line.split(",")
+        if len(cells) != width:
+            raise DataError(path, f"line {n}", f"must have {width} values, got {len(cells)}")
+        row = [number(path, f"line {n}", cell) for cell in cells]
+        for value in row:
+            _check_range(path, n, value, kind, len(header))
+        rows.append(row)
+    if not rows:
+        raise DataError(path, None, "has a header but no frames")
+    values = np.array(rows)
+    valid = (values != IGNORE[kind]).all(axis=1)
+    if kind == "VA":
+        values = np.where(valid[:, None], values, 0).astype(np.float32)
+    else:
+        values = values.astype(np.int64)
+    return Annotation(path.stem, kind, header, values[:, 0] if kind == "EXPR" else values, valid)
+
+
+def read_aff_wild2(
+    root: Path | str,
+    *,
+    part: str = "Train_Set",
+    images: Path | str | None = None,
+    skip_bad: bool = False,
+) -> Records[Trace]:
+    """Valence and arousal of one part as traces, with the frames where there is a folder of images.
+
+    Args:
+        root: as in `read_annotations`.
+        part: as in `read_annotations`.
+        images: the folder cropped_aligned. None: no frames.
+        skip_bad: as in `read_annotations`; frames past the last line are skipped frame by frame,
+            the rest of that video is kept.
+
+    Raises:
+        DataError: as `read_annotations`; a video has no folder of frames, or frames past its last
+            line.
+    """
+    annotations = read_annotations(root, kind="VA", part=part, skip_bad=skip_bad)
+    traces = Records[Trace](skip_bad)
+    traces.skipped += annotations.skipped
+    for annotation in annotations:
+        trace = Trace(annotation.name, annotation.values, annotation.valid)
+        with traces.guard():
+            if images is not None:
+                trace = attach_frames(trace, Path(images) / annotation.name, traces)
+            traces.append(trace)
+    return traces
+
+
+def attach_frames(trace: Trace, place: Path, records: Records) -> Trace:
+    """The trace with the image of each step; steps without one are not valid."""
+    if not place.is_dir():
+        raise DataError(place, None, f"no folder of frames for {trace.name}")
+    frames: list[Path | None] = [None] * len(trace.values)
+    for path in list_frames(place):
+        with records.guard():
+            if not path.stem.isdigit() or not 1 <= int(path.stem) <= len(frames):
+                reason = f"no annotation: {trace.name} has frames 1 to {len(frames)}"
+                raise DataError(path, None, reason)
+            frames[int(path.stem) - 1] = path
+    valid = trace.valid & np.array([frame is not None for frame in frames])
+    return replace(trace, frames=tuple(frames), valid=valid)
+
+
+def _check_range(path: Path, line: int, value: float, kind: str, num_classes: int) -> None:
+    if value == IGNORE[kind]:
+        return
+    if kind == "VA":
+        good, expected = -1 <= value <= 1, "in -1..1 or -5"
+    else:
+        top = num_classes - 1 if kind == "EXPR" else 1
+        good, expected = value in range(top + 1), f"a whole number in 0..{top} or -1"
+    if not good:
+        raise DataError(path, f"line {line}", f"must be {expected}, got {value:g}")

@@ -1,0 +1,106 @@
+"""CK+ (Extended Cohn-Kanade): image sequences from neutral to peak, a label for some of them.
+
+``cohn-kanade-images/S005/001/S005_001_00000011.png`` and
+``Emotion/S005/001/S005_001_00000011_emotion.txt`` (also ``Emotion_labels``) with one number 0 to 7.
+A sequence without a label file has no label: that is how the data set is, not a fault.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from strnn_models.data.frames import Clip, list_frames
+from strnn_models.data.records import DataError, Records, first_folder, number, text_lines
+
+#: label in the files -> emotion
+EMOTIONS = ("neutral", "anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise")
+#: what the 327 labelled sequences show: no neutral among them
+CLASSES = EMOTIONS[1:]
+NUM_FOLDS = 10
+
+_LABEL_NAME = re.compile(r"(S\d{3}_\d{3}_\d{8})_emotion\.txt")
+
+
+def read_ck_plus(
+    root: Path | str, *, contempt: bool = True, skip_bad: bool = False
+) -> Records[Clip]:
+    """The labelled sequences by subject and sequence; labels are indices into `classes(contempt)`.
+
+    Folds follow `folds`, counted over the subjects that are returned.
+
+    Args:
+        root: the folder that has cohn-kanade-images and Emotion.
+        contempt: whether to keep the sequences of contempt (18 of 327).
+        skip_bad: leave out what is damaged and list it in `.skipped`.
+
+    Raises:
+        DataError: a file is missing, damaged or mislabelled; names it.
+    """
+    images = first_folder(root, "cohn-kanade-images")
+    emotions = first_folder(root, "Emotion", "Emotion_labels")
+    names = classes(contempt)
+    clips = Records[Clip](skip_bad)
+    for labels in sorted(emotions.glob("S*/*")):
+        if not labels.is_dir():
+            continue
+        with clips.guard():
+            files = sorted(labels.glob("*.txt"))
+            if not files:
+                continue
+            if len(files) > 1:
+                reason = f"must have one label, got {', '.join(file.name for file in files)}"
+                raise DataError(labels, None, reason)
+            emotion = _read_label(files[0])
+            if emotion not in names:
+                continue
+            clips.append(_read_clip(images, files[0], names.index(emotion)))
+    if not clips and not clips.skipped:
+        raise DataError(emotions, None, "has no label files S*/*/*_emotion.txt")
+    fold = folds([clip.subject for clip in clips])
+    clips[:] = [replace(clip, fold=fold[clip.subject]) for clip in clips]
+    return clips
+
+
+def classes(contempt: bool = True) -> tuple[str, ...]:
+    """Names of the classes, with or without contempt."""
+    return tuple(name for name in CLASSES if contempt or name != "contempt")
+
+
+def folds(subjects: list[str], num_folds: int = NUM_FOLDS) -> dict[str, int]:
+    """Subject -> fold 0 to 9: the subjects in ascending order, dealt out in turn.
+
+    For the 118 labelled subjects this is the public 10-fold list of 33, 39, 40, 35, 30, 37, 29, 29,
+    33 and 22 sequences.
+    """
+    return {subject: k % num_folds for k, subject in enumerate(sorted(set(subjects)))}
+
+
+def _read_label(path: Path) -> str:
+    match = _LABEL_NAME.fullmatch(path.name)
+    place = f"{path.parent.parent.name}_{path.parent.name}_"
+    if match is None or not match[1].startswith(place):
+        raise DataError(path, None, f"must be named {place}<8 digits>_emotion.txt")
+    lines = text_lines(path)
+    value = number(path, "line 1", lines[0])
+    if len(lines) > 1 or value != int(value) or not 1 <= value <= 7:
+        reason = f"must be one whole number from 1 to 7, got {' '.join(lines).strip()!r}"
+        raise DataError(path, "line 1", reason)
+    return EMOTIONS[int(value)]
+
+
+def _read_clip(images: Path, label_file: Path, label: int) -> Clip:
+    subject, sequence = label_file.parent.parent.name, label_file.parent.name
+    where = images / subject / sequence
+    if not where.is_dir():
+        raise DataError(where, None, f"no such folder, but {label_file.name} labels it")
+    frames = list_frames(where)
+    for frame in frames:
+        if not frame.name.startswith(f"{subject}_{sequence}_"):
+            raise DataError(frame, None, f"a frame of another sequence in {subject}/{sequence}")
+    peak = label_file.name.removesuffix("_emotion.txt")
+    if frames[-1].stem != peak:
+        reason = f"must end at the labelled peak {peak}, ends at {frames[-1].stem}"
+        raise DataError(where, None, reason)
+    return Clip(f"{subject}/{sequence}", subject, frames, label)

@@ -1,0 +1,316 @@
+"""Tasks from the files of the data sets, which their owners give on request; none is shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from strnn_models.data import afew, aff_wild2, ck_plus, seed, sewa
+from strnn_models.data.frames import ClipDataset
+from strnn_models.data.records import Records
+from strnn_models.data.splits import split
+from strnn_models.data.tasks import Task, register
+from strnn_models.data.traces import TraceWindows
+from strnn_models.data.windows import Windows, standardise
+from torch.utils.data import Dataset, Subset
+
+import strnn_kernels as sk
+
+
+def eeg_task(
+    name: str,
+    root: str,
+    *,
+    num_train: int,
+    feature: str = "de_LDS",
+    subjects: Sequence[int] | None = None,
+    sessions: Sequence[int] | None = None,
+    by: str = "front_back",
+    sample_length: int = 9,
+    stride: int = 1,
+    valid_trials: int = 0,
+    test_size: float = 0.25,
+    split_seed: int = 0,
+    allow_leakage: bool = False,
+    skip_bad: bool = False,
+) -> Task:
+    """Windows of SEED or SEED-IV trials.
+
+    Args:
+        name: "seed" or "seed_iv".
+        root: the folder of features.
+        num_train: trials at the front of each session to train on, with by="front_back".
+        feature: see `read_seed`.
+        subjects: None: all, pooled; the protocol of the papers is one at a time.
+        sessions: None: all.
+        by: "front_back", "trial", "subject" or "random" (see `split`).
+        sample_length: T.
+        stride: of the windows.
+        valid_trials: training trials of each session, the last ones, set apart for validation; with
+            front_back. 0: no validation, every epoch is trained, the last one counts.
+        test_size: see `split`.
+        split_seed: see `split`.
+        allow_leakage: see `split`.
+        skip_bad: see `read_seed`.
+    """
+    read = {"seed": seed.read_seed, "seed_iv": seed.read_seed_iv}[name]
+    trials = read(
+        Path(root), feature=feature, subjects=subjects, sessions=sessions, skip_bad=skip_bad
+    )
+    valid: Dataset | None = None
+    if by == "front_back":
+        front, back = seed.front_back(trials, num_train)
+        kept, held = seed.front_back(front, num_train - valid_trials)
+        kept, held, back = standardise(kept, held, back)
+        train, test = Windows(kept, sample_length, stride), Windows(back, sample_length, stride)
+        valid = Windows(held, sample_length, stride) if held else None
+    elif by == "random":
+        windows = Windows(standardise(trials)[0], sample_length, stride)
+        at = split(windows, by, test_size=test_size, seed=split_seed, allow_leakage=allow_leakage)
+        train, test = (Subset(windows, part.tolist()) for part in at)
+    else:
+        windows = Windows(trials, sample_length, stride)
+        at = split(windows, by, test_size=test_size, seed=split_seed)
+        parts = [[trials[k] for k in np.unique(windows.starts[part, 0])] for part in at]
+        train, test = (Windows(p, sample_length, stride) for p in standardise(*parts))
+    return Task(
+        name,
+        f"{name.upper().replace('_', '-')} {feature} features from {root}",
+        train,
+        valid,
+        test,
+        seed.CLASSES if name == "seed" else seed.CLASSES_IV,
+        channels=len(seed.BANDS),
+        sample_length=sample_length,
+        topology=sk.Topology.montage("seed-62"),
+        skipped=trials.skipped,
+    )
+
+
+register("seed")(partial(eeg_task, "seed", num_train=9))
+register("seed_iv")(partial(eeg_task, "seed_iv", num_train=16))
+
+
+@register("ck_plus")
+def ck_plus_task(
+    root: str,
+    fold: int = 0,
+    num_frames: int = 10,
+    size: int = 48,
+    grey: bool = True,
+    contempt: bool = True,
+    skip_bad: bool = False,
+) -> Task:
+    """CK+: one of the 10 subject-disjoint folds to test on, the next one to validate on.
+
+    Args:
+        root: see `read_ck_plus`.
+        fold: to test on, 0 to 9.
+        num_frames: the most frames of a clip.
+        size: rows and cols of a frame.
+        grey: one channel in place of three.
+        contempt: see `read_ck_plus`.
+        skip_bad: see `read_ck_plus`.
+    """
+    clips = ck_plus.read_ck_plus(root, contempt=contempt, skip_bad=skip_bad)
+    if not 0 <= fold < ck_plus.NUM_FOLDS:
+        raise ValueError(f"task ck_plus: fold must be in 0..9, got {fold}")
+    held = {fold: "test", (fold + 1) % ck_plus.NUM_FOLDS: "valid"}
+    parts: dict[str, list] = {"train": [], "valid": [], "test": []}
+    for clip in clips:
+        parts[held.get(clip.fold, "train")].append(clip)
+    names = ck_plus.classes(contempt)
+    return _clip_task(
+        "ck_plus", f"CK+ from {root}, fold {fold}", parts, names, clips, num_frames, size, grey
+    )
+
+
+@register("afew")
+def afew_task(
+    root: str,
+    order: str,
+    num_frames: int = 16,
+    size: int = 48,
+    grey: bool = True,
+    train: str = "train_afew",
+    test: str = "val_afew",
+    train_list: str | None = None,
+    test_list: str | None = None,
+    valid_size: float = 0.2,
+    split_seed: int = 0,
+    skip_bad: bool = False,
+) -> Task:
+    """AFEW: the official validation part to test on, a share of the training clips to validate on.
+
+    Args:
+        root: folder that has the two parts.
+        order: of the classes, see `read_afew`.
+        num_frames: the most frames of a clip.
+        size: rows and cols of a frame.
+        grey: one channel in place of three.
+        train: folder of the training part.
+        test: folder of the part to test on.
+        train_list: list of clips, see `read_afew`.
+        test_list: list of clips.
+        valid_size: share of the training clips.
+        split_seed: of the choice of them.
+        skip_bad: see `read_afew`.
+    """
+    options = {"order": order, "skip_bad": skip_bad}
+    clips = afew.read_afew(Path(root) / train, list_file=train_list, **options)
+    tests = afew.read_afew(Path(root) / test, list_file=test_list, **options)
+    chosen = np.random.default_rng(split_seed).permutation(len(clips))
+    num_valid = round(valid_size * len(clips))
+    parts = {
+        "train": [clips[k] for k in sorted(chosen[num_valid:])],
+        "valid": [clips[k] for k in sorted(chosen[:num_valid])],
+        "test": list(tests),
+    }
+    clips.skipped += tests.skipped
+    names = afew.label_order(order)
+    return _clip_task("afew", f"AFEW from {root}", parts, names, clips, num_frames, size, grey)
+
+
+@register("aff_wild2")
+def aff_wild2_task(
+    root: str,
+    images: str,
+    sample_length: int = 16,
+    stride: int = 8,
+    size: int = 48,
+    grey: bool = False,
+    valid_size: float = 0.1,
+    skip_bad: bool = False,
+) -> Task:
+    """Aff-Wild2 valence and arousal: official parts; the last training videos to validate on.
+
+    Args:
+        root: see `read_aff_wild2`.
+        images: folder of the cropped and aligned frames.
+        sample_length: T.
+        stride: of the windows.
+        size: rows and cols of a frame.
+        grey: one channel in place of three.
+        valid_size: share of the training videos.
+        skip_bad: see `read_aff_wild2`.
+    """
+    options = {"images": images, "skip_bad": skip_bad}
+    traces = aff_wild2.read_aff_wild2(root, part="Train_Set", **options)
+    tests = aff_wild2.read_aff_wild2(root, part="Validation_Set", **options)
+    num_valid = min(max(1, round(valid_size * len(traces))), len(traces) - 1)
+    cut = len(traces) - num_valid
+    parts = (traces[:cut], traces[cut:], tests)
+    train, valid, test = (
+        TraceWindows(part, sample_length, stride, (size, size), grey) for part in parts
+    )
+    return Task(
+        "aff_wild2",
+        f"Aff-Wild2 valence and arousal from {root}",
+        train,
+        valid if len(valid) else None,
+        test,
+        (),
+        channels=1 if grey else 3,
+        sample_length=sample_length,
+        size=(size, size),
+        skipped=traces.skipped + tests.skipped,
+    )
+
+
+@register("sewa")
+def sewa_task(
+    root: str,
+    images: str,
+    fps: float,
+    form: str = "raw",
+    annotation: str = "AV",
+    sample_length: int = 16,
+    stride: int = 8,
+    size: int = 48,
+    grey: bool = False,
+    valid_size: float = 0.1,
+    test_size: float = 0.2,
+    split_seed: int = 0,
+    skip_bad: bool = False,
+) -> Task:
+    """SEWA valence and arousal, with frames that were cut out of the videos before.
+
+    Args:
+        root: see `read_sewa` and `read_avec`.
+        images: a folder for each recording, frames 1, 2, .. as they follow in the video.
+        fps: frames per second of them.
+        form: "raw", videos parted at random; or "avec", its Train part, tested on its Devel part.
+        annotation: see `read_sewa`.
+        sample_length: T.
+        stride: of the windows.
+        size: rows and cols of a frame.
+        grey: one channel in place of three.
+        valid_size: share of the videos to validate on.
+        test_size: share of the videos to test on, with form="raw".
+        split_seed: of the choice.
+        skip_bad: see `read_sewa`.
+    """
+    if form not in ("raw", "avec"):
+        raise ValueError(f"task sewa: form must be raw or avec, got {form!r}")
+    if form == "raw":
+        records = [sewa.read_sewa(root, annotation=annotation, skip_bad=skip_bad)]
+    else:
+        records = [sewa.read_avec(root, part=p, skip_bad=skip_bad) for p in ("Train", "Devel")]
+    framed = [sewa.with_frames(part, images, fps) for part in records]
+    order = np.random.default_rng(split_seed).permutation(len(framed[0]))
+    num_test = round(test_size * len(order)) if form == "raw" else 0
+    cut = num_test + round(valid_size * len(order))
+    tests = [framed[0][k] for k in order[:num_test]] if form == "raw" else framed[1]
+    parts = (
+        [framed[0][k] for k in order[cut:]],
+        [framed[0][k] for k in order[num_test:cut]],
+        tests,
+    )
+    train, valid, test = (
+        TraceWindows(part, sample_length, stride, (size, size), grey) for part in parts
+    )
+    return Task(
+        "sewa",
+        f"SEWA valence and arousal ({form}) from {root}",
+        train,
+        valid if len(valid) else None,
+        test,
+        (),
+        channels=1 if grey else 3,
+        sample_length=sample_length,
+        size=(size, size),
+        skipped=[skip for part in framed for skip in part.skipped],
+    )
+
+
+def _clip_task(
+    name: str,
+    about: str,
+    parts: dict[str, list],
+    classes: tuple[str, ...],
+    records: Records,
+    num_frames: int,
+    size: int,
+    grey: bool,
+) -> Task:
+    train, valid, test = (
+        ClipDataset(parts[part], num_frames, (size, size), grey)
+        for part in ("train", "valid", "test")
+    )
+    for part, dataset in (("train", train), ("test", test)):
+        if not len(dataset):
+            raise ValueError(f"task {name}: no clips left for the {part} part")
+    return Task(
+        name,
+        about,
+        train,
+        valid if len(valid) else None,
+        test,
+        classes,
+        channels=1 if grey else 3,
+        sample_length=num_frames,
+        size=(size, size),
+        skipped=records.skipped,
+    )

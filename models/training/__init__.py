@@ -1,0 +1,1 @@
+"""The parts of `strnn-train`: configuration, models by name, objectives, checkpoints, processes."""

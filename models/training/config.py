@@ -1,0 +1,199 @@
+"""Configuration of a run: a dataclass, filled from a YAML file and from key=value arguments."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CHOICES = {
+    "optimizer": ("adam", "adamw", "sgd"),
+    "schedule": ("constant", "cosine"),
+    "sparsity": ("proximal", "penalty", "none"),
+    "select": ("best", "last"),
+    "amp": ("off", "bf16", "fp16"),
+}
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, of the wrong type or out of range; says which and where it was read."""
+
+
+@dataclass
+class Config:
+    """All settings of a run.
+
+    Attributes:
+        task: name of the task, see `strnn_models.data.tasks`.
+        task_options: its options, such as root.
+        model: name of the model, see `strnn_models.training.zoo`.
+        model_options: its options.
+        out: folder of the run: settings, logs, checkpoints, report.
+        seed: of the initial weights, the order of the items and dropout.
+        epochs: to train.
+        batch_size: items in a step, over all processes together.
+        optimizer: "adam", "adamw" or "sgd".
+        lr: learning rate.
+        momentum: of sgd.
+        weight_decay: of the optimizer.
+        schedule: of the learning rate: "constant", or "cosine" from lr to 0 over the epochs.
+        clip_norm: largest norm of the gradient; 0: no clipping.
+        sparsity: how L1 terms of a model act: "proximal" steps, which make exact zeros; a "penalty"
+            in the loss; or "none".
+        amp: mixed precision: "off", "bf16", or "fp16" with loss scaling.
+        select: weights that are tested: of the "best" epoch by validation, or of the "last", which
+            an L1 term has made sparsest.
+        patience: epochs without a better validation score before training stops; 0: never.
+        device: "auto", "cpu", "cuda" or "cuda:0" and so on.
+        workers: processes that load data; 0: none besides the training process.
+        deterministic: ask torch for deterministic algorithms.
+    """
+
+    task: str = "digits"
+    task_options: dict[str, Any] = field(default_factory=dict)
+    model: str = "strnn"
+    model_options: dict[str, Any] = field(default_factory=dict)
+    out: str = "out/run"
+    seed: int = 0
+    epochs: int = 20
+    batch_size: int = 32
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    clip_norm: float = 1.0
+    sparsity: str = "proximal"
+    amp: str = "off"
+    select: str = "best"
+    patience: int = 0
+    device: str = "auto"
+    workers: int = 0
+    deterministic: bool = True
+
+    def check(self) -> Config:
+        """Itself, if each setting is in its range.
+
+        Raises:
+            ConfigError: one is not.
+        """
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                known = ", ".join(choices)
+                raise ConfigError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "momentum", "weight_decay", "clip_norm", "patience", "workers"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        return self
+
+    def to_yaml(self) -> str:
+        """The settings as a file that `load` reads."""
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def load(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Settings from a file, then from key=value; `task_options.root=/data` reaches inside.
+
+    Args:
+        path: a YAML file. None: the defaults.
+        overrides: values are YAML too: lr=1e-3, task_options.subjects=[1,2].
+
+    Raises:
+        ConfigError: the file cannot be read, or a setting is not as it must be.
+    """
+    config = Config()
+    if path is not None:
+        for key, value in _read_yaml(Path(path)).items():
+            _set(config, str(key), value, str(path))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"an argument must be key=value, got {override!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{key}: not a YAML value: {text!r} ({_brief(error)})") from error
+        _set(config, key, value, "command line")
+    return config.check()
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """Names of settings that differ, save those that do not change what is computed."""
+    free = {"out", "patience", "device", "workers"}
+    if new.schedule == "constant":
+        free.add("epochs")
+    names = [f.name for f in fields(Config) if f.name not in free]
+    return [name for name in names if getattr(old, name) != getattr(new, name)]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {_brief(error)}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold settings key: value, got a {type(content).__name__}")
+    return content
+
+
+def _set(config: Config, key: str, value: Any, source: str) -> None:
+    kinds = typing.get_type_hints(Config)
+    name, dot, inner = key.partition(".")
+    if name not in kinds:
+        near = difflib.get_close_matches(name, kinds, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(kinds)}"
+        raise ConfigError(f"{source}: unknown setting {key!r}{hint}")
+    if dot:
+        if typing.get_origin(kinds[name]) is not dict or not inner or "." in inner:
+            raise ConfigError(f"{source}: {name!r} has no settings inside, got {key!r}")
+        getattr(config, name)[inner] = _number(value)
+    else:
+        setattr(config, name, _typed(name, value, kinds[name], source))
+
+
+def _typed(name: str, value: Any, kind: Any, source: str) -> Any:
+    if typing.get_origin(kind) is dict:
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {key: _number(inner) for key, inner in value.items()}
+        kind = dict
+    elif kind is float:
+        value = _number(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+    elif kind is str and isinstance(value, bool):
+        # YAML reads off and on as booleans.
+        value = "on" if value else "off"
+    if type(value) is not kind or isinstance(kind, types.UnionType):
+        raise ConfigError(f"{source}: {name} must be {kind.__name__}, got {value!r}")
+    return value
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes 1e-3, without a point, for text."""
+    if isinstance(value, str) and value[:1] in "+-.0123456789" and value[:1]:
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    return value
+
+
+def _brief(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or "not valid"
+    return f"line {mark.line + 1}: {problem}" if mark else problem

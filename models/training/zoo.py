@@ -1,0 +1,204 @@
+"""The models by name, each built to fit a task."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from strnn_models.data.tasks import Task
+from strnn_models.strnn import STRNN
+from torch import Tensor, nn
+
+import strnn_kernels as sk
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Decorator: makes a function from a task and options to a model known under a name."""
+
+    def add(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        _MODELS[name] = make
+        return make
+
+    return add
+
+
+def names() -> list[str]:
+    """The models there are."""
+    return sorted(_MODELS)
+
+
+def build(name: str, task: Task, **options: Any) -> nn.Module:
+    """The model of that name for the task.
+
+    Raises:
+        ValueError: there is no such model, it has no such option, or it does not fit the task.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"model must be one of {', '.join(names())}, got {name!r}")
+    make = _MODELS[name]
+    for option in options:
+        known = _options(name)
+        if option not in known:
+            near = difflib.get_close_matches(option, known, 1) or known
+            raise ValueError(f"model {name} has no option {option!r}; it has {', '.join(near)}")
+    return make(task, **options)
+
+
+class FramesSTRNN(nn.Module):
+    """STRNN on videos: each frame becomes a grid of patches, or of the features of a CNN.
+
+    Args:
+        task: of frames (channels, rows, cols).
+        patch: rows and cols of a patch; its pixels are the features of a cell.
+        widths: of the stages of a `FrameCNN` in place of patches, each of which halves the grid.
+        options: of `STRNN`.
+    """
+
+    def __init__(
+        self, task: Task, patch: int = 1, widths: Sequence[int] | None = None, **options: Any
+    ) -> None:
+        super().__init__()
+        step = patch if widths is None else 2 ** len(widths)
+        rows, cols = (extent // step for extent in task.size)
+        if widths is None and (task.size[0] % patch or task.size[1] % patch):
+            raise ValueError(f"model strnn: patch must divide {task.size}, got {patch}")
+        if widths is None:
+            self.cells, channels = nn.PixelUnshuffle(patch), task.channels * patch**2
+        else:
+            from strnn_models.backbone import FrameCNN
+
+            self.cells, channels = FrameCNN(task.channels, widths), widths[-1]
+        self.strnn = STRNN(
+            in_channels=channels,
+            num_classes=len(task.classes),
+            sample_length=task.sample_length,
+            topology=sk.Topology.grid(rows, cols),
+            **options,
+        )
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Class scores of clips (B, T, C, rows, cols)."""
+        return self.strnn(self.cells(x.flatten(0, 1)).unflatten(0, x.shape[:2]), lengths)
+
+    def penalty(self) -> Tensor:
+        """As `STRNN.penalty`."""
+        return self.strnn.penalty()
+
+    def proximal_step_(self, lr: float) -> None:
+        """As `STRNN.proximal_step_`."""
+        self.strnn.proximal_step_(lr)
+
+    def sparsity(self) -> dict[str, float]:
+        """As `STRNN.sparsity`."""
+        return self.strnn.sparsity()
+
+
+@register("strnn")
+def strnn(
+    task: Task, patch: int = 1, widths: Sequence[int] | None = None, **options: Any
+) -> nn.Module:
+    """STRNN; on frames with `FramesSTRNN`'s options patch and widths."""
+    _needs("strnn", task, "classes")
+    if task.topology is None:
+        return FramesSTRNN(task, patch, widths, **options)
+    return STRNN(
+        in_channels=task.channels,
+        num_classes=len(task.classes),
+        sample_length=task.sample_length,
+        topology=task.topology,
+        **options,
+    )
+
+
+@register("cnn_irnn")
+def cnn_irnn(task: Task, widths: Sequence[int] | None = None, **options: Any) -> nn.Module:
+    """CNN and IRNN for categories in video, `CNNIRNN`."""
+    from strnn_models.cnn_irnn import CNNIRNN
+
+    _needs("cnn_irnn", task, "classes", frames=True)
+    return CNNIRNN(len(task.classes), backbone=_backbone(task, widths), **options)
+
+
+@register("categorical_dimensional")
+def categorical_dimensional(
+    task: Task, widths: Sequence[int] | None = None, **options: Any
+) -> nn.Module:
+    """CNN and GRU with the head that the task has labels for, `CategoricalDimensional`."""
+    from strnn_models.categorical_dimensional import CategoricalDimensional
+
+    _needs("categorical_dimensional", task, task.kind, frames=True)
+    if task.kind == "classes":
+        options = {"mode": "categorical", "per": "clip"} | options
+    else:
+        options = {"mode": "dimensional"} | options
+    backbone = _backbone(task, widths)
+    return CategoricalDimensional(len(task.classes) or 7, backbone=backbone, **options)
+
+
+@register("attention_pooling")
+def attention_pooling(task: Task, widths: Sequence[int] | None = None, **options: Any) -> nn.Module:
+    """Spatial attention and temporal softmax, `AttentionPooling`."""
+    from strnn_models.attention_pooling import AttentionPooling
+
+    _needs("attention_pooling", task, "classes", frames=True)
+    return AttentionPooling(len(task.classes), backbone=_backbone(task, widths), **options)
+
+
+@register("cnn_lstm")
+def cnn_lstm(task: Task, widths: Sequence[int] | None = None, **options: Any) -> nn.Module:
+    """Valence and arousal by CNN and LSTM, `CNNLSTM`."""
+    from strnn_models.continuous import CNNLSTM
+
+    _needs("cnn_lstm", task, "traces", frames=True)
+    return CNNLSTM(backbone=_backbone(task, widths), **options)
+
+
+@register("inflated_cnn")
+def inflated_cnn(task: Task, widths: Sequence[int] | None = None, **options: Any) -> nn.Module:
+    """Valence and arousal by an inflated 3-D CNN, `InflatedCNN`."""
+    from strnn_models.continuous import InflatedCNN
+
+    _needs("inflated_cnn", task, "traces", frames=True)
+    return InflatedCNN(backbone=_backbone(task, widths), **options)
+
+
+def _backbone(task: Task, widths: Sequence[int] | None) -> nn.Module:
+    """A FrameCNN with a stage for each width; by default three, fewer if the frame is too small."""
+    from strnn_models.backbone import FrameCNN
+
+    if widths is None:
+        widths = [w for s, w in enumerate((32, 64, 128), start=1) if min(task.size) >= 2**s]
+    return FrameCNN(task.channels, widths)
+
+
+def _needs(name: str, task: Task, kind: str, frames: bool = False) -> None:
+    if task.kind != kind:
+        raise ValueError(f"model {name} predicts {kind}, the task {task.name} has {task.kind}")
+    if frames and task.size is None:
+        raise ValueError(f"model {name} takes frames, the task {task.name} has electrodes")
+
+
+# Builders hand their own options on to a class under this name.
+_CLASSES = {
+    "strnn": "strnn.STRNN",
+    "cnn_irnn": "cnn_irnn.CNNIRNN",
+    "categorical_dimensional": "categorical_dimensional.CategoricalDimensional",
+    "attention_pooling": "attention_pooling.AttentionPooling",
+    "cnn_lstm": "continuous.CNNLSTM",
+    "inflated_cnn": "continuous.InflatedCNN",
+}
+
+
+def _options(name: str) -> list[str]:
+    """Names of the options of a builder and of the class behind it."""
+    import importlib
+
+    module, _, cls = _CLASSES[name].partition(".")
+    behind = getattr(importlib.import_module(f"strnn_models.{module}"), cls)
+    names = [*inspect.signature(_MODELS[name]).parameters, *inspect.signature(behind).parameters]
+    fixed = ("task", "options", "backbone", "topology", "mask", "num_classes")
+    return sorted(set(names) - set(fixed))

@@ -1,0 +1,76 @@
+"""What is installed, what was compiled, what can run here, and why the rest cannot.
+
+Run as ``python -m strnn_kernels.info``.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from . import __version__
+from .backends import backends, native
+from .topology import PLANNER, PLANNER_REASON
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _gpus() -> str:
+    if not torch.cuda.is_available():
+        built = (
+            f"torch is built for CUDA {torch.version.cuda}"
+            if torch.version.cuda
+            else "torch is built without CUDA"
+        )
+        return f"none ({built})"
+    names = []
+    for i in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(i)
+        names.append(f"{torch.cuda.get_device_name(i)} (sm_{major}{minor})")
+    return ", ".join(names)
+
+
+def info() -> dict[str, dict[str, str]]:
+    """The report as sections of name -> text."""
+    planner = PLANNER if PLANNER_REASON is None else f"{PLANNER} ({PLANNER_REASON})"
+    return {
+        "versions": {
+            "strnn-kernels": __version__,
+            "torch": torch.__version__,
+            "triton": _version("triton"),
+            "numpy": _version("numpy"),
+            "python": platform.python_version(),
+        },
+        "machine": {
+            "cpu": platform.machine(),
+            "threads": str(torch.get_num_threads()),
+            "gpu": _gpus(),
+        },
+        "compiled": {
+            "topology planner": planner,
+            "cpu kernels": native.CPU_UNAVAILABLE or "baseline, avx2, avx512"
+            if platform.machine() in ("x86_64", "AMD64")
+            else native.CPU_UNAVAILABLE or "baseline",
+            "cpu instruction set in use": native.cpu_capability() or "none",
+        },
+        "backends": {name: reason or "available" for name, reason in backends().items()},
+    }
+
+
+def main() -> None:
+    """Prints the report."""
+    for section, rows in info().items():
+        print(section)
+        for name, text in rows.items():
+            print(f"  {name:<28}{text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -60,13 +60,13 @@ class Backend:
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-#: Every backend, the fastest first for each device: triton takes CPU tensors only to be tested.
+#: Every backend, the fastest first.
 BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("cuda", ("cuda",), _FLOATS, "not part of this version"),
-        Backend("cpu", ("cpu",), _FLOATS, native.CPU_UNAVAILABLE),
         Backend("triton", triton.DEVICES, triton.DTYPES, triton.UNAVAILABLE),
+        Backend("cpu", ("cpu",), _FLOATS, native.CPU_UNAVAILABLE),
         Backend("reference", None, None, None),
     )
 }

@@ -2,7 +2,7 @@
 
 Nothing here imports triton before an op runs. Under ``TRITON_INTERPRET=1`` (set before Python
 starts) the same kernels run in Triton's interpreter on the CPU, slowly, so that they can be tested
-anywhere.
+anywhere; CPU tensors then come here unless another backend is asked for.
 """
 
 from __future__ import annotations

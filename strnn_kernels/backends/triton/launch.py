@@ -24,8 +24,8 @@ _WIDE = {
     "float64": (32, 32, 8), "ieee": (64, 32, 8), "tf32": (128, 32, 4), "tf32x3": (128, 32, 8),
     "16 bit": (128, 64, 4),
 }  # fmt: skip
-#: Input width (padded) up to which u = w_ih x + bias is made in the sweep, not by a GEMM before it.
-_FUSED_INPUT = 64
+#: Padded C times padded H up to which u = w_ih x + bias is made in the sweep, not by a GEMM before.
+_FUSED_INPUT = {"float64": 0, "ieee": 2048, "tf32": 4096, "tf32x3": 2048, "16 bit": 4096}
 #: dW is summed inside the backward sweep up to this padded H, otherwise by its own kernel.
 _FUSED_WEIGHTS = {"float64": 16, "ieee": 32, "tf32": 64, "tf32x3": 32, "16 bit": 64}
 #: Elements of the projection's accumulators (K x rows x H) that a program can carry.
@@ -167,7 +167,7 @@ def weights_shape(H: int, dtype: torch.dtype) -> tuple[int, int, int]:
 
 def fuses_input(C: int, H: int, dtype: torch.dtype) -> bool:
     """Whether u is made inside the sweep."""
-    return padded(C) <= _FUSED_INPUT and padded(H) <= min(64, _NARROW[_operand(dtype)])
+    return padded(C) * padded(H) <= _FUSED_INPUT[_operand(dtype)]
 
 
 def fuses_weights(shape: Shape, dtype: torch.dtype) -> bool:

@@ -22,7 +22,8 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m strnn_models.demo --out out
 
 test: $(VENV)/.ready
-	STRNN_EXPECT_COMPILED=1 $(BIN)/python -m pytest
+	STRNN_EXPECT_COMPILED=1 $(BIN)/python -m pytest --ignore=tests/triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
 
 # Where nvcc is: the CUDA part compiled, linked, imported and inspected against a CUDA build of torch, without a GPU.
 CUDA_TORCH ?= torch==2.11.0

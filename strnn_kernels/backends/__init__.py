@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import native
+from . import native, triton
 
 
 class BackendError(RuntimeError):
@@ -65,7 +65,7 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("cuda", ("cuda",), _FLOATS, native.CUDA_UNAVAILABLE),
-        Backend("triton", ("cuda",), _FLOATS, "not part of this version"),
+        Backend("triton", triton.DEVICES, triton.DTYPES, triton.UNAVAILABLE),
         Backend("cpu", ("cpu",), _FLOATS, native.CPU_UNAVAILABLE),
         Backend("reference", None, None, None),
     )

@@ -1,0 +1,206 @@
+"""Launch configurations: an explicit table by (H bucket, dtype); nothing is autotuned.
+
+B, N and T choose at most between a few shapes of tile, and never enter a compiled kernel: a new
+batch size or length compiles nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+import triton.language as tl
+
+from . import IS_INTERPRETED
+
+#: Widest state (padded to a power of two) of which W stays in registers, by operand; beyond it the
+#: wide kernel. tests/triton/budget.json holds what these cost.
+_NARROW = {"float64": 16, "ieee": 64, "tf32": 128, "tf32x3": 64, "16 bit": 128}
+#: Columns made at once, states read at once, and warps, of the wide kernel.
+_WIDE = {
+    "float64": (32, 32, 8), "ieee": (64, 32, 8), "tf32": (128, 32, 4), "tf32x3": (128, 32, 8),
+    "16 bit": (128, 64, 4),
+}  # fmt: skip
+#: Padded C times padded H up to which u = w_ih x + bias is made in the sweep, not by a GEMM before.
+_FUSED_INPUT = {"float64": 0, "ieee": 2048, "tf32": 4096, "tf32x3": 2048, "16 bit": 4096}
+#: dW is summed inside the backward sweep up to this padded H, otherwise by its own kernel.
+_FUSED_WEIGHTS = {"float64": 16, "ieee": 32, "tf32": 64, "tf32x3": 32, "16 bit": 64}
+#: Elements of the projection's accumulators (K x rows x H) that a program can carry.
+_PROJECTION = 8192
+#: From this H there is one launch for each group, its columns spread over programs: one program
+#: would wait for all of W at every step.
+_STEPWISE = 512
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a sweep is cut.
+
+    Attributes:
+        is_wide: whether it takes the kernel for wide states.
+        is_stepwise: wide, one launch for each group.
+        block_j: visits in a tile.
+        block_r: rows of B in a tile.
+        block_h: H padded, or the columns of a wide state made at once.
+        block_k: H padded, or the columns of a wide state read at once.
+        num_warps: warps of a program.
+    """
+
+    is_wide: bool
+    is_stepwise: bool
+    block_j: int
+    block_r: int
+    block_h: int
+    block_k: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A sweep program on the device, with its sizes.
+
+    Attributes:
+        program: the table.
+        num_nodes: N.
+        num_groups: its groups.
+        num_slots: its slots.
+        num_edges: edges of all directions.
+        is_chain: on average at most one predecessor, so one is loaded at a time.
+        width: visits in a group, on average.
+    """
+
+    program: torch.Tensor
+    num_nodes: int
+    num_groups: int
+    num_slots: int
+    num_edges: int
+    is_chain: bool
+    width: float
+
+    @classmethod
+    def of(cls, program: torch.Tensor, num_groups: int, num_slots: int, N: int, D: int) -> Tables:
+        """The table and what its size tells."""
+        edges = (program.numel() - D * (3 * N + (num_groups + 1) + (N + 1))) // 2
+        return cls(program, N, num_groups, num_slots, edges, edges <= D * N, N / num_groups)
+
+
+def padded(n: int) -> int:
+    """The next power of two that a product takes, at least 16."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What sums are kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How products of float32 are made: exactly, unless the user allows TF32 for matrix products.
+
+    STRNN_TRITON_TF32=tf32x3 asks for three TF32 products (nearly exact) wherever TF32 is allowed.
+    """
+    if dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision != "tf32":
+        return "ieee"
+    return os.environ.get("STRNN_TRITON_TF32", "tf32")
+
+
+def types(dtype: torch.dtype) -> dict:
+    """The kernels' ACC, DOT and PRECISION."""
+    acc = tl.float64 if dtype == torch.float64 else tl.float32
+    dot = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(dtype, acc)
+    # The interpreter computes bfloat16 on its bits: there the operands stay as they were cast.
+    if IS_INTERPRETED and dot == tl.bfloat16:
+        dot = acc
+    return {"ACC": acc, "DOT": dot, "PRECISION": precision(dtype)}
+
+
+def options(num_warps: int, registers: int) -> dict:
+    """Options of a launch: warps, and the registers that a thread may take.
+
+    Left to itself the compiler makes room for more programs on a multiprocessor, and spills for it.
+    Multiply and add contract; later versions of Triton want to be told.
+    """
+    return {"num_warps": num_warps, "maxnreg": registers, "enable_fp_fusion": True}
+
+
+def _operand(dtype: torch.dtype) -> str:
+    if dtype == torch.float64:
+        return "float64"
+    return precision(dtype) if dtype == torch.float32 else "16 bit"
+
+
+def sweep_shape(
+    tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, device, *, has_gate: bool = False
+) -> Shape:
+    """The tile of a sweep.
+
+    Chains take one visit and 16 rows; graphs with independent visits take up to 32 (visit, row)
+    pairs, with as many rows as leave a program for each multiprocessor.
+    """
+    operand = _operand(dtype)
+    block_j, block_r = 1, 16
+    if tables.width >= 2:
+        block_j, block_r = 8, 4
+        while block_r > 1 and block_r * num_multiprocessors(device) > D * B:
+            block_j, block_r = 2 * block_j, block_r // 2
+    if padded(H) > _NARROW[operand]:
+        block_h, block_k, num_warps = _WIDE[operand]
+        block_h = min(block_h, padded(H))
+        return Shape(True, H >= _STEPWISE, block_j, block_r, block_h, block_k, num_warps)
+    # Exact products are made by every thread for itself: few threads would run out of registers.
+    most_for_four = 64
+    if operand == "ieee":
+        most_for_four = 32 if has_gate else 16
+    num_warps = 4 if padded(H) <= most_for_four else 8
+    return Shape(False, False, block_j, block_r, padded(H), padded(H), num_warps)
+
+
+def weights_shape(H: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """BLOCK_H, BLOCK_M and warps of the weight gradient's own kernel."""
+    widest = {"float64": 32, "ieee": 64}.get(_operand(dtype), 128)
+    block_h = min(padded(H), widest)
+    return block_h, 32, 4 if block_h < 64 else 8
+
+
+def fuses_input(C: int, H: int, dtype: torch.dtype) -> bool:
+    """Whether u is made inside the sweep."""
+    return padded(C) * padded(H) <= _FUSED_INPUT[_operand(dtype)]
+
+
+def fuses_weights(shape: Shape, dtype: torch.dtype) -> bool:
+    """Whether dW is summed inside the backward sweep."""
+    return not shape.is_wide and shape.block_h <= _FUSED_WEIGHTS[_operand(dtype)]
+
+
+def fuses_projection(shape: Shape, K: int) -> bool:
+    """Whether s = projection h is summed inside the sweep, so that h need not be kept."""
+    return not shape.is_wide and padded(K) * shape.block_r * shape.block_h <= _PROJECTION
+
+
+def with_projection(shape: Shape) -> Shape:
+    """The shape with no more warps than columns of the projection's sums.
+
+    More would add up a column together, through shared memory.
+    """
+    return replace(shape, num_warps=min(shape.num_warps, shape.block_r * shape.block_h // 32))
+
+
+@lru_cache
+def num_multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of the device; a small number for the interpreter."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def num_programs(device: torch.device) -> int:
+    """Programs of a launch whose programs loop over tiles: a few for each multiprocessor."""
+    return 4 * num_multiprocessors(device)
+
+
+def on(tensor: torch.Tensor):
+    """The tensor's device as the current one: a launch goes to its current stream."""
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()

@@ -1,0 +1,183 @@
+"""The ops sweep_fwd and sweep_bwd (schema.py) by the kernels of this folder.
+
+Forward: one launch, after a GEMM for u where the input is wide. Backward: the same kernel over the
+reversed program gives du and the partial sums of dW; dx, dw_ih and dbias are GEMMs and a sum of du.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from . import launch
+from .launch import Shape, Tables
+from .sparse_projection import projection_forward, projection_weight_gradient
+from .sweep_kernel import sweep_kernel
+from .sweep_weights import weight_gradient
+from .sweep_wide_kernel import sweep_wide_kernel
+from .tile import DERIVATIVE, FORWARD
+
+
+def run_sweep(
+    shape: Shape, tables: Tables, mode, *, w, state, out, x=None, w_ih=None, bias=None, mask=None,
+    h0=None, entry=None, projection=None, ds=None, gate=None, pre=None, s=None, has_dw=False,
+    activation=0, is_transposed=False, has_slots=False,
+):  # fmt: skip
+    """One sweep in a mode of tile.py; partial sums of dW, (programs, D, H, H), if wanted."""
+    B, num_states, D, H = out.shape
+    N, K = tables.num_nodes, 0 if projection is None else projection.shape[1]
+    tiles = triton.cdiv(B, shape.block_r)
+    options = {
+        "MODE": mode.value,
+        "ACTIVATION": activation,
+        "TRANSPOSED": is_transposed,
+        "BLOCK_J": shape.block_j,
+        "BLOCK_R": shape.block_r,
+        "BLOCK_H": shape.block_h,
+        **launch.types(w.dtype),
+    }
+    if shape.is_wide:
+        steps = range(tables.num_groups) if shape.is_stepwise else (0,)
+        stride = 1 if shape.is_stepwise else tables.num_groups
+        blocks = triton.cdiv(H, shape.block_h) if shape.is_stepwise else 1
+        for g in steps:
+            sweep_wide_kernel[tiles, D, blocks](
+                x, w, mask, h0, entry, projection, ds, gate, state, out, pre, tables.program,
+                B, N, D, H, K, tables.num_groups, tables.num_edges, g, g + stride,
+                BLOCK_K=shape.block_k, **options, **launch.options(shape.num_warps, 160),
+            )  # fmt: skip
+        return None
+    programs, dw = tiles, None
+    if has_dw:
+        programs = min(tiles, max(1, launch.num_programs(out.device) // D))
+        dw = out.new_empty((programs, D, H, H), dtype=launch.accumulator(w.dtype))
+    C = 1 if w_ih is None else w_ih.shape[2]
+    registers = 255 if has_dw or shape.num_warps < 8 else 168
+    sweep_kernel[programs, D](
+        x, w_ih, bias, w, mask, h0, entry, projection, ds, gate, state, out, pre, s, dw,
+        tables.program,
+        B, N, D, C, H, K, tables.num_groups, tables.num_edges, num_states,
+        SLOTS=has_slots, CARRY=shape.block_j == 1 and out is state,
+        UNROLL=1 if tables.is_chain else 3,
+        BLOCK_C=launch.padded(C), BLOCK_K=launch.padded(K) if s is not None else 1,
+        **options, **launch.options(shape.num_warps, registers),
+    )  # fmt: skip
+    return dw
+
+
+def sweep_fwd(
+    x, w_ih, bias, w_hh, mask, h0, entry, projection, program, _reversed, sizes, activation, keep_h
+):
+    """States h (B, N, D, H), and s (B, D, K, H); (0,) for what is not kept or not there."""
+    x, w_ih, bias, w_hh, mask, h0, entry, projection = _contiguous(
+        x, w_ih, bias, w_hh, mask, h0, entry, projection
+    )
+    (B, N), (D, H) = x.shape[:2], w_hh.shape[:2]
+    K = 0 if projection is None else projection.shape[1]
+    h, s = x.new_empty((B, N, D, H) if keep_h else (0,)), x.new_empty((B, D, K, H) if K else (0,))
+    if projection is not None and K == 0:
+        s = x.new_empty((B, D, 0, H))
+    if B == 0 or H == 0:
+        return h, s
+    with launch.on(x):
+        tables = Tables.of(program, sizes[0], sizes[1], N, D)
+        shape = launch.sweep_shape(tables, B, D, H, x.dtype, x.device)
+        if w_ih is not None and (
+            shape.is_wide or not launch.fuses_input(w_ih.shape[2], H, x.dtype)
+        ):
+            x, w_ih, bias = _input(x, w_ih, bias), None, None
+        is_fused = K > 0 and launch.fuses_projection(shape, K)
+        if is_fused:
+            shape = launch.with_projection(shape)
+        states, has_slots = h, False
+        if not keep_h:
+            has_slots = is_fused
+            states = x.new_empty((B, tables.num_slots if is_fused else N, D, H))
+        run_sweep(
+            shape, tables, FORWARD, w=w_hh, state=states, out=states, x=x, w_ih=w_ih, bias=bias,
+            mask=mask, h0=h0, entry=entry, projection=projection if is_fused else None,
+            s=s if is_fused else None, activation=activation, has_slots=has_slots,
+        )  # fmt: skip
+        if K and not is_fused:
+            projection_forward(states, projection, s)
+    return h, s
+
+
+def sweep_bwd(
+    dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection, program, sizes, activation, need_dx
+):
+    """Gradients dx, dw_ih, dbias, dw_hh, dh0, dprojection; (0,) for what is not there."""
+    dh, ds, x, h, w_ih, w_hh, mask, h0, entry, projection = _contiguous(
+        dh, ds, x, h, w_ih, w_hh, mask, h0, entry, projection
+    )
+    B, N, D, H = h.shape
+    nothing = x.new_empty((0,))
+    if B == 0 or H == 0:
+        zeros = [
+            nothing if t is None else torch.zeros_like(t)
+            for t in (w_ih, bias, w_hh, h0, projection)
+        ]
+        return torch.zeros_like(x) if need_dx else nothing, *zeros
+    with launch.on(x):
+        tables = Tables.of(program, sizes[2], sizes[3], N, D)
+        shape = launch.sweep_shape(tables, B, D, H, x.dtype, x.device)
+        du = torch.empty_like(h)
+        has_dw = launch.fuses_weights(shape, x.dtype)
+        partial = run_sweep(
+            shape, tables, DERIVATIVE, w=w_hh, state=du, out=du, x=dh, mask=mask,
+            projection=projection if ds is not None else None, ds=ds, gate=h, has_dw=has_dw,
+            activation=activation, is_transposed=True,
+        )  # fmt: skip
+        if partial is None:
+            partial = weight_gradient(du, h, tables)
+        dw_hh = partial.sum(0)
+        dh0 = nothing
+        if h0 is not None:
+            entered = _entered(du, entry, tables).to(dw_hh.dtype)
+            dh0 = (
+                torch.bmm(entered.transpose(0, 1), w_hh.to(dw_hh.dtype)).transpose(0, 1).to(x.dtype)
+            )
+            dw_hh += torch.einsum("bdi,bdj->dij", entered, h0.to(dw_hh.dtype))
+        dx = dw_ih = dbias = dprojection = nothing
+        if w_ih is None:
+            dx = du if need_dx else nothing
+        else:
+            C, flat = w_ih.shape[2], du.view(B * N, D * H)
+            # A masked x may hold anything, a NaN too.
+            known = x if mask is None else torch.where(mask[..., None], x, 0)
+            dw_ih = (flat.t() @ known.reshape(B * N, C)).view(D, H, C)
+            if need_dx:
+                dx = (flat @ w_ih.view(D * H, C)).view(B, N, C)
+        if bias is not None:
+            dbias = flat.sum(0, dtype=dw_hh.dtype).view(D, H).to(x.dtype)
+        if projection is not None:
+            has_ds = ds is not None and projection.numel()
+            dprojection = (
+                projection_weight_gradient(ds, h) if has_ds else torch.zeros_like(projection)
+            )
+        return dx, dw_ih, dbias, dw_hh.to(x.dtype), dh0.contiguous(), dprojection
+
+
+def _contiguous(*tensors):
+    return [None if t is None else t.contiguous() for t in tensors]
+
+
+def _input(x, w_ih, bias):
+    """Pre-activations u = w_ih x + bias, (B, N, D, H), one GEMM."""
+    (B, N, C), (D, H, _) = x.shape, w_ih.shape
+    rows, columns = x.view(B * N, C), w_ih.view(D * H, C).t()
+    u = rows @ columns if bias is None else torch.addmm(bias.view(D * H), rows, columns)
+    return u.view(B, N, D, H)
+
+
+def _entered(du, entry, tables):
+    """Sum of du over the nodes where h0 entered, (B, D, H); no size depends on data."""
+    B, N, D, H = du.shape
+    if entry is not None:
+        at = entry.clamp(0, N - 1).long()[:, None, :, None].expand(B, 1, D, H)
+        return torch.where((entry >= 0)[..., None], du.gather(1, at)[:, 0], 0)
+    # The reversed program counts as successors what the forward had as predecessors.
+    node, num_succ = tables.program[: D * N].view(D, N), tables.program[2 * D * N :][: D * N]
+    is_source = (num_succ.view(D, N) == 0).to(du.dtype)
+    of_node = torch.zeros_like(is_source).scatter_(1, node.long(), is_source)
+    return torch.einsum("bndh,dn->bdh", du, of_node)

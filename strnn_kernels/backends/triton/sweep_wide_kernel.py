@@ -1,0 +1,99 @@
+"""The sweep for states too wide to stay in registers: any H.
+
+The equations, programs and chunks of sweep_kernel.py; here W is read block by block (it stays in
+L2), and so are the predecessors' states. A program computes the column blocks program_id(2),
+program_id(2) + num_programs(2), .. of its rows.
+
+Two ways to run it, by launch.py: all groups in one launch, all column blocks in one program, a
+barrier between groups; or, where W is so large that one program could only wait for it, one launch
+for each group, the column blocks spread over programs and the launches themselves as the barrier.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tile import FORWARD, add_h0, add_projected, finish, load_keep, load_rows
+
+_SIZES = ["B", "N", "K", "num_groups", "num_edges", "num_states", "first_group", "last_group"]
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def sweep_wide_kernel(
+    x_ptr,  # (B, N, D, H) u; None: zero
+    w_ptr,  # (D, H, H)
+    mask_ptr,  # (B, N) or None
+    h0_ptr,  # (B, D, H) or None
+    entry_ptr,  # (B, D) or None
+    projection_ptr,  # (D, K, N) or None
+    ds_ptr,  # (B, D, K, H) or None
+    gate_ptr,  # (B, N, D, H): h or gate, by MODE
+    state_ptr,  # (B, N, D, H): where predecessors' states are read
+    out_ptr,  # (B, N, D, H)
+    pre_ptr,  # (B, N, D, H) or None: a
+    program_ptr,  # the sweep program
+    B, N, D, H, K, num_groups, num_edges, first_group, last_group,
+    MODE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_H: tl.constexpr,  # columns made at once
+    BLOCK_K: tl.constexpr,  # columns of the predecessors' states read at once
+    ACC: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """See the head of the file."""
+    d = tl.program_id(1)
+    m = tl.arange(0, BLOCK_J * BLOCK_R)
+    b = (tl.program_id(0) * BLOCK_R + m % BLOCK_R).to(tl.int64)
+    in_block = tl.arange(0, BLOCK_H)
+    node_ptr = program_ptr + d * N
+    group_ptr = program_ptr + 3 * D * N + d * (num_groups + 1)
+    pred_ptr = program_ptr + 3 * D * N + D * (num_groups + 1) + d * (N + 1)
+    edge_ptr = program_ptr + 3 * D * N + D * (num_groups + 1) + D * (N + 1) + num_edges
+    w_ptr += d.to(tl.int64) * H * H
+
+    for g in range(first_group, last_group):
+        end = tl.load(group_ptr + g + 1)
+        for i0 in range(tl.load(group_ptr + g), end, BLOCK_J):
+            i = i0 + m // BLOCK_R
+            is_live = (b < B) & (i < end)
+            n = tl.load(node_ptr + i, mask=i < end, other=0)
+            first = tl.load(pred_ptr + i, mask=i < end, other=0)
+            count = tl.load(pred_ptr + i + 1, mask=i < end, other=0) - first
+            row = b * N + n
+            keep = load_keep(mask_ptr, row, is_live)
+            most = tl.max(count, 0)
+            for block in range(tl.program_id(2), tl.cdiv(H, BLOCK_H), tl.num_programs(2)):
+                col = block * BLOCK_H + in_block
+                a = load_rows(x_ptr, row * D + d, H, col, is_live, ACC)
+                a = add_projected(a, ds_ptr, projection_ptr, b, n, is_live, d, N, D, H, K, col, ACC)
+                for k0 in range(0, H, BLOCK_K):
+                    k = k0 + tl.arange(0, BLOCK_K)
+                    total = tl.zeros([BLOCK_J * BLOCK_R, BLOCK_K], ACC)
+                    for p in range(most):
+                        has = is_live & (p < count)
+                        at = tl.load(edge_ptr + first + p, mask=has, other=0)
+                        total += load_rows(state_ptr, (b * N + at) * D + d, H, k, has, ACC)
+                    total = add_h0(total, h0_ptr, entry_ptr, b, n, count, is_live, d, D, H, k, ACC)
+                    if TRANSPOSED:
+                        w_at = k[:, None] * H + col[None, :]
+                    else:
+                        w_at = col[None, :] * H + k[:, None]
+                    in_w = (k < H)[:, None] & (col < H)[None, :]
+                    w = tl.load(w_ptr + w_at, mask=in_w, other=0.0).to(ACC).to(DOT)
+                    a = tl.dot(total.to(DOT), w, a, input_precision=PRECISION, out_dtype=ACC)
+                if MODE == FORWARD:
+                    gate = a
+                else:
+                    gate = load_rows(gate_ptr, row * D + d, H, col, is_live, ACC)
+                y = finish(a, gate, keep, MODE, ACTIVATION)
+                at = (row * D + d)[:, None] * H + col[None, :]
+                is_stored = is_live[:, None] & (col < H)[None, :]
+                tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=is_stored)
+                if pre_ptr is not None:
+                    tl.store(pre_ptr + at, a.to(pre_ptr.dtype.element_ty), mask=is_stored)
+        tl.debug_barrier()

@@ -1,0 +1,300 @@
+"""Compiles every kernel variant ahead of time, with no GPU, and counts what each one uses.
+
+The variants are what the ops launch: each call below runs on tensors without data, with the kernels
+replaced by recorders, and every launch recorded is compiled as it stands. Run as
+``python aot.py 80 90 100`` (prints JSON) or ``python aot.py --write`` (rewrites budget.json).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import triton
+import triton.backends.nvidia
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from strnn_kernels.backends.triton import (
+    gated_sweep,
+    launch,
+    sparse_projection,
+    sweep,
+    sweep_weights,
+)
+from strnn_kernels.topology import Topology
+
+ARCHITECTURES = (80, 90, 100)
+#: Counts of a variant that may not grow.
+COUNTS = ("registers", "stack", "spills", "shared")
+BUDGET = Path(__file__).with_name("budget.json")
+#: Bytes of shared memory that a program may ask for.
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+KERNELS = (
+    (sweep, "sweep_kernel"),
+    (sweep, "sweep_wide_kernel"),
+    (sweep_weights, "sweep_weights_kernel"),
+    (sparse_projection, "project_kernel"),
+    (sparse_projection, "project_weights_kernel"),
+)
+_OPTIONS = ("num_warps", "maxnreg", "enable_fp_fusion")
+_TYPES = {
+    torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
+    torch.int32: "*i32", torch.bool: "*i1",
+}  # fmt: skip
+
+
+@dataclass
+class Recorder:
+    """Stands in for a kernel and keeps its launches."""
+
+    kernel: Callable
+    launches: list
+
+    def __getitem__(self, grid):
+        """The kernel with a grid, ready to be called."""
+        return lambda *args, **options: self.launches.append((self.kernel, args, options))
+
+
+@contextmanager
+def recorded(launches: list) -> Iterator[None]:
+    """Inside, launches go to the list; the device has the multiprocessors of an H200."""
+    kept = [(module, name, getattr(module, name)) for module, name in KERNELS]
+    count = launch.num_multiprocessors
+    launch.num_multiprocessors = lambda device: 132
+    for module, name, kernel in kept:
+        setattr(module, name, Recorder(kernel, launches))
+    try:
+        yield
+    finally:
+        launch.num_multiprocessors = count
+        for module, name, kernel in kept:
+            setattr(module, name, kernel)
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A tensor without data."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def call(
+    op: str, topology: Topology, B: int, H: int, dtype: torch.dtype, *, C: int = 0, K: int = 0,
+    keep_h: bool = True, has_mask: bool = False, has_ds: bool = False,
+) -> None:  # fmt: skip
+    """One raw op of the schema on tensors without data."""
+    N, D = topology.num_nodes, topology.num_directions
+    forth, back = topology.program("levels"), topology.reversed().program("levels")
+    program = empty(forth.table("cpu").numel(), dtype=torch.int32)
+    sizes = [forth.num_groups, forth.num_slots, back.num_groups, back.num_slots]
+    t = partial(empty, dtype=dtype)
+    states, w = t(B, N, D, H), t(D, H, H)
+    x, w_ih, bias = (t(B, N, C), t(D, H, C), t(D, H)) if C else (states, None, None)
+    mask = empty(B, N, dtype=torch.bool) if has_mask else None
+    projection = t(D, K, N) if K else None
+    tensors = (w_ih, bias, w, mask, None, None, projection)
+    ds = t(B, D, K, H) if has_ds else None
+    dh = None if has_ds else states
+    calls = {
+        "sweep_fwd": lambda: sweep.sweep_fwd(x, *tensors, program, program, sizes, 2, keep_h),
+        "sweep_bwd": lambda: sweep.sweep_bwd(dh, ds, x, states, *tensors, program, sizes, 2, True),
+        "gated_sweep_fwd": lambda: gated_sweep.gated_sweep_fwd(
+            states, states, w, program, program, sizes
+        ),
+        "gated_sweep_bwd": lambda: gated_sweep.gated_sweep_bwd(
+            states, states, states, states, w, program, program, sizes
+        ),
+        "sparse_projection_fwd": lambda: sparse_projection.sparse_projection_fwd(
+            states, projection
+        ),
+        "sparse_projection_bwd": lambda: sparse_projection.sparse_projection_bwd(
+            t(B, D, K, H), states, projection
+        ),
+    }
+    calls[op]()
+
+
+def variants() -> Iterator[tuple[str, Callable, str]]:
+    """Name, call, and setting of torch.backends.cuda.matmul.fp32_precision."""
+    cap, image = Topology.montage("seed-62"), Topology.grid(32, 32)
+    chain = Topology.chain(512)
+    f32, f64, bf16, f16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+    fwd, bwd = partial(call, "sweep_fwd"), partial(call, "sweep_bwd")
+    exact = {
+        "seed fwd K": partial(fwd, cap, 288, 30, f32, C=5, K=10, keep_h=False),
+        "seed bwd K mask": partial(bwd, cap, 288, 30, f32, C=5, K=10, has_ds=True, has_mask=True),
+        "seed fwd K bf16": partial(fwd, cap, 288, 30, bf16, C=5, K=10, keep_h=False),
+        "seed fwd f16": partial(fwd, cap, 288, 30, f16, C=5),
+        "seed bwd bf16": partial(bwd, cap, 288, 30, bf16, C=5),
+        "seed bwd f64": partial(bwd, cap, 288, 30, f64),
+        "image 64 fwd": partial(fwd, image, 16, 64, f32, C=64),
+        "image 64 bwd": partial(bwd, image, 16, 64, f32, C=64),
+        "image 64 fwd bf16": partial(fwd, image, 16, 64, bf16, C=64),
+        "image 64 bwd bf16": partial(bwd, image, 16, 64, bf16, C=64),
+        "image 128 fwd bf16": partial(fwd, image, 64, 128, bf16, C=128),
+        "image 128 bwd bf16": partial(bwd, image, 64, 128, bf16, C=128),
+        "chain 30 fwd mask": partial(fwd, chain, 32, 30, f32, C=30, has_mask=True),
+        "chain 30 bwd mask": partial(bwd, chain, 32, 30, f32, C=30, has_mask=True),
+        "chain 64 fwd": partial(fwd, chain, 32, 64, f32, C=64),
+        "chain 128 fwd": partial(fwd, chain, 64, 128, f32, C=128),
+        "chain 128 bwd": partial(bwd, chain, 64, 128, f32, C=128),
+        "chain 128 fwd bf16": partial(fwd, chain, 64, 128, bf16, C=128),
+        "chain 128 bwd bf16": partial(bwd, chain, 64, 128, bf16, C=128),
+        "chain 256 bwd bf16": partial(bwd, chain, 64, 256, bf16, C=128),
+        "gated 30 bwd": partial(call, "gated_sweep_bwd", cap, 288, 30, f32),
+        "projection bwd bf16": partial(call, "sparse_projection_bwd", cap, 288, 30, bf16, K=10),
+    }
+    for name, make in exact.items():
+        yield name, make, "ieee"
+    yield "chain 128 fwd tf32", partial(fwd, chain, 64, 128, f32, C=128), "tf32"
+    yield "seed fwd tf32x3", partial(fwd, cap, 288, 30, f32, C=5), "tf32x3"
+
+
+def launches_of(make: Callable, precision: str) -> list:
+    """What a call launches, each once."""
+    found: list = []
+    torch.backends.cuda.matmul.fp32_precision = "ieee" if precision == "ieee" else "tf32"
+    os.environ["STRNN_TRITON_TF32"] = precision
+    with recorded(found):
+        make()
+    seen: dict[str, tuple] = {}
+    for kernel, args, options in found:
+        signature, constants, attributes = specialise(kernel, args, options)
+        text = repr((kernel.__name__, signature, constants, attributes))
+        seen.setdefault(text, (kernel, signature, constants, attributes, options))
+    return list(seen.values())
+
+
+def kernels_for_sizes() -> str:
+    """How many kernels several batch sizes and lengths of a chain need, forward and backward."""
+    counts = []
+    for op in ("sweep_fwd", "sweep_bwd"):
+        texts = set()
+        for T, B in ((1, 1), (2, 16), (7, 5), (64, 160)):
+            make = partial(call, op, Topology.chain(T), B, 30, torch.float32, C=30, has_mask=True)
+            texts |= {repr(launched[1:4]) for launched in launches_of(make, "ieee")}
+        counts.append(str(len(texts)))
+    return " ".join(counts)
+
+
+def specialise(kernel, args, options):
+    """Types, constants and known divisors, as Triton's own launcher derives them."""
+    names = kernel.arg_names
+    values = dict(zip(names, args, strict=False))
+    values |= {name: value for name, value in options.items() if name in names}
+    signature, constants, attributes = {}, {}, {}
+    for index, (name, parameter) in enumerate(zip(names, kernel.params, strict=True)):
+        value = values[name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = _TYPES[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif parameter.is_constexpr or value is None or (
+            value == 1 and not parameter.do_not_specialize
+        ):  # fmt: skip
+            signature[name], constants[(index,)] = "constexpr", value
+        else:
+            signature[name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def measure(kernel, signature, constants, attributes, options, architecture: int) -> dict:
+    """Compiles one launch and reads its resources from the binary."""
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget("cuda", architecture, 32),
+        options={name: options[name] for name in _OPTIONS if name in options},
+    )
+    tool = Path(triton.backends.nvidia.__file__).with_name("bin") / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+
+        def dump(option: str) -> str:
+            command = [str(tool), option, file.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        usage = re.search(r"REG:(\d+) STACK:(\d+)", dump("--dump-resource-usage"))
+        sass = dump("-sass")
+    return {
+        "registers": int(usage[1]),
+        "stack": int(usage[2]),
+        "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
+        "shared": compiled.metadata.shared,
+        "warps": options["num_warps"],
+        "instructions": len(re.findall(r"/\*[0-9a-f]{4,}\*/ ", sass)),
+        "tensor_core": bool(re.search(r"\b(?:HMMA|DMMA|HGMMA|UTC\w*MMA)\b", sass)),
+    }
+
+
+def table(architectures: tuple[int, ...] = ARCHITECTURES) -> dict:
+    """{variant: {architecture: resources}}."""
+    found: dict[str, dict] = {}
+    for name, make, precision in variants():
+        count: dict[str, int] = {}
+        for launched in launches_of(make, precision):
+            kernel = launched[0].__name__.removesuffix("_kernel")
+            count[kernel] = count.get(kernel, 0) + 1
+            key = f"{name}: {kernel}" + (f" {count[kernel]}" if count[kernel] > 1 else "")
+            found[key] = {str(a): measure(*launched, a) for a in architectures}
+    return found
+
+
+def violations(found: dict, budget: dict) -> list[str]:
+    """What breaks a rule or exceeds the budget of this version of Triton (empty: none known)."""
+    wrong = []
+    for name, by_architecture in found.items():
+        for architecture, counts in by_architecture.items():
+            at = f"{name}, sm_{architecture}"
+            if counts["spills"] or counts["stack"]:
+                wrong.append(f"{at}: spills {counts['spills']}, stack {counts['stack']}")
+            if counts["shared"] > SHARED_LIMIT[int(architecture)]:
+                wrong.append(f"{at}: {counts['shared']} bytes of shared memory")
+            # Exact float32 must not go through tensor cores, all else must; for float64 the
+            # compiler chooses by architecture.
+            is_exact = not any(word in name for word in ("f16", "tf32"))
+            if counts["tensor_core"] == is_exact and "f64" not in name:
+                wrong.append(f"{at}: tensor cores {'used' if is_exact else 'not used'}")
+            allowed = budget.get(name, {}).get(architecture)
+            if budget and allowed is None:
+                wrong.append(f"{at}: has no budget")
+            for count in COUNTS if allowed else ():
+                if counts[count] > allowed[count]:
+                    wrong.append(f"{at}: {count} {counts[count]}, at most {allowed[count]}")
+    return wrong
+
+
+def main(arguments: list[str]) -> None:
+    """See the head of the file."""
+    if "--write" in arguments:
+        known = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+        known[triton.__version__] = table()
+        BUDGET.write_text(as_lines(known))
+    else:
+        print(json.dumps(table(tuple(map(int, arguments)) or ARCHITECTURES)))
+
+
+def as_lines(versions: dict) -> str:
+    """JSON with one line for each kernel and architecture."""
+    blocks = []
+    for version, variants_of in sorted(versions.items()):
+        rows = []
+        for name, by_architecture in variants_of.items():
+            lines = [f'   "{a}": {json.dumps(counts)}' for a, counts in by_architecture.items()]
+            rows.append(f'  "{name}": {{\n' + ",\n".join(lines) + "\n  }")
+        blocks.append(f' "{version}": {{\n' + ",\n".join(rows) + "\n }")
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,46 @@
+"""The Triton backend runs on a GPU where there is one, otherwise in Triton's interpreter.
+
+The interpreter has to be asked for before the package is imported, so on a machine without a GPU
+these tests want a pytest of their own: ``pytest tests/triton``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+if not torch.cuda.is_available() and "strnn_kernels" not in sys.modules and find_spec("triton"):
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import strnn_kernels as sk
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the backend takes its tensors."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def triton_backend():
+    """All ops run on the backend, unwritten memory holds NaN."""
+    reason = sk.backends()["triton"]
+    if reason:
+        pytest.skip(f"backend triton: {reason}; run `pytest tests/triton` by itself")
+    with sk.use_backend("triton"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _nan_filled_memory():
+    was = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(was[0], warn_only=was[1])

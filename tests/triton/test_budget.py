@@ -1,0 +1,73 @@
+"""Every kernel compiles for every architecture, within its budget."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("aot.py")
+ROOT = SCRIPT.parents[2]
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture(scope="module")
+def aot():
+    """The script as a module, for its rules."""
+    spec = importlib.util.spec_from_file_location("aot", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["aot"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(arguments: list[str]) -> str:
+    """Of Python without the interpreter: with it on, nothing can be compiled."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    paths = [str(ROOT), str(SCRIPT.parent), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def budget(aot) -> dict:
+    """Of the installed Triton; empty for a version that was never measured."""
+    return json.loads(aot.BUDGET.read_text()).get(aot.triton.__version__, {})
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_within_budget(architecture: int, aot) -> None:
+    found = json.loads(run([str(SCRIPT), str(architecture)]))
+    assert found
+    assert not aot.violations(found, budget(aot)), "rewrite with `python aot.py --write` if meant"
+
+
+def test_more_than_the_budget_fails(aot) -> None:
+    found = budget(aot)
+    if not found:
+        pytest.skip(f"no budget for triton {aot.triton.__version__}")
+    assert not aot.violations(found, found)
+    name = next(name for name in found if "bf16" in name)
+    for count in aot.COUNTS:
+        worse = copy.deepcopy(found)
+        worse[name]["90"][count] += 1
+        assert aot.violations(worse, found), count
+    worse = copy.deepcopy(found)
+    worse[name]["90"]["tensor_core"] = False
+    assert aot.violations(worse, found)
+    assert aot.violations({"a new kernel": found[name]}, found)
+
+
+def test_sizes_compile_nothing() -> None:
+    """B, N and T are arguments that the compiler does not look at: the same kernel for all."""
+    assert run(["-c", "import aot; print(aot.kernels_for_sizes())"]).split() == ["1", "1"]

@@ -1,0 +1,171 @@
+"""Every case of the shared table, forward and backward, and whatever else the ops promise."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import strnn_kernels as sk
+from strnn_kernels.testing import CONFORMANCE, Case, Expected, find
+from strnn_kernels.topology import Topology
+
+pytestmark = pytest.mark.usefixtures("triton_backend")
+
+#: Smooth, so that rounding to 16 bits cannot move a state across the kink of a ReLU.
+OTHER_DTYPES = (
+    ("diamond", torch.bfloat16),
+    ("chain-tanh-h0", torch.bfloat16),
+    ("chain-wide", torch.bfloat16),
+    ("gated-diamond", torch.bfloat16),
+    ("project", torch.bfloat16),
+    ("line-3x5", torch.float16),
+    ("chain-lengths-k", torch.float16),
+    ("sweep-diamond", torch.float16),
+    ("gated-chain", torch.float16),
+    ("sweep-mask-h0", torch.float64),
+    ("gated-diamond", torch.float64),
+    ("project", torch.float64),
+)
+
+
+def check(case: Case, device: torch.device) -> None:
+    """Output and gradients, and the output where no gradient is wanted."""
+    inputs = case.inputs()
+    expected = Expected.of(case, inputs)
+    there = {name: value.to(device) for name, value in inputs.items()}
+    expected.check(case.results(sk, there), "triton")
+    with torch.no_grad():
+        expected.check({"output": case.run(sk, there)}, "triton, no gradient")
+
+
+@pytest.mark.parametrize("case", CONFORMANCE, ids=str)
+def test_equals_reference(case: Case, device: torch.device) -> None:
+    check(case, device)
+
+
+@pytest.mark.parametrize(("name", "dtype"), OTHER_DTYPES)
+def test_other_dtypes(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    check(dataclasses.replace(find(name), dtype=dtype), device)
+
+
+def test_any_backward_finishes_any_forward(device: torch.device) -> None:
+    """Raw ops: what either backend leaves, the other takes."""
+    if sk.backends()["cpu"]:
+        pytest.skip(f"backend cpu: {sk.backends()['cpu']}")
+    cpu, triton = torch.ops.strnn_cpu, torch.ops.strnn_triton
+    topology = Topology.grid(3, 4)
+    (B, N, D), (C, H, K) = (5, 12, 4), (3, 17, 2)
+    torch.manual_seed(0)
+    x, w_ih, bias = torch.randn(B, N, C), torch.randn(D, H, C), torch.randn(D, H)
+    w_hh, projection = torch.randn(D, H, H) / (3 * H**0.5), torch.randn(D, K, N)
+    mask, h0 = torch.rand(B, N) < 0.8, torch.randn(B, D, H)
+    forth, back = topology.program("levels"), topology.reversed().program("levels")
+    sizes = [forth.num_groups, forth.num_slots, back.num_groups, back.num_slots]
+    tensors = (w_ih, bias, w_hh, mask, h0, None, projection)
+    there = [None if t is None else t.to(device) for t in tensors]
+
+    def forward(ops, where, x, tensors):
+        return ops.sweep_fwd(x, *tensors, forth.table(where), back.table(where), sizes, 2, True)
+
+    h, s = forward(cpu, "cpu", x, tensors)
+    h_there, s_there = forward(triton, device, x.to(device), there)
+    torch.testing.assert_close(h_there.cpu(), h, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(s_there.cpu(), s, atol=1e-5, rtol=1e-5)
+    dh, ds = torch.randn_like(h), torch.randn_like(s)
+    a = cpu.sweep_bwd(
+        dh, ds, x, h_there.cpu(), *tensors, back.table("cpu"), sizes, 2, True
+    )  # fmt: skip
+    given = [t.to(device) for t in (dh, ds, x, h)]
+    b = triton.sweep_bwd(*given, *there, back.table(device), sizes, 2, True)
+    for ours, theirs in zip(b, a, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_masked_values_are_never_looked_at(device: torch.device) -> None:
+    topology, make = Topology.grid(3, 3), torch.Generator().manual_seed(0)
+    B, N, D, C, H = 3, 9, 4, 4, 6
+    mask = torch.rand(B, N, generator=make) < 0.6
+    x = torch.randn(B, N, C, generator=make)
+    x[~mask] = torch.nan
+    leaves = [
+        t.to(device).requires_grad_()
+        for t in (x, torch.randn(D, H, C, generator=make), torch.randn(D, H, H, generator=make) / 8)
+    ]
+    h = sk.spatial_rnn(*leaves, None, topology, mask=mask.to(device))
+    assert (h[~mask.to(device)] == 0).all()
+    gradients = torch.autograd.grad(h, leaves, torch.ones_like(h))
+    assert all(g.isfinite().all() for g in gradients)
+    assert (gradients[0][~mask.to(device)] == 0).all()
+
+
+def test_inputs_of_any_strides_and_empty_batches(device: torch.device) -> None:
+    topology = Topology.chain(4)
+    u = torch.randn(5, 2, 4, 3, device=device).permute(3, 2, 1, 0)
+    w = torch.randn(2, 5, 5, device=device).transpose(1, 2)
+    found = sk.sweep(u, w, topology)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, sk.sweep(u.contiguous(), w.contiguous(), topology))
+    empty = u[:0].detach().requires_grad_()
+    weight = w.contiguous().requires_grad_()
+    y = sk.sweep(empty, weight, topology)
+    y.sum().backward()
+    assert y.shape == (0, 4, 2, 5) and (weight.grad == 0).all()
+
+
+def test_second_derivative(device: torch.device) -> None:
+    topology = Topology.chain(3)
+    make = torch.Generator().manual_seed(1)
+    u = torch.randn(2, 3, 2, 3, generator=make).to(device).requires_grad_()
+    w = torch.randn(2, 3, 3, generator=make).to(device).requires_grad_()
+
+    def slope_of_slope(module):
+        h = module.sweep(u, w, topology, activation="tanh")
+        du, dw = torch.autograd.grad(h.square().sum(), (u, w), create_graph=True)
+        return torch.autograd.grad(du.square().sum() + dw.square().sum(), (u, w))
+
+    for ours, theirs in zip(slope_of_slope(sk), slope_of_slope(sk.reference), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_same_call_same_bits(device: torch.device) -> None:
+    case = find("corner-mask")
+    inputs = {name: value.to(device) for name, value in case.inputs().items()}
+    first, second = case.results(sk, inputs), case.results(sk, inputs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_opaque_to_the_compiler(device: torch.device) -> None:
+    """One op in the graph, forward and backward."""
+    topology = Topology.chain(3)
+    tables = [t.program("levels").table(device) for t in (topology, topology.reversed())]
+    g, gate = (torch.randn(2, 3, 2, 4, device=device, requires_grad=True) for _ in range(2))
+    w = torch.randn(2, 4, 4, device=device, requires_grad=True)
+
+    def call(g, gate, w):
+        y = torch.ops.strnn_triton.gated_sweep_fwd(g, gate, w, *tables, [3, 1, 3, 1])
+        return y * 2
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    ours, theirs = compiled(g, gate, w), call(g, gate, w)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours.sum(), (g, gate, w)),
+        torch.autograd.grad(theirs.sum(), (g, gate, w)),
+    )
+
+
+def test_opcheck(device: torch.device) -> None:
+    topology = Topology.chain(3)
+    program = topology.program("levels")
+    table, back = program.table(device), topology.reversed().program("levels").table(device)
+    sizes = [program.num_groups, program.num_slots] * 2
+    g, gate, w = (
+        torch.randn(*shape, device=device, requires_grad=True)
+        for shape in ((2, 3, 2, 4), (2, 3, 2, 4), (2, 4, 4))
+    )
+    ops = torch.ops.strnn_triton
+    torch.library.opcheck(ops.gated_sweep_fwd.default, (g, gate, w, table, back, sizes))
+    h, weight = torch.randn(2, 3, 2, 4, device=device), torch.randn(2, 2, 3, device=device)
+    torch.library.opcheck(ops.sparse_projection_fwd.default, (h, weight))

@@ -1,0 +1,115 @@
+"""Each shape of kernel by force, at sizes around the widths of its blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import strnn_kernels as sk
+from strnn_kernels.testing import Case, Expected
+from strnn_kernels.topology import Topology
+
+launch = pytest.importorskip("strnn_kernels.backends.triton.launch", exc_type=ImportError)
+pytestmark = pytest.mark.usefixtures("triton_backend")
+
+GRAPHS = {
+    "corner": lambda: Topology.grid(2, 3),
+    "chain": lambda: Topology.chain(4),
+    "many": lambda: Topology.dag([[[], [0], [0], [0, 1, 2], [0, 1, 2, 3], [3, 0, 1, 2, 4]]]),
+}
+
+
+def narrow(block_j: int, block_r: int, H: int) -> object:
+    """The kernel that keeps W on chip."""
+    return launch.Shape(False, False, block_j, block_r, launch.padded(H), launch.padded(H), 4)
+
+
+def wide(block_j: int, block_r: int, is_stepwise: bool) -> object:
+    """The kernel that does not, with blocks smaller than the states."""
+    return launch.Shape(True, is_stepwise, block_j, block_r, 32, 32, 4)
+
+
+SHAPES = {
+    "one visit": lambda H: narrow(1, 16, H),
+    "8 x 4": lambda H: narrow(8, 4, H),
+    "16 x 2": lambda H: narrow(16, 2, H),
+    "32 x 1": lambda H: narrow(32, 1, H),
+    "wide": lambda H: wide(8, 4, False),
+    "wide, a launch for each group": lambda H: wide(16, 1, True),
+}
+
+
+def check(case: Case, device: torch.device) -> None:
+    inputs = case.inputs()
+    expected = Expected.of(case, inputs)
+    there = {name: value.to(device) for name, value in inputs.items()}
+    expected.check(case.results(sk, there))
+    with torch.no_grad():
+        expected.check({"output": case.run(sk, there)})
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shape(shape: str, graph: str, device: torch.device, monkeypatch) -> None:
+    H = 30 if graph == "corner" else 33
+    monkeypatch.setattr(launch, "sweep_shape", lambda *_, **__: SHAPES[shape](H))
+    check(
+        Case(
+            f"{graph}, {shape}", "sweep", GRAPHS[graph], B=5, H=H, activation="tanh",
+            has_h0=True, has_mask=True,
+        ),
+        device,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("H", [1, 64, 100])
+def test_width(H: int, device: torch.device) -> None:
+    check(Case(f"H = {H}", "sweep", GRAPHS["chain"], B=2, H=H, activation="sigmoid"), device)
+
+
+@pytest.mark.parametrize("shape", ["one visit", "8 x 4", "wide"])
+def test_projection_in_the_sweep(shape: str, device: torch.device, monkeypatch) -> None:
+    """Fused where it fits: with slots, several tiles and a ragged last one."""
+    monkeypatch.setattr(launch, "sweep_shape", lambda *_, **__: SHAPES[shape](6))
+    check(
+        Case(
+            "K", "spatial_rnn", GRAPHS["corner"], B=18, C=3, H=6, K=3, activation="tanh",
+            density=0.5,
+        ),
+        device,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["fuses_input", "fuses_projection", "fuses_weights"])
+def test_nothing_depends_on_a_fusion(name: str, device: torch.device, monkeypatch) -> None:
+    monkeypatch.setattr(launch, name, lambda *_: False)
+    check(
+        Case(
+            name, "spatial_rnn", GRAPHS["corner"], B=3, C=3, H=6, K=3, activation="tanh",
+            has_mask=True,
+        ),
+        device,
+    )  # fmt: skip
+
+
+def test_a_program_takes_several_tiles(device: torch.device, monkeypatch) -> None:
+    monkeypatch.setattr(launch, "num_programs", lambda device: 4)
+    check(
+        Case("tiles", "spatial_rnn", GRAPHS["corner"], B=9, C=3, H=6, K=2, activation="tanh"),
+        device,
+    )
+    check(Case("rows", "gated_sweep", GRAPHS["corner"], B=9, H=6), device)
+
+
+def test_tf32_only_if_the_user_allows_it(monkeypatch) -> None:
+    was = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        assert launch.precision(torch.float32) == "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert launch.precision(torch.float32) == "tf32"
+        monkeypatch.setenv("STRNN_TRITON_TF32", "tf32x3")
+        assert launch.precision(torch.float32) == "tf32x3"
+        assert launch.precision(torch.bfloat16) == "ieee"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = was

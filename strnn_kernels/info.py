@@ -55,6 +55,8 @@ def _cuda_plan() -> str:
 
 def info() -> dict[str, dict[str, str]]:
     """The report as sections of name -> text."""
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    kernels = "baseline, avx2, avx512" if is_x86 else "baseline"
     planner = PLANNER if PLANNER_REASON is None else f"{PLANNER} ({PLANNER_REASON})"
     return {
         "versions": {
@@ -71,9 +73,7 @@ def info() -> dict[str, dict[str, str]]:
         },
         "compiled": {
             "topology planner": planner,
-            "cpu kernels": native.CPU_UNAVAILABLE or "baseline, avx2, avx512"
-            if platform.machine() in ("x86_64", "AMD64")
-            else native.CPU_UNAVAILABLE or "baseline",
+            "cpu kernels": native.CPU_UNAVAILABLE or kernels,
             "cpu instruction set in use": native.cpu_capability() or "none",
             "cuda plan, SEED size": _cuda_plan(),
             "cuda kernels": native.cuda_architectures() or native.CUDA_UNAVAILABLE or "none",

@@ -261,7 +261,7 @@ def one_step(threads, dtype=torch.float32, B=32):
     smooth = {"activation": "tanh", "dtype": dtype, "B": B}  # the oracle is not asked for kinks
     case = Case("cap", "spatial_rnn", lambda: CAP, C=5, H=30, K=10, has_mask=True, **smooth)
     time = Case(
-        "t", "temporal_rnn", lambda: sk.Topology.chain(15), C=30, H=40, has_lengths=True, **smooth
+        "t", "temporal_rnn", lambda: sk.Topology.chain(45), C=30, H=64, has_lengths=True, **smooth
     )
     results = case.results(sk, case.inputs())
     with torch.no_grad():

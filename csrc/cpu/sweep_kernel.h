@@ -26,8 +26,9 @@ constexpr int64_t kCacheBytes = 256 * 1024;
 constexpr int64_t kGoodRows = kMaxTileRows;
 constexpr int64_t kMaxChunkRows = 256;
 constexpr int64_t kMaxRows = 16;
-// Below this many operations a second thread costs more than it brings.
-constexpr double kFlopsPerThread = 1.0e6;
+// Below this many operations for each, a second thread costs more than it brings: opening a
+// parallel region takes tens of microseconds, a thread does this much in about 100.
+constexpr double kFlopsPerThread = 8.0e6;
 
 template <typename T>
 constexpr int64_t round_up(int64_t n) {

@@ -125,6 +125,19 @@ def test_a_grid_of_many_chunks():
 
 
 @each_dtype
+@pytest.mark.parametrize("C, K, has_h0", [(5, 0, True), (5, 3, False), (0, 0, False)])
+def test_sequences_that_end_in_different_chunks(C, K, has_h0, dtype):
+    """Rows past their end leave the products chunk by chunk, and still have zeros for a state."""
+    chain = lambda: sk.Topology.chain(75)  # noqa: E731
+    options = {"B": 19, "H": 18, "activation": "tanh"}
+    if C:
+        options |= {"C": C, "K": K, "has_h0": has_h0, "has_lengths": True}
+        check(Case("ends", "temporal_rnn", chain, **options), dtype)
+    else:
+        check(Case("holes", "sweep", chain, has_mask=True, **options), dtype)
+
+
+@each_dtype
 @pytest.mark.parametrize("name", ["spatial_rnn", "temporal_rnn", "sweep", "gated_sweep"])
 def test_empty_batch(name, dtype):
     """Gradients of parameters are zero, not memory left over."""

@@ -96,7 +96,8 @@ class SweepBackwardKernel {
 
   struct Buffers {
     T *slots, *x, *dx, *h, *du, *sum, *h0, *dh0, *ds;
-    bool *mask, *any;
+    bool* mask;
+    int32_t* active;
     Buffers(const SweepBackwardKernel& kernel, Scratch& scratch) {
       const SweepBackward& a = kernel.a_;
       const int64_t rows = kernel.tiling_.rows, chunk_rows = rows * kernel.tiling_.chunk,
@@ -111,7 +112,7 @@ class SweepBackwardKernel {
       dh0 = scratch.take<T>(a.h0 ? rows * ld : 0);
       ds = scratch.take<T>(a.ds ? a.K * rows * ld : 0);
       mask = scratch.take<bool>(a.mask ? a.N * rows : 0);
-      any = scratch.take<bool>(a.mask ? a.N : 0);
+      active = scratch.take<int32_t>(a.mask ? a.N : 0);
     }
   };
 
@@ -142,10 +143,10 @@ class SweepBackwardKernel {
                        ld_,
                        row_of_ + first,
                        a_.mask ? buffers.mask : nullptr,
-                       a_.mask ? buffers.any : nullptr,
+                       a_.mask ? buffers.active : nullptr,
                        buffers.slots};
     const Gradients mine = gradients(worker, d);
-    if (a_.mask) load_mask(a_, tile.b_of, rows, buffers.mask, buffers.any);
+    if (a_.mask) load_mask(a_, tile.b_of, rows, buffers.mask, buffers.active);
     if (a_.h0) {
       for (int64_t r = 0; r < rows; ++r)
         load_row<S, T>(static_cast<const S*>(a_.h0) + (tile.b_of[r] * a_.D + d) * H, H,
@@ -161,56 +162,56 @@ class SweepBackwardKernel {
     int64_t g = 0;
     for (int64_t begin = 0; begin < N; begin += tiling_.chunk) {
       const int64_t end = std::min(N, begin + tiling_.chunk);
-      if (!tile.any_active(begin, end)) {
-        skip(tile, begin, end, buffers);
-        continue;
-      }
-      load_outputs(tile, begin, end, buffers);
+      const int64_t m = tile.active_rows(begin, end);
+      skip(tile, begin, end, m);
+      if (m == 0) continue;
+      load_outputs(tile, begin, end, m, buffers);
       for (int64_t i = begin; i < end;) {
         while (tile.group(g + 1) <= i) ++g;
         const int64_t stop = std::min<int64_t>(end, tile.group(g + 1));
-        const int64_t row = (i - begin) * rows;
-        add_recurrent(tile, i, stop, row, buffers);
+        const int64_t row = (i - begin) * m;
+        add_recurrent(tile, i, stop, m, row, buffers);
         if (a_.gate)
-          finish<kGated>(tile, i, stop, row, buffers);
+          finish<kGated>(tile, i, stop, m, row, buffers);
         else
           with_activation(a_.activation, [&](auto act) {
-            finish<decltype(act)::value>(tile, i, stop, row, buffers);
+            finish<decltype(act)::value>(tile, i, stop, m, row, buffers);
           });
         i = stop;
       }
-      add_gradients(tile, begin, end, mine, buffers);
+      add_gradients(tile, begin, end, m, mine, buffers);
     }
     if (a_.h0) finish_h0(tile, mine, buffers);
   }
 
   // h, and dh + G^T ds, of the chunk's nodes.
-  void load_outputs(const Tile<S>& tile, int64_t begin, int64_t end, const Buffers& buffers) {
+  void load_outputs(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m,
+                    const Buffers& buffers) {
     const S *h = static_cast<const S*>(a_.h), *dh = static_cast<const S*>(a_.dh);
-    const int64_t size = tile.rows * ld_;
     for (int64_t i = begin, row = 0; i < end; ++i) {
-      for (int64_t r = 0; r < tile.rows; ++r, ++row) {
+      for (int64_t r = 0; r < m; ++r, ++row) {
         const int64_t at = ((tile.b_of[r] * a_.N + tile.node(i)) * a_.D + tile.d) * a_.H;
         load_row<S, T>(h + at, a_.H, buffers.h + row * ld_);
         if (dh) load_row<S, T>(dh + at, a_.H, buffers.du + row * ld_);
       }
-      T* du = buffers.du + (row - tile.rows) * ld_;
-      if (!dh) std::fill(du, du + size, T(0));
+      T* du = buffers.du + (row - m) * ld_;
+      if (!dh) std::fill(du, du + m * ld_, T(0));
       if (!a_.ds) continue;
       const int64_t* range = nonzero_ptr_ + tile.d * a_.N + i;
-      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], size, buffers.ds, size, du);
+      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], m * ld_, buffers.ds, tile.rows * ld_,
+                 du);
     }
   }
 
   // du += (sum of successors' du) W; the sums stay for dW.
-  void add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, int64_t row,
+  void add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, int64_t row,
                      const Buffers& buffers) {
     bool some = false;
     for (int64_t i = begin; i < end; ++i)
-      some |= tile.gather(i, buffers.sum + (row + (i - begin) * tile.rows) * ld_);
-    if (!some || !tile.any_active(begin, end)) return;
+      some |= tile.gather(i, m, buffers.sum + (row + (i - begin) * m) * ld_);
+    if (!some) return;
     T* du = buffers.du + row * ld_;
-    gemm((end - begin) * tile.rows, num_vecs_,
+    gemm(tile.product_rows(begin, end, m), num_vecs_,
          Gemm<T>{a_.H, buffers.sum + row * ld_, ld_, 1,
                  packed_w_ + tile.d * packed_size<T>(a_.H, a_.H), kPanel<T>, a_.H * kPanel<T>, du,
                  ld_, du, ld_});
@@ -221,13 +222,13 @@ class SweepBackwardKernel {
   // du = mask * act'(h) * (what reached the state), in place and to the slot; with a gate, du =
   // gate * (what reached it) and dgate = pre * (what reached it).
   template <int kActivation>
-  void finish(const Tile<S>& tile, int64_t begin, int64_t end, int64_t row,
+  void finish(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, int64_t row,
               const Buffers& buffers) {
     S* output = a_.C ? nullptr : static_cast<S*>(a_.dx);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = tile.node(i);
       T* slot = tile.has_successors(i) ? tile.slot(i) : nullptr;
-      for (int64_t r = 0; r < tile.rows; ++r, ++row) {
+      for (int64_t r = 0; r < m; ++r, ++row) {
         T* du = buffers.du + row * ld_;
         const T* h = buffers.h + row * ld_;
         const int64_t at = ((tile.b_of[r] * a_.N + n) * a_.D + tile.d) * a_.H;
@@ -247,40 +248,40 @@ class SweepBackwardKernel {
         }
         if (output) store_row<S, T>(du, a_.H, output + at);
       }
-      tile.for_entering_rows(n, !slot, [&](int64_t r) {
-        const T* du = buffers.du + (row - tile.rows + r) * ld_;
+      tile.for_entering_rows(n, !slot, m, [&](int64_t r) {
+        const T* du = buffers.du + (row - m + r) * ld_;
         for (int64_t j = r * ld_, v = 0; v < num_vecs_; ++v, j += kLanes<T>)
           store(buffers.dh0 + j, load(buffers.dh0 + j) + load(du + v * kLanes<T>));
       });
     }
   }
 
-  // A chunk that every row masks: zeros to the slots and the outputs.
-  void skip(const Tile<S>& tile, int64_t begin, int64_t end, const Buffers& buffers) {
-    const int64_t size = tile.rows * ld_;
-    std::fill(buffers.du, buffers.du + size, T(0));
-    std::fill(buffers.dx, buffers.dx + (has_dx_sum_ ? tile.rows * ldc_ : 0), T(0));
-    for (int64_t i = begin; i < end; ++i) {
-      if (tile.has_successors(i)) std::fill(tile.slot(i), tile.slot(i) + size, T(0));
-      if (!a_.C && a_.dx)
-        for (int64_t r = 0; r < tile.rows; ++r)
-          store_row<S, T>(buffers.du, a_.H,
-                          static_cast<S*>(a_.dx) +
-                              ((tile.b_of[r] * a_.N + tile.node(i)) * a_.D + tile.d) * a_.H);
-      if (has_dx_sum_) add_dx(tile, i, i + 1, buffers);
-    }
+  // The rows from m on, which the chunk masks: zeros to the slots and the outputs.
+  void skip(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m) {
+    tile.clear_slots(begin, end, m);
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t r = m; r < tile.rows; ++r) {
+        const int64_t at = tile.b_of[r] * a_.N + tile.node(i);
+        if (a_.C == 0 && a_.dx) {
+          S* dx = static_cast<S*>(a_.dx) + (at * a_.D + tile.d) * a_.H;
+          std::fill(dx, dx + a_.H, S{});
+        } else if (has_dx_sum_ && is_first_of_dx(tile.d)) {
+          T* dx = dx_of(tile.d) + at * a_.C;
+          std::fill(dx, dx + a_.C, T(0));
+        }
+      }
   }
 
   // The chunk's share of every gradient.
-  void add_gradients(const Tile<S>& tile, int64_t begin, int64_t end, const Gradients& mine,
-                     const Buffers& buffers) {
-    const int64_t R = (end - begin) * tile.rows, H = a_.H, C = a_.C;
+  void add_gradients(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m,
+                     const Gradients& mine, const Buffers& buffers) {
+    const int64_t R = (end - begin) * m, H = a_.H, C = a_.C;
     gemm(H, num_vecs_,
          Gemm<T>{R, buffers.sum, 1, ld_, buffers.h, ld_, kPanel<T>, mine.dw, ld_, mine.dw, ld_});
-    if (a_.ds) add_dprojection(tile, begin, end, mine.dprojection, buffers);
+    if (a_.ds) add_dprojection(tile, begin, end, m, mine.dprojection, buffers);
     if (C == 0) return;
     for (int64_t i = begin, row = 0; i < end; ++i)
-      for (int64_t r = 0; r < tile.rows; ++r, ++row) {
+      for (int64_t r = 0; r < m; ++r, ++row) {
         T* x = buffers.x + row * ldx_;
         const int64_t n = tile.node(i);
         // du is zero at a masked node, but zero times what its x may hold need not be.
@@ -298,17 +299,19 @@ class SweepBackwardKernel {
     gemm(R, num_vecs_c_,
          Gemm<T>{H, buffers.du, ld_, 1, packed_u_ + tile.d * packed_size<T>(H, C), kPanel<T>,
                  H * kPanel<T>, zeros_, 0, buffers.dx, ldc_});
-    add_dx(tile, begin, end, buffers);
+    add_dx(tile, begin, end, m, buffers);
   }
+
+  T* dx_of(int64_t d) const { return dx_ + (split_directions_ ? d * a_.B * a_.N * a_.C : 0); }
+  bool is_first_of_dx(int64_t d) const { return split_directions_ || d == 0; }
 
   // dx of the chunk's nodes: written by the first direction, added by the others, or kept apart for
   // each direction.
-  void add_dx(const Tile<S>& tile, int64_t begin, int64_t end, const Buffers& buffers) {
-    T* dx = dx_ + (split_directions_ ? tile.d * a_.B * a_.N * a_.C : 0);
-    const bool is_first = split_directions_ || tile.d == 0;
+  void add_dx(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, const Buffers& buffers) {
+    const bool is_first = is_first_of_dx(tile.d);
     for (int64_t i = begin, row = 0; i < end; ++i)
-      for (int64_t r = 0; r < tile.rows; ++r, ++row) {
-        T* to = dx + (tile.b_of[r] * a_.N + tile.node(i)) * a_.C;
+      for (int64_t r = 0; r < m; ++r, ++row) {
+        T* to = dx_of(tile.d) + (tile.b_of[r] * a_.N + tile.node(i)) * a_.C;
         const T* from = buffers.dx + row * ldc_;
         for (int64_t j = 0; j < a_.C; j += kLanes<T>) {
           const int64_t lanes = std::min<int64_t>(kLanes<T>, a_.C - j);
@@ -319,16 +322,16 @@ class SweepBackwardKernel {
   }
 
   // dG[k, n] += sum over the rows of ds[k] . h[n].
-  void add_dprojection(const Tile<S>& tile, int64_t begin, int64_t end, T* dprojection,
+  void add_dprojection(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, T* dprojection,
                        const Buffers& buffers) {
     constexpr int kBlock = 8;  // dot products that share the loads of h
     const int64_t size = tile.rows * ld_, width = num_vecs_ * kLanes<T>;
     for (int64_t i = begin; i < end; ++i) {
-      const T* h = buffers.h + (i - begin) * size;
+      const T* h = buffers.h + (i - begin) * m * ld_;
       for (int64_t k = 0; k < a_.K; k += kBlock) {
         const int64_t count = std::min<int64_t>(kBlock, a_.K - k);
         Vec<T> acc[kBlock] = {};
-        for (int64_t r = 0; r < size; r += ld_)
+        for (int64_t r = 0; r < m * ld_; r += ld_)
           for (int64_t j = r; j < r + width; j += kLanes<T>) {
             const Vec<T> hv = load(h + j);
             if (count == kBlock) {

@@ -72,7 +72,8 @@ class SweepForwardKernel {
 
   struct Buffers {
     T *slots, *x, *u, *sum, *h0, *s;
-    bool *mask, *any;
+    bool* mask;
+    int32_t* active;
     Buffers(const SweepForwardKernel& kernel, Scratch& scratch) {
       const SweepForward& a = kernel.a_;
       const int64_t rows = kernel.tiling_.rows, chunk_rows = rows * kernel.tiling_.chunk;
@@ -83,7 +84,7 @@ class SweepForwardKernel {
       h0 = scratch.take<T>(a.h0 ? rows * kernel.ld_ : 0);
       s = scratch.take<T>(a.K * rows * kernel.ld_);
       mask = scratch.take<bool>(a.mask ? a.N * rows : 0);
-      any = scratch.take<bool>(a.mask ? a.N : 0);
+      active = scratch.take<int32_t>(a.mask ? a.N : 0);
     }
   };
 
@@ -109,9 +110,9 @@ class SweepForwardKernel {
                        ld_,
                        row_of_ + first,
                        a_.mask ? buffers.mask : nullptr,
-                       a_.mask ? buffers.any : nullptr,
+                       a_.mask ? buffers.active : nullptr,
                        buffers.slots};
-    if (a_.mask) load_mask(a_, tile.b_of, rows, buffers.mask, buffers.any);
+    if (a_.mask) load_mask(a_, tile.b_of, rows, buffers.mask, buffers.active);
     if (a_.h0)
       for (int64_t r = 0; r < rows; ++r)
         load_row<S, T>(static_cast<const S*>(a_.h0) + (tile.b_of[r] * a_.D + d) * H, H,
@@ -121,24 +122,27 @@ class SweepForwardKernel {
     int64_t g = 0;
     for (int64_t c = 0; c < num_chunks_; ++c) {
       const int64_t begin = c * tiling_.chunk, end = std::min(N, begin + tiling_.chunk);
-      if (tile.any_active(begin, end)) load_input(tile, begin, end, buffers);
+      const int64_t m = tile.active_rows(begin, end);
+      skip(tile, begin, end, m);
+      if (m == 0) continue;
+      load_input(tile, begin, end, m, buffers);
       for (int64_t i = begin; i < end;) {
         while (tile.group(g + 1) <= i) ++g;
         const int64_t stop = std::min<int64_t>(end, tile.group(g + 1));
-        T* pre = buffers.u + (i - begin) * rows * ld_;
-        if (tile.any_active(i, stop)) add_recurrent(tile, i, stop, pre, buffers);
+        T* pre = buffers.u + (i - begin) * m * ld_;
+        add_recurrent(tile, i, stop, m, pre, buffers);
         if (a_.gate)
-          finish(tile, i, stop, pre, [&](Vec<T> u, const S* gate, int64_t n) {
+          finish(tile, i, stop, m, pre, [&](Vec<T> u, const S* gate, int64_t n) {
             return u * load_partial<S, T>(gate, n);
           });
         else
           with_activation(a_.activation, [&](auto act) {
-            finish(tile, i, stop, pre,
+            finish(tile, i, stop, m, pre,
                    [](Vec<T> u, const S*, int64_t) { return activate<decltype(act)::value>(u); });
           });
         i = stop;
       }
-      if (a_.K) project(d, c, rows, buffers);
+      if (a_.K) project(d, c, m, rows, buffers);
     }
     for (int64_t k = 0; k < a_.K; ++k)
       for (int64_t r = 0; r < rows; ++r)
@@ -146,12 +150,25 @@ class SweepForwardKernel {
                         static_cast<S*>(a_.s) + ((tile.b_of[r] * a_.D + d) * a_.K + k) * H);
   }
 
+  // The rows from m on, which the chunk masks: zeros to the slots and the output.
+  void skip(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m) {
+    tile.clear_slots(begin, end, m);
+    if (!a_.h) return;
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t r = m; r < tile.rows; ++r) {
+        S* h =
+            static_cast<S*>(a_.h) + ((tile.b_of[r] * a_.N + tile.node(i)) * a_.D + tile.d) * a_.H;
+        std::fill(h, h + a_.H, S{});
+      }
+  }
+
   // u of the chunk's nodes: copied, or bias + x U^T.
-  void load_input(const Tile<S>& tile, int64_t begin, int64_t end, const Buffers& buffers) {
+  void load_input(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m,
+                  const Buffers& buffers) {
     const S* x = static_cast<const S*>(a_.x);
-    const int64_t N = a_.N, D = a_.D, H = a_.H, C = a_.C, rows = tile.rows;
+    const int64_t N = a_.N, D = a_.D, H = a_.H, C = a_.C;
     for (int64_t i = begin, row = 0; i < end; ++i)
-      for (int64_t r = 0; r < rows; ++r, ++row) {
+      for (int64_t r = 0; r < m; ++r, ++row) {
         const int64_t at = tile.b_of[r] * N + tile.node(i);
         if (C == 0)
           load_row<S, T>(x + (at * D + tile.d) * H, H, buffers.u + row * ld_);
@@ -159,40 +176,41 @@ class SweepForwardKernel {
           load_row<S, T>(x + at * C, C, buffers.x + row * ldc_);
       }
     if (C == 0) return;
-    gemm((end - begin) * rows, num_vecs_,
+    gemm((end - begin) * m, num_vecs_,
          Gemm<T>{C, buffers.x, ldc_, 1, packed_u_ + tile.d * packed_size<T>(C, H), kPanel<T>,
                  C * kPanel<T>, bias_ + tile.d * num_vecs_ * kLanes<T>, 0, buffers.u, ld_});
   }
 
   // pre += (sum of predecessors) W^T for the visits begin..end, which do not depend on each other.
-  void add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, T* pre,
+  void add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, T* pre,
                      const Buffers& buffers) {
-    const int64_t H = a_.H, rows = tile.rows;
+    const int64_t H = a_.H, product_rows = tile.product_rows(begin, end, m);
+    if (product_rows == 0) return;
     bool some = a_.h0 != nullptr;
     for (int64_t i = begin; i < end; ++i) {
-      T* sum = buffers.sum + (i - begin) * rows * ld_;
-      const bool has_predecessors = tile.gather(i, sum);
+      T* sum = buffers.sum + (i - begin) * m * ld_;
+      const bool has_predecessors = tile.gather(i, m, sum);
       some |= has_predecessors;
-      tile.for_entering_rows(tile.node(i), !has_predecessors, [&](int64_t r) {
+      tile.for_entering_rows(tile.node(i), !has_predecessors, m, [&](int64_t r) {
         for (int64_t j = r * ld_; j < r * ld_ + round_up<T>(H); j += kLanes<T>)
           store(sum + j, load(sum + j) + load(buffers.h0 + j));
       });
     }
     if (!some) return;
-    gemm((end - begin) * rows, num_vecs_,
+    gemm(product_rows, num_vecs_,
          Gemm<T>{H, buffers.sum, ld_, 1, packed_w_ + tile.d * packed_size<T>(H, H), kPanel<T>,
                  H * kPanel<T>, pre, ld_, pre, ld_});
   }
 
   // h = mask * act(pre), in place, to the slot, and to the output.
   template <typename Act>
-  STRNN_INLINE void finish(const Tile<S>& tile, int64_t begin, int64_t end, T* pre,
+  STRNN_INLINE void finish(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, T* pre,
                            const Act& act) {
     const int64_t H = a_.H;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = tile.node(i);
       T* slot = tile.has_successors(i) ? tile.slot(i) : nullptr;
-      for (int64_t r = 0; r < tile.rows; ++r, pre += ld_) {
+      for (int64_t r = 0; r < m; ++r, pre += ld_) {
         const int64_t at = ((tile.b_of[r] * a_.N + n) * a_.D + tile.d) * H;
         const S* gate = static_cast<const S*>(a_.gate) + (a_.gate ? at : 0);
         S* h = a_.h ? static_cast<S*>(a_.h) + at : nullptr;
@@ -214,10 +232,10 @@ class SweepForwardKernel {
   }
 
   // s[k] += sum over the chunk's nodes of G[k, n] h[n], for each k over its non-zeros only.
-  void project(int64_t d, int64_t c, int64_t rows, const Buffers& buffers) {
+  void project(int64_t d, int64_t c, int64_t m, int64_t rows, const Buffers& buffers) {
     for (int64_t k = 0; k < a_.K; ++k) {
       const int64_t* range = nonzero_ptr_ + (d * num_chunks_ + c) * a_.K + k;
-      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], rows * ld_, buffers.u, rows * ld_,
+      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], m * ld_, buffers.u, m * ld_,
                  buffers.s + k * rows * ld_);
     }
   }

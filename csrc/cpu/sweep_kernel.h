@@ -16,6 +16,9 @@
 //             of predecessors' h), dU  += du^T x, dbias += du, dx += du U, dG += ds h: products of
 //             the chunk, while it is hot.
 //
+// With a mask, a chunk has only the rows that some of its nodes do not mask: rows are sorted, so
+// that sequences that have ended come last.
+//
 // Neither u nor the predecessor sums exist outside a chunk. All partial gradients are private to a
 // worker and added up in the order of the workers, so a result depends on the number of threads but
 // on nothing else.
@@ -85,7 +88,7 @@ struct Tiling {
 };
 
 // Rows of B in the order that tiles take them: by the number of unmasked nodes, so that a tile of
-// short sequences can skip what all of its rows mask.
+// short sequences can skip what all of its rows mask, and the rows that a chunk masks come last.
 inline void order_rows(const Sweep& a, int64_t* row_of) {
   for (int64_t b = 0; b < a.B; ++b) row_of[b] = b;
   if (!a.mask) return;
@@ -136,10 +139,10 @@ struct Tile {
   const Sweep& a;
   const Program& program;
   int64_t d, rows, ld;
-  const int64_t* b_of;  // [rows]
-  const bool* mask;     // [N][rows] of this tile, or null
-  const bool* any;      // [N]: some row is not masked, or null
-  T* slots;             // [S][rows][ld]
+  const int64_t* b_of;    // [rows]
+  const bool* mask;       // [N][rows] of this tile, or null
+  const int32_t* active;  // [N]: rows up to the last that is not masked, or null
+  T* slots;               // [S][rows][ld]
 
   int32_t node(int64_t i) const { return program.node[d * program.N + i]; }
   bool has_successors(int64_t i) const { return program.num_succ[d * program.N + i] != 0; }
@@ -147,54 +150,69 @@ struct Tile {
   int64_t group(int64_t g) const { return program.group_ptr[d * (program.G + 1) + g]; }
   bool is_masked(int64_t n, int64_t r) const { return mask && !mask[n * rows + r]; }
 
-  bool any_active(int64_t begin, int64_t end) const {
-    if (!any) return true;
-    for (int64_t i = begin; i < end; ++i)
-      if (any[node(i)]) return true;
-    return false;
+  // Rows from this one on are masked at every visit of begin..end.
+  int64_t active_rows(int64_t begin, int64_t end) const {
+    if (!active) return rows;
+    int32_t count = 0;
+    for (int64_t i = begin; i < end; ++i) count = std::max(count, active[node(i)]);
+    return count;
   }
 
-  // to[rows][ld] = sum of the states of the predecessors of visit i. False, and zeros, if it has
+  // Rows of the product for the group begin..end of a chunk with `m` rows; they are contiguous.
+  int64_t product_rows(int64_t begin, int64_t end, int64_t m) const {
+    const int64_t of_group = active_rows(begin, end);
+    return end - begin == 1 || of_group == 0 ? of_group : (end - begin) * m;
+  }
+
+  // to[m][ld] = sum of the first m rows of the predecessors of visit i. False, and zeros, if it has
   // none.
-  bool gather(int64_t i, T* to) const {
+  bool gather(int64_t i, int64_t m, T* to) const {
     const int32_t* range = program.pred_ptr + d * (program.N + 1) + i;
     const int32_t* pred = program.pred_slot + range[0];
-    const int64_t count = range[1] - range[0], size = rows * ld;
-    const T* first = count ? slots + pred[0] * size : nullptr;
+    const int64_t count = range[1] - range[0], size = m * ld;
+    const auto state = [&](int64_t p) { return slots + pred[p] * rows * ld; };
     if (count == 0) {
       std::fill(to, to + size, T(0));
     } else if (count == 1) {
-      std::copy(first, first + size, to);
+      std::copy(state(0), state(0) + size, to);
     } else {
-      const T* second = slots + pred[1] * size;
-      const T* third = count > 2 ? slots + pred[2] * size : nullptr;
+      const T *first = state(0), *second = state(1), *third = count > 2 ? state(2) : nullptr;
       for (int64_t j = 0; j < size; j += kLanes<T>) {
         Vec<T> sum = load(first + j) + load(second + j);
         if (third) sum += load(third + j);
         store(to + j, sum);
       }
       for (int64_t p = 3; p < count; ++p) {
-        const T* next = slots + pred[p] * size;
+        const T* next = state(p);
         for (int64_t j = 0; j < size; j += kLanes<T>) store(to + j, load(to + j) + load(next + j));
       }
     }
     return count != 0;
   }
 
-  // Calls f(r) for the rows whose h0 enters at node n, which has no predecessors if is_source.
+  // Zeros to the slots of the visits begin..end, for rows from `m` on.
+  void clear_slots(int64_t begin, int64_t end, int64_t m) const {
+    if (m == rows) return;
+    for (int64_t i = begin; i < end; ++i)
+      if (has_successors(i)) std::fill(slot(i) + m * ld, slot(i) + rows * ld, T(0));
+  }
+
+  // Calls f(r) for those of the first m rows whose h0 enters at node n, which has no predecessors
+  // if is_source.
   template <typename F>
-  void for_entering_rows(int64_t n, bool is_source, const F& f) const {
+  void for_entering_rows(int64_t n, bool is_source, int64_t m, const F& f) const {
     if (!a.h0) return;
-    for (int64_t r = 0; r < rows; ++r)
+    for (int64_t r = 0; r < m; ++r)
       if (a.entry ? a.entry[b_of[r] * a.D + d] == n : is_source) f(r);
   }
 };
 
-// mask[N][rows] and any[N] of a tile, from the caller's (B, N).
-inline void load_mask(const Sweep& a, const int64_t* b_of, int64_t rows, bool* mask, bool* any) {
+// mask[N][rows] and active[N] of a tile, from the caller's (B, N).
+inline void load_mask(const Sweep& a, const int64_t* b_of, int64_t rows, bool* mask,
+                      int32_t* active) {
   for (int64_t n = 0; n < a.N; ++n) {
-    bool some = false;
-    for (int64_t r = 0; r < rows; ++r) some |= mask[n * rows + r] = a.mask[b_of[r] * a.N + n];
-    any[n] = some;
+    active[n] = 0;
+    for (int64_t r = 0; r < rows; ++r)
+      if ((mask[n * rows + r] = a.mask[b_of[r] * a.N + n])) active[n] = r + 1;
   }
 }

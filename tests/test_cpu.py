@@ -79,8 +79,8 @@ def test_an_unknown_instruction_set(run_python):
 # Widths, dtypes, shapes
 
 
-def check(case, dtype):
-    inputs = case.inputs(dtype=dtype)
+def check(case, dtype, **replaced):
+    inputs = case.inputs(dtype=dtype) | replaced
     with sk.use_backend("cpu"):
         actual = case.results(sk, inputs)
     # In float64 the oracle rounds as we do, and its own error counts as none: sums over some
@@ -127,14 +127,19 @@ def test_a_grid_of_many_chunks():
 @each_dtype
 @pytest.mark.parametrize("C, K, has_h0", [(5, 0, True), (5, 3, False), (0, 0, False)])
 def test_sequences_that_end_in_different_chunks(C, K, has_h0, dtype):
-    """Rows past their end leave the products chunk by chunk, and still have zeros for a state."""
-    chain = lambda: sk.Topology.chain(75)  # noqa: E731
-    options = {"B": 19, "H": 18, "activation": "tanh"}
+    """Rows past their end leave the products chunk by chunk, and still have zeros for a state.
+
+    Every length occurs, so some sequences end just where a chunk does, whatever its size.
+    """
+    chain = lambda: sk.Topology.chain(40)  # noqa: E731
+    options = {"B": 41, "H": 18, "activation": "tanh"}
+    lengths = torch.arange(41).roll(7)
     if C:
         options |= {"C": C, "K": K, "has_h0": has_h0, "has_lengths": True}
-        check(Case("ends", "temporal_rnn", chain, **options), dtype)
+        check(Case("ends", "temporal_rnn", chain, **options), dtype, lengths=lengths)
     else:
-        check(Case("holes", "sweep", chain, has_mask=True, **options), dtype)
+        mask = torch.arange(40) < lengths[:, None]
+        check(Case("ends", "sweep", chain, has_mask=True, **options), dtype, mask=mask)
 
 
 @each_dtype

@@ -3,9 +3,10 @@
 Floating-point operations are those that cannot be left out: a node without predecessors has no
 recurrent product, a masked node none at all, an exact zero of the projection none. Bytes are each
 input once and each output once; a training step also writes and reads the saved states once and
-reads x twice. The serial chain is one state after the other: per level the depth of the adder tree
-of a dot product of length H, and the activation, each one FMA latency. The largest of the three
-times is the floor.
+reads x twice. What a call must leave behind is counted too: the output, and in training the states
+and every gradient; memory above that is what an implementation adds. The serial chain is one state
+after the other: per level the depth of the adder tree of a dot product of length H, and the
+activation, each one FMA latency. The largest of the three times is the floor.
 """
 
 from __future__ import annotations
@@ -68,6 +69,9 @@ class Peaks:
     """What one core and the memory were measured to do."""
 
     fma_gflops: float  # one core, float32
+    sgemm_gflops: (
+        float  # one core, torch.mm of two 1024 x 1024 matrices: what a library makes of it
+    )
     fma_how: str
     fma_latency_ns: float
     copy_gbs: Mapping[
@@ -93,6 +97,7 @@ class Work:
     flops: float
     num_bytes: float
     chain: float  # dependent FMA latencies
+    held_bytes: float  # what is left behind: outputs, saved states, gradients
 
     def floor(self, peaks: Peaks, threads: int) -> tuple[float, str]:
         """The floor in seconds, and which of the three it is."""
@@ -139,12 +144,16 @@ def work(case: Case, inputs: Mapping[str, Tensor], mode: str) -> Work:
     if training:
         num_bytes += 2 * sum(tensors.values()) + output + states + (states if K and sweeps else 0)
     chain = topology.num_levels * (math.ceil(math.log2(H + 1)) + 1) if sweeps else 0
-    return Work(flops, num_bytes, chain * (2 if training else 1))
+    held = output
+    if training:
+        held += sum(tensors.values()) + (states if K and sweeps else 0)
+    return Work(flops, num_bytes, chain * (2 if training else 1), held)
 
 
 def measure_peaks(threads: list[int]) -> Peaks:
     """FMA peak and latency of one core, copy bandwidth for each number of threads."""
-    gflops, latency, how = _fma_loop() or _gemm()
+    sgemm = _sgemm()
+    gflops, latency, how = _fma_loop() or (sgemm, 1.5, "sgemm (no compiler found; latency assumed)")
     before = torch.get_num_threads()
     copies = {}
     try:
@@ -153,7 +162,7 @@ def measure_peaks(threads: list[int]) -> Peaks:
             copies[count] = {size: _copy(size) for size in COPY_BYTES}
     finally:
         torch.set_num_threads(before)
-    return Peaks(gflops, how, latency, copies)
+    return Peaks(gflops, sgemm, how, latency, copies)
 
 
 def _best(call: object, repeats: int = 5) -> float:
@@ -193,7 +202,8 @@ def _fma_loop() -> tuple[float, float, str] | None:
         )
 
 
-def _gemm() -> tuple[float, float, str]:
+def _sgemm() -> float:
+    """GFLOP/s of one core in a large product of the library that torch brings."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -202,11 +212,7 @@ def _gemm() -> tuple[float, float, str]:
         seconds = _best(lambda: torch.mm(a, b, out=out))
     finally:
         torch.set_num_threads(before)
-    return (
-        2.0 * n**3 / seconds / 1e9,
-        1.5,
-        "float32 GEMM of 1024 (no compiler found; latency assumed)",
-    )
+    return 2.0 * n**3 / seconds / 1e9
 
 
 def _copy(num_bytes: int) -> float:

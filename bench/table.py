@@ -79,12 +79,14 @@ def time_table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{r['floor_ms']:.3g} {r['floor_kind']}",
             f"{r['distance']:.1f}x",
             "" if r["peak_mb"] is None else f"{r['peak_mb']:.1f}",
+            f"{r['held_mb']:.1f}",
         ]
         for r in rows
         if r["status"] == "ok"
     ]
     header = ["case", "who", "mode", "threads", "median ms", "quartiles", "n", "GFLOP/s", "GB/s"]
-    return markdown([*header, "of FMA peak", "floor ms", "distance", "peak MB"], lines)
+    header += ["of FMA peak", "floor ms", "distance", "peak MB", "MB to hold"]
+    return markdown(header, lines)
 
 
 def left_out(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -14,7 +14,8 @@ from strnn_models import reference as twins
 
 #: Batch and whether gradients are taken, of each row.
 ROWS = {"inference, batch 1": (1, False), "training step, batch 32": (32, True)}
-SAMPLES = {"strnn_models.STRNN": 30, "reference twin": 3}
+TWIN, COMPILED = "reference twin", "reference twin, compiled"
+SAMPLES = {"strnn_models.STRNN": 30, TWIN: 3, COMPILED: 3}
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Contestant:
     call: Callable[[], Any]
 
 
-def contestants(batch: int, is_training: bool) -> list[Contestant]:
+def contestants(batch: int, is_training: bool, compiles: bool) -> list[Contestant]:
     """The fused model and its twin in plain PyTorch, with the same weights and input."""
     torch.manual_seed(0)
     fused, twin = STRNN(), twins.STRNN()
@@ -34,7 +35,7 @@ def contestants(batch: int, is_training: bool) -> list[Contestant]:
 
     def ready(model):
         model.train(is_training)
-        parameters = list(model.parameters())
+        parameters = [p for p in model.parameters() if p.requires_grad]
 
         def call():
             if not is_training:
@@ -45,20 +46,27 @@ def contestants(batch: int, is_training: bool) -> list[Contestant]:
 
         return call
 
-    return [
-        Contestant("strnn_models.STRNN", ready(fused)),
-        Contestant("reference twin", ready(twin)),
-    ]
+    models = [Contestant("strnn_models.STRNN", ready(fused)), Contestant(TWIN, ready(twin))]
+    if compiles:
+        models.append(Contestant(COMPILED, ready(torch.compile(twin, dynamic=False))))
+    return models
 
 
-def measure(threads: int = 1) -> list[dict[str, Any]]:
-    """Medians and quartiles in ms, in alternating order, after the results were found equal."""
+def measure(threads: int = 1, *, compiles: bool = False) -> list[dict[str, Any]]:
+    """Medians and quartiles in ms, in alternating order, after the results were found equal.
+
+    Args:
+        threads: of torch.
+        compiles: whether torch.compile of the twin takes part, for inference only: one inlined loop
+            over cells, steps and directions, which takes minutes to compile.
+    """
     torch.set_num_threads(threads)
     rows = []
     for row, (batch, is_training) in ROWS.items():
-        models = contestants(batch, is_training)
+        models = contestants(batch, is_training, compiles and not is_training)
         results = [torch.cat([t.flatten() for t in _tuple(m.call())]) for m in models]
-        torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+        for result in results[1:]:
+            torch.testing.assert_close(results[0], result, rtol=1e-3, atol=1e-4)
         seconds: dict[str, list[float]] = {m.name: [] for m in models}
         for i in range(max(SAMPLES.values())):
             for model in models:
@@ -66,7 +74,7 @@ def measure(threads: int = 1) -> list[dict[str, Any]]:
                     start = time.perf_counter()
                     model.call()
                     seconds[model.name].append(time.perf_counter() - start)
-        slow = quantiles(seconds["reference twin"], n=4)[1]
+        slow = quantiles(seconds[TWIN], n=4)[1]
         for name, found in seconds.items():
             low, median, high = quantiles(found, n=4)
             rows.append(

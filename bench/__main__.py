@@ -89,7 +89,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--cases",
         nargs="+",
         default=["default"],
-        help=f"names ({' '.join(names)}), 'default' for all, axes ({' '.join(AXES)}), or 'scaling'",
+        help=f"names ({' '.join(names)}), 'default' for all, axes ({' '.join(AXES)}), points of an "
+        "axis (T=64), or 'scaling' for all axes",
     )
     parser.add_argument(
         "--backends", nargs="*", default=["cpu"], help="of strnn_kernels.backends()"
@@ -112,15 +113,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def select_cases(names: list[str]) -> list[Case]:
     """Cases by name, axis or family, in the order asked for."""
-    by_name = {case.name: [case] for case in BENCHMARKS}
+    points = [case for cases in AXES.values() for case in cases]
+    by_name = {case.name: [case] for case in (*BENCHMARKS, *points)}
     families = {
         "default": list(BENCHMARKS),
-        "scaling": [c for cases in AXES.values() for c in cases],
+        "scaling": points,
     }
     known = by_name | {axis: list(cases) for axis, cases in AXES.items()} | families
     for name in names:
         if name not in known:
-            raise SystemExit(f"bench: no case is named {name!r}; there are {' '.join(known)}")
+            raise SystemExit(f"bench: no case is named {name!r}; there are {', '.join(known)}")
     return [case for name in names for case in known[name]]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import table, whole_model
+from bench import gpu_report, table, whole_model
 from bench.scaling import AXES
 from bench.targets import RATIO
 
@@ -50,7 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
         "would miss one here, the table says at which ratio that floor lies.",
     ]
     for file in files:
-        page += section(json.loads(file.read_text()), file.stem, plots)
+        result = json.loads(file.read_text())
+        if gpu_report.is_gpu(result):
+            page += gpu_report.section(result, file.stem)
+        else:
+            page += section(result, file.stem, plots)
     options.out.write_text("\n".join(page) + "\n")
     print(f"{options.out.name}: {len(files)} result files")
 

@@ -1,0 +1,132 @@
+"""The benchmarks: wrong numbers are not timed, changes are judged against noise, the report."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from bench import __main__ as bench
+from bench import compare, gpu_report, measure, report, roofline
+from bench.contestants import Backend
+from strnn_kernels.testing import Case
+from strnn_kernels.topology import Topology
+
+CASE = Case("small", "spatial_rnn", lambda: Topology.grid(3, 4), B=3, C=2, H=5, K=2)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """One short run through the command line: a named case and one of an axis."""
+    path = tmp_path_factory.mktemp("bench") / "run.json"
+    command = ["--cases", "T1", "B=1", "B=4", "--peers", "nn.RNN", "--seconds", "0.05"]
+    before = torch.get_num_threads()
+    try:
+        assert bench.main([*command, "--json", str(path)]) == 0
+    finally:
+        torch.set_num_threads(before)
+    return json.loads(path.read_text())
+
+
+def test_rows(result):
+    rows = {(r["case"], r["contestant"], r["mode"]): r for r in result["rows"]}
+    assert rows["B=1", "nn.RNN", "inference"]["status"] == "absent: chains only"
+    for who in ("cpu", "nn.RNN"):
+        row = rows["T1", who, "training"]
+        assert row["status"] == "ok" and row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
+        assert 0 < row["share_of_fma_peak"] < 1.2
+
+
+def test_report(result, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "here.json").write_text(json.dumps(result))
+    report.main(["--results", str(results), "--out", str(tmp_path / "REPORT.md")])
+    page = (tmp_path / "REPORT.md").read_text()
+    assert result["machine"]["cpu"] in page and "Where we lose" in page
+    assert "| T1 " in page and "time grows" in page
+    for picture in ("ratios", "memory", "B"):
+        assert (tmp_path / "plots" / f"here-{picture}.png").stat().st_size > 1000
+    with pytest.raises(SystemExit, match="no results yet"):
+        report.main(["--results", str(tmp_path), "--out", str(tmp_path / "none.md")])
+
+
+def test_compare(result):
+    table, drift = compare.compare(result, result)
+    assert drift == 0 and {line[-1] for line in table} == {"same"}
+    slower = copy.deepcopy(result)
+    for row in slower["rows"]:
+        if row["status"] == "ok":
+            # Everybody on a machine of half the speed, and ours another three times slower.
+            factor = 2.0 if row["is_peer"] else 6.0
+            row |= {name: row[name] * factor for name in ("median_ms", "q1_ms", "q3_ms")}
+            row["q1_ms"], row["q3_ms"] = row["median_ms"] * 0.99, row["median_ms"] * 1.01
+    for row in result["rows"]:
+        if row["status"] == "ok":
+            row["q1_ms"], row["q3_ms"] = row["median_ms"] * 0.99, row["median_ms"] * 1.01
+    table, drift = compare.compare(result, slower)
+    assert drift == pytest.approx(1.0)
+    assert {(line[1], line[-1]) for line in table} == {("cpu", "SLOWER"), ("nn.RNN", "same")}
+
+
+def test_wrong_numbers_are_not_timed():
+    @dataclasses.dataclass(frozen=True)
+    class Wrong(Backend):
+        def prepare(self, case, inputs, dy):
+            runner = super().prepare(case, inputs, dy)
+            return dataclasses.replace(runner, output=lambda out: out * 1.01)
+
+    peaks = roofline.Peaks(
+        100.0, 90.0, "assumed", 1.0, {1: dict.fromkeys(roofline.COPY_BYTES, 9.0)}
+    )
+    rows = measure.measure_case(CASE, [Wrong("cpu")], threads=1, budget=0.01, peaks=peaks)
+    assert len(rows) == 2 and all(r["status"].startswith("wrong: ") for r in rows)
+    assert not any("median_ms" in r for r in rows)
+
+
+def test_work_of_a_chain():
+    """Counted by hand: two steps, two directions, no recurrent product at the first of each."""
+    case = Case("two", "temporal_rnn", lambda: Topology.chain(2), B=3, C=4, H=5)
+    work = roofline.work(case, case.inputs(), "inference")
+    assert work.flops == 3 * 2 * (2 * 2 * 4 * 5 + 2 * 5 * 5)
+    assert work.held_bytes == 4 * 3 * 2 * 2 * 5
+    assert work.num_bytes == work.held_bytes + 4 * (3 * 2 * 4 + 2 * 5 * 4 + 2 * 5 * 5 + 2 * 5)
+
+
+def gpu_result(**about):
+    peaks = {"copy_gbs": 4000.0, "gemm_float32_tflops": 50.0, "gemm_bfloat16_tflops": 700.0}
+    machine = dict.fromkeys(
+        ("gpu", "multiprocessors", "driver", "cuda", "cudnn", "torch", "triton", "commit"), "x"
+    )
+    work = {"flops": 7e9, "num_bytes": 8e6, "chain": 1}
+    row = {
+        "case": "a",
+        "dtype": "bfloat16",
+        "levels": 3,
+        "work": dict.fromkeys(measure.MODES, work),
+    }
+    times = {"us": {"inference": 30.0}, "quartiles_us": {"inference": [29.0, 31.0]}}
+    rows = [
+        row | times | {"who": "cuda", "status": "ok", "is_graph": {"inference": True}},
+        row | {"who": "nn.RNN", "status": "absent", "reason": "chains only"},
+    ]
+    return {"about": machine | {"is_rehearsal": False, "peaks": peaks} | about, "rows": rows}
+
+
+def test_a_gpu_section():
+    page = "\n".join(gpu_report.section(gpu_result(), "h200"))
+    assert "30.0 (29.0 .. 31.0)" in page and "1.00x" in page
+    assert "- a, nn.RNN: chains only" in page
+    # 7 GFLOP at 700 TFLOP/s take 10 us, 8 MB at 4 TB/s 2 us.
+    assert (
+        gpu_report.floor_us(gpu_result()["rows"][0], "inference", gpu_result()["about"]["peaks"])
+        == 10
+    )
+
+
+def test_a_rehearsal_is_no_measurement():
+    with pytest.raises(SystemExit, match="rehearsed"):
+        gpu_report.section(gpu_result(is_rehearsal=True), "h200")

@@ -189,8 +189,16 @@ class SweepBackwardKernel {
                     const Buffers& buffers) {
     const S *h = static_cast<const S*>(a_.h), *dh = static_cast<const S*>(a_.dh);
     for (int64_t i = begin, row = 0; i < end; ++i) {
+      const int64_t next = tile.node_ahead(i, m);
       for (int64_t r = 0; r < m; ++r, ++row) {
-        const int64_t at = ((tile.b_of[r] * a_.N + tile.node(i)) * a_.D + tile.d) * a_.H;
+        const int64_t here = tile.b_of[r] * a_.N + tile.node(i);
+        const int64_t at = (here * a_.D + tile.d) * a_.H;
+        const int64_t ahead = ((tile.b_of[r] * a_.N + next) * a_.D + tile.d) * a_.H;
+        if (a_.C == 0 && a_.dx) prefetch_to_write(static_cast<const S*>(a_.dx) + at, a_.H);
+        if (a_.C) prefetch_to_read(static_cast<const S*>(a_.x) + here * a_.C, a_.C);
+        if (has_dx_sum_) prefetch_to_write(dx_of(tile.d) + here * a_.C, a_.C);
+        prefetch_to_read(h + ahead, a_.H);
+        if (dh) prefetch_to_read(dh + ahead, a_.H);
         load_row<S, T>(h + at, a_.H, buffers.h + row * ld_);
         if (dh) load_row<S, T>(dh + at, a_.H, buffers.du + row * ld_);
       }

@@ -167,14 +167,20 @@ class SweepForwardKernel {
                   const Buffers& buffers) {
     const S* x = static_cast<const S*>(a_.x);
     const int64_t N = a_.N, D = a_.D, H = a_.H, C = a_.C;
-    for (int64_t i = begin, row = 0; i < end; ++i)
+    for (int64_t i = begin, row = 0; i < end; ++i) {
+      const int64_t next = tile.node_ahead(i, m);
       for (int64_t r = 0; r < m; ++r, ++row) {
-        const int64_t at = tile.b_of[r] * N + tile.node(i);
-        if (C == 0)
+        const int64_t first = tile.b_of[r] * N, at = first + tile.node(i);
+        if (C == 0) {
+          prefetch_to_read(x + ((first + next) * D + tile.d) * H, H);
           load_row<S, T>(x + (at * D + tile.d) * H, H, buffers.u + row * ld_);
-        else
+        } else {
+          prefetch_to_read(x + (first + next) * C, C);
           load_row<S, T>(x + at * C, C, buffers.x + row * ldc_);
+        }
+        if (a_.h) prefetch_to_write(static_cast<const S*>(a_.h) + (at * D + tile.d) * H, H);
       }
+    }
     if (C == 0) return;
     gemm((end - begin) * m, num_vecs_,
          Gemm<T>{C, buffers.x, ldc_, 1, packed_u_ + tile.d * packed_size<T>(C, H), kPanel<T>,

@@ -29,6 +29,8 @@ constexpr int64_t kCacheBytes = 256 * 1024;
 constexpr int64_t kGoodRows = kMaxTileRows;
 constexpr int64_t kMaxChunkRows = 256;
 constexpr int64_t kMaxRows = 16;
+// Rows that a loop over the rows of memory asks for ahead of the one it is at.
+constexpr int64_t kPrefetchRows = 16;
 // Below this many operations for each, a second thread costs more than it brings: opening a
 // parallel region takes tens of microseconds, a thread does this much in about 100.
 constexpr double kFlopsPerThread = 8.0e6;
@@ -145,6 +147,10 @@ struct Tile {
   T* slots;               // [S][rows][ld]
 
   int32_t node(int64_t i) const { return program.node[d * program.N + i]; }
+  // The node whose rows are kPrefetchRows ahead of visit i in a chunk of m rows, or the last one.
+  int32_t node_ahead(int64_t i, int64_t m) const {
+    return node(std::min(i + std::max<int64_t>(1, kPrefetchRows / m), program.N - 1));
+  }
   bool has_successors(int64_t i) const { return program.num_succ[d * program.N + i] != 0; }
   T* slot(int64_t i) const { return slots + program.slot[d * program.N + i] * rows * ld; }
   int64_t group(int64_t g) const { return program.group_ptr[d * (program.G + 1) + g]; }

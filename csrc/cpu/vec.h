@@ -156,6 +156,17 @@ STRNN_INLINE void store_as(S* p, Vec<T> v) {
     store_partial<S, T>(p, kLanes<T>, v);
 }
 
+// Asks for the cache lines of n stored values. The rows of neighbouring visits lie far apart, so
+// the processor does not foresee them.
+template <typename S>
+STRNN_INLINE void prefetch_to_read(const S* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(S)) __builtin_prefetch(p + i, 0);
+}
+template <typename S>
+STRNN_INLINE void prefetch_to_write(const S* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(S)) __builtin_prefetch(p + i, 1);
+}
+
 // Rows: n stored values <-> a buffer of whole registers whose tail reads as zero.
 
 template <typename S, typename T>

@@ -38,9 +38,9 @@ def digits(seed: int = 0, num: int | None = None) -> Task:
         train,
         valid,
         test,
-        tuple("0123456789"),
         channels=1,
         sample_length=1,
+        classes=tuple("0123456789"),
         size=(8, 8),
     )
 
@@ -76,9 +76,9 @@ def digit_sequences(
         "sequences of real images of handwritten digits (scikit-learn load_digits) with a "
         "constructed label, not emotion data",
         *(sequences(part, num) for part, num in zip(parts, sizes, strict=True)),
-        ("up", "down", "same"),
         channels=1,
         sample_length=length,
+        classes=("up", "down", "same"),
         size=(8, 8),
     )
 
@@ -113,27 +113,29 @@ def digit_spotting(
         "sequences of real images of handwritten digits (scikit-learn load_digits) with a "
         "constructed label, not emotion data",
         *(sequences(part, num) for part, num in zip(parts, sizes, strict=True)),
-        tuple("13579"),
         channels=1,
         sample_length=length,
+        classes=tuple("13579"),
         size=(8, 8),
     )
 
 
 @register("digit_traces")
 def digit_traces(
-    seed: int = 0, length: int = 16, num_train: int = 1200, num_test: int = 200
+    seed: int = 0, length: int = 16, num_train: int = 1200, num_test: int = 200, both: bool = False
 ) -> Task:
     """Sequences of real digit images with two traces: the digit, and the last step up or down.
 
     The digits wander at random, by at most 3 at a time. The first trace can be read off a frame,
-    the second needs memory; both are scaled to -1..1. It stands in for valence and arousal.
+    the second needs memory; both are scaled to -1..1. They stand in for valence and arousal. Where
+    each digit lies in their plane is known: at (digit / 4.5 - 1, its mean step).
 
     Args:
         seed: of the split and the sequences.
         length: T.
         num_train: sequences to train on.
         num_test: sequences to validate on, and as many to test on.
+        both: the digit of each frame is also its class.
     """
     images, labels, parts = _digits(seed, None)
     random = np.random.default_rng(seed + 2)
@@ -145,12 +147,14 @@ def digit_traces(
         shown = np.stack(shown, axis=1)
         step = np.diff(shown, axis=1, prepend=shown[:, :1])
         y = np.stack([shown / 4.5 - 1, step / 3], axis=2).astype(np.float32)
+        label = {"label": torch.from_numpy(shown)} if both else {}
         return Arrays(
             x=_show(random, images, labels, part, shown),
             y=torch.from_numpy(y),
             valid=torch.ones(num, length, dtype=torch.bool),
             video=torch.arange(num),
             start=torch.zeros(num, dtype=torch.int64),
+            **label,
         )
 
     sizes = (num_train, num_test, num_test)
@@ -159,9 +163,10 @@ def digit_traces(
         "sequences of real images of handwritten digits (scikit-learn load_digits) with "
         "constructed traces, not emotion data",
         *(sequences(part, num) for part, num in zip(parts, sizes, strict=True)),
-        (),
         channels=1,
         sample_length=length,
+        kind="both" if both else "traces",
+        classes=tuple("0123456789") if both else (),
         traces=("digit", "step"),
         size=(8, 8),
     )

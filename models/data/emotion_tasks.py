@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from strnn_models.data import afew, aff_wild2, ck_plus, seed, sewa
 from strnn_models.data.frames import ClipDataset
-from strnn_models.data.records import Records
+from strnn_models.data.records import Records, Skip
 from strnn_models.data.splits import split
 from strnn_models.data.tasks import Task, register
-from strnn_models.data.traces import TraceWindows
+from strnn_models.data.traces import Trace, TraceWindows
 from strnn_models.data.windows import Windows, standardise
 from torch.utils.data import Dataset, Subset
 
 import strnn_kernels as sk
+
+VALENCE_AROUSAL = ("valence", "arousal")
 
 
 def eeg_task(
@@ -81,9 +84,9 @@ def eeg_task(
         train,
         valid,
         test,
-        seed.CLASSES if name == "seed" else seed.CLASSES_IV,
         channels=len(seed.BANDS),
         sample_length=sample_length,
+        classes=seed.CLASSES if name == "seed" else seed.CLASSES_IV,
         topology=sk.Topology.montage("seed-62"),
         skipped=trials.skipped,
     )
@@ -177,6 +180,7 @@ def afew_task(
 def aff_wild2_task(
     root: str,
     images: str,
+    annotation: str = "VA",
     sample_length: int = 16,
     stride: int = 8,
     size: int = 48,
@@ -184,11 +188,12 @@ def aff_wild2_task(
     valid_size: float = 0.1,
     skip_bad: bool = False,
 ) -> Task:
-    """Aff-Wild2 valence and arousal: official parts; the last training videos to validate on.
+    """Aff-Wild2: official parts; the last training videos to validate on.
 
     Args:
         root: see `read_aff_wild2`.
         images: folder of the cropped and aligned frames.
+        annotation: "VA" valence and arousal, "EXPR" expressions, "AU" action units, or "VA+EXPR".
         sample_length: T.
         stride: of the windows.
         size: rows and cols of a frame.
@@ -196,26 +201,23 @@ def aff_wild2_task(
         valid_size: share of the training videos.
         skip_bad: see `read_aff_wild2`.
     """
-    options = {"images": images, "skip_bad": skip_bad}
+    options = {"kind": annotation, "images": images, "skip_bad": skip_bad}
     traces = aff_wild2.read_aff_wild2(root, part="Train_Set", **options)
     tests = aff_wild2.read_aff_wild2(root, part="Validation_Set", **options)
-    num_valid = min(max(1, round(valid_size * len(traces))), len(traces) - 1)
-    cut = len(traces) - num_valid
-    parts = (traces[:cut], traces[cut:], tests)
-    train, valid, test = (
-        TraceWindows(part, sample_length, stride, (size, size), grey) for part in parts
-    )
-    return Task(
+    cut = len(traces) - max(1, round(valid_size * len(traces)))
+    kind = {"VA": "traces", "EXPR": "frames", "AU": "units", "VA+EXPR": "both"}[annotation]
+    return _trace_task(
         "aff_wild2",
-        f"Aff-Wild2 valence and arousal from {root}",
-        train,
-        valid if len(valid) else None,
-        test,
-        (),
-        channels=1 if grey else 3,
-        sample_length=sample_length,
-        size=(size, size),
-        skipped=traces.skipped + tests.skipped,
+        f"Aff-Wild2 {annotation} from {root}",
+        (traces[:cut], traces[cut:], tests),
+        sample_length,
+        stride,
+        size,
+        grey,
+        traces.skipped + tests.skipped,
+        kind=kind,
+        classes=max((t.classes for t in traces + tests), key=len, default=()),
+        traces={"frames": (), "units": aff_wild2.ACTION_UNITS}.get(kind, VALENCE_AROUSAL),
     )
 
 
@@ -268,20 +270,17 @@ def sewa_task(
         [framed[0][k] for k in order[num_test:cut]],
         tests,
     )
-    train, valid, test = (
-        TraceWindows(part, sample_length, stride, (size, size), grey) for part in parts
-    )
-    return Task(
+    return _trace_task(
         "sewa",
         f"SEWA valence and arousal ({form}) from {root}",
-        train,
-        valid if len(valid) else None,
-        test,
-        (),
-        channels=1 if grey else 3,
-        sample_length=sample_length,
-        size=(size, size),
-        skipped=[skip for part in framed for skip in part.skipped],
+        parts,
+        sample_length,
+        stride,
+        size,
+        grey,
+        [skip for part in framed for skip in part.skipped],
+        kind="traces",
+        traces=VALENCE_AROUSAL,
     )
 
 
@@ -299,18 +298,44 @@ def _clip_task(
         ClipDataset(parts[part], num_frames, (size, size), grey)
         for part in ("train", "valid", "test")
     )
-    for part, dataset in (("train", train), ("test", test)):
-        if not len(dataset):
-            raise ValueError(f"task {name}: no clips left for the {part} part")
     return Task(
         name,
         about,
         train,
         valid if len(valid) else None,
         test,
-        classes,
         channels=1 if grey else 3,
         sample_length=num_frames,
+        classes=classes,
         size=(size, size),
         skipped=records.skipped,
+    )
+
+
+def _trace_task(
+    name: str,
+    about: str,
+    parts: Sequence[Sequence[Trace]],
+    sample_length: int,
+    stride: int,
+    size: int,
+    grey: bool,
+    skipped: list[Skip],
+    **predicted: Any,
+) -> Task:
+    """A task of windows; `predicted` are kind, classes and traces of `Task`."""
+    train, valid, test = (
+        TraceWindows(part, sample_length, stride, (size, size), grey) for part in parts
+    )
+    return Task(
+        name,
+        about,
+        train,
+        valid if len(valid) else None,
+        test,
+        channels=1 if grey else 3,
+        sample_length=sample_length,
+        size=(size, size),
+        skipped=skipped,
+        **predicted,
     )

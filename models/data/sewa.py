@@ -53,7 +53,7 @@ def read_sewa(
                 reason = f"its {len(other)} time stamps are not the {len(times)} of {paths[0].name}"
                 raise DataError(paths[1], None, reason)
             values = np.stack([valence, arousal], axis=1).astype(np.float32)
-            traces.append(Trace(stem.name, values, np.ones(len(times), bool), times))
+            traces.append(Trace(stem.name, values, np.ones(len(times), bool), times=times))
     return traces
 
 
@@ -152,7 +152,7 @@ def _read_avec_file(path: Path) -> Trace:
         raise DataError(path, None, "has a header but no lines")
     table = np.array(rows)
     values = table[:, [2, 1]].astype(np.float32)
-    return Trace(path.stem, values, np.ones(len(table), bool), table[:, 0])
+    return Trace(path.stem, values, np.ones(len(table), bool), times=table[:, 0])
 
 
 def _is_number(text: str) -> bool:

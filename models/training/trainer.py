@@ -148,34 +148,35 @@ class Trainer:
             disable=True if self.quiet or processes.rank() else None,
             leave=False,
         )
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        sums = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch, (_, weights) in bar:
             batch = {key: value.to(self.device) for key, value in batch.items()}
             terms = self._step(batch, torch.tensor(weights, device=self.device), lr)
-            sums += terms.double()
+            sums = sums + terms
             if not bar.disable:
-                bar.set_postfix(loss=f"{float(sums[0] / sums[1]):.4f}", refresh=False)
-        loss, count = processes.total(sums).tolist()
+                bar.set_postfix(loss=f"{_mean(sums):.4f}", refresh=False)
+        loss = _mean(processes.total(sums))
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss is not finite in epoch {self.epoch + 1}: "
                 "try a smaller lr, clip_norm, or amp=off"
             )
-        row = {"lr": lr, "train_loss": loss / max(count, 1)}
+        row = {"lr": lr, "train_loss": loss}
         if hasattr(self.model, "sparsity"):
             row |= {f"zeros_{name}": share for name, share in self.model.sparsity().items()}
         return row
 
     def _step(self, batch: dict[str, Tensor], weight: Tensor, lr: float) -> Tensor:
-        """One optimizer step; the sum and the number of this share's loss terms."""
+        """One optimizer step; the sum and the count of each of this share's loss terms."""
         config = self.config
         self.optimizer.zero_grad(set_to_none=True)
         with _precision(config, self.device):
-            output = objective.call(self.net, batch, self.task)
-        value, count = objective.losses(output, batch, weight, self.task)
+            output = objective.call(self.net, batch)
+        terms = objective.losses(output, batch, weight, self.task)
+        value, count = terms.unbind(1)
         # DDP takes the mean over processes: times their number, the sum over all shares.
         everywhere = processes.total(count).clamp(min=1)
-        loss = value * processes.count() / everywhere
+        loss = (value * processes.count() / everywhere).sum()
         if output.penalty is not None:
             loss = loss + output.penalty
         if config.sparsity == "penalty" and hasattr(self.model, "proximal_step_"):
@@ -189,7 +190,7 @@ class Trainer:
         if config.sparsity == "proximal" and hasattr(self.model, "proximal_step_"):
             with torch.no_grad():
                 self.model.proximal_step_(lr)
-        return torch.stack([value.detach(), count])
+        return terms.detach().double()
 
     def _lr(self) -> float:
         if self.config.schedule == "cosine":
@@ -219,8 +220,8 @@ def predict(
     """Predictions and targets of a whole dataset in its order, on the CPU.
 
     Returns:
-        "predicted", class scores (n, K) or traces (n, T, 2) padded to the task's T; "lengths" (n,);
-        and what else the items have besides x: "y", "valid", "video", "start".
+        "predicted", class scores (n, K), or what is predicted of each frame, padded to the task's
+        T; "lengths" (n,); and what else the items have besides x: "y", "valid" and so on.
     """
     model = getattr(model, "module", model)
     was_training = model.training
@@ -234,13 +235,12 @@ def predict(
         if "lengths" in batch:
             batch["lengths"] = lengths.to(device)
         with _precision(config, device):
-            predicted = objective.call(model, batch, task).predicted.float()
+            predicted = objective.call(model, batch).predicted.float()
         kept = {k: v for k, v in batch.items() if k not in ("x", "lengths")}
         kept |= {"predicted": predicted, "lengths": lengths}
         for key, value in kept.items():
-            if task.kind == "traces" and value.ndim > 1:
-                padded = [tasks.pad(item, task.sample_length) for item in value]
-                value = torch.stack(padded)
+            if task.kind != "classes" and value.ndim > 1:
+                value = torch.stack([tasks.pad(key, item, task.sample_length) for item in value])
             parts.setdefault(key, []).append(value.to(device))
     model.train(was_training)
     found = {}
@@ -293,6 +293,12 @@ def _loader(
 def _precision(config: Config, device: torch.device) -> Any:
     dtype = torch.float16 if config.amp == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=config.amp != "off")
+
+
+def _mean(terms: Tensor) -> float:
+    """The loss from the sum and the count (terms, 2) of each of its terms."""
+    value, count = terms.unbind(-1)
+    return float((value / count.clamp(min=1)).sum())
 
 
 def sizes(task: Task) -> list[int]:

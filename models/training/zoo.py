@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from strnn_models.data.tasks import Task
+from strnn_models.data.tasks import KINDS, Task
 from strnn_models.strnn import STRNN
 from torch import Tensor, nn
 
@@ -130,13 +130,12 @@ def categorical_dimensional(
     """CNN and GRU with the head that the task has labels for, `CategoricalDimensional`."""
     from strnn_models.categorical_dimensional import CategoricalDimensional
 
-    _needs("categorical_dimensional", task, task.kind, frames=True)
-    if task.kind == "classes":
-        options = {"mode": "categorical", "per": "clip"} | options
-    else:
-        options = {"mode": "dimensional"} | options
-    backbone = _backbone(task, widths)
-    return CategoricalDimensional(len(task.classes) or 7, backbone=backbone, **options)
+    _needs("categorical_dimensional", task, *KINDS, frames=True)
+    mode = {"classes": "categorical", "frames": "categorical", "both": "combined"}
+    options = {"mode": mode.get(task.kind, "dimensional")} | options
+    options = {"per": "clip" if task.kind == "classes" else "frame"} | options
+    sizes = (len(task.classes) or 7, len(task.traces) or 2)
+    return CategoricalDimensional(*sizes, backbone=_backbone(task, widths), **options)
 
 
 @register("attention_pooling")
@@ -153,8 +152,8 @@ def cnn_lstm(task: Task, widths: Sequence[int] | None = None, **options: Any) ->
     """Valence and arousal by CNN and LSTM, `CNNLSTM`."""
     from strnn_models.continuous import CNNLSTM
 
-    _needs("cnn_lstm", task, "traces", frames=True)
-    return CNNLSTM(backbone=_backbone(task, widths), **options)
+    _needs("cnn_lstm", task, "traces", "units", frames=True)
+    return CNNLSTM(len(task.traces), backbone=_backbone(task, widths), **options)
 
 
 @register("inflated_cnn")
@@ -162,8 +161,8 @@ def inflated_cnn(task: Task, widths: Sequence[int] | None = None, **options: Any
     """Valence and arousal by an inflated 3-D CNN, `InflatedCNN`."""
     from strnn_models.continuous import InflatedCNN
 
-    _needs("inflated_cnn", task, "traces", frames=True)
-    return InflatedCNN(backbone=_backbone(task, widths), **options)
+    _needs("inflated_cnn", task, "traces", "units", frames=True)
+    return InflatedCNN(len(task.traces), backbone=_backbone(task, widths), **options)
 
 
 def _backbone(task: Task, widths: Sequence[int] | None) -> nn.Module:
@@ -175,9 +174,10 @@ def _backbone(task: Task, widths: Sequence[int] | None) -> nn.Module:
     return FrameCNN(task.channels, widths)
 
 
-def _needs(name: str, task: Task, kind: str, frames: bool = False) -> None:
-    if task.kind != kind:
-        raise ValueError(f"model {name} predicts {kind}, the task {task.name} has {task.kind}")
+def _needs(name: str, task: Task, *kinds: str, frames: bool = False) -> None:
+    if task.kind not in kinds:
+        known = " or ".join(kinds)
+        raise ValueError(f"model {name} predicts {known}, the task {task.name} has {task.kind}")
     if frames and task.size is None:
         raise ValueError(f"model {name} takes frames, the task {task.name} has electrodes")
 
@@ -200,5 +200,5 @@ def _options(name: str) -> list[str]:
     module, _, cls = _CLASSES[name].partition(".")
     behind = getattr(importlib.import_module(f"strnn_models.{module}"), cls)
     names = [*inspect.signature(_MODELS[name]).parameters, *inspect.signature(behind).parameters]
-    fixed = ("task", "options", "backbone", "topology", "mask", "num_classes")
+    fixed = ("task", "options", "backbone", "topology", "mask", "num_classes", "num_values")
     return sorted(set(names) - set(fixed))

@@ -316,7 +316,7 @@ def test_command_line(tmp_path, capsys):
         ("task_options.numm=3", "it has num"),
         ("model=cnn", "model must be one of"),
         ("model_options.hidden=3", "model strnn has no option 'hidden'"),
-        ("model=cnn_lstm", "model cnn_lstm predicts traces, the task digits has classes"),
+        ("model=cnn_lstm", "model cnn_lstm predicts traces or units, the task digits has classes"),
         ("model_options.activation=gelu", "activation"),
         ("absent.yaml", "absent.yaml"),
     ],

@@ -43,7 +43,7 @@ def eeg_task(
 
     Args:
         name: "seed" or "seed_iv".
-        root: the folder of features.
+        root: the folder of features, or of raw signals.
         num_train: trials at the front of each session to train on, with by="front_back".
         feature: see `read_seed`.
         subjects: None: all, pooled; the protocol of the papers is one at a time.
@@ -80,7 +80,7 @@ def eeg_task(
         train, test = (Windows(p, sample_length, stride) for p in standardise(*parts))
     return Task(
         name,
-        f"{name.upper().replace('_', '-')} {feature} features from {root}",
+        f"{name.upper().replace('_', '-')}, {feature} features, from {root}",
         train,
         valid,
         test,

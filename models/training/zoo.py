@@ -171,7 +171,10 @@ def _backbone(task: Task, widths: Sequence[int] | None) -> nn.Module:
 
     if widths is None:
         widths = [w for s, w in enumerate((32, 64, 128), start=1) if min(task.size) >= 2**s]
-    return FrameCNN(task.channels, widths)
+    backbone = FrameCNN(task.channels, widths)
+    cells = [extent // backbone.stride for extent in task.size]
+    backbone.feature_size = backbone.out_channels * cells[0] * cells[1]  # with pool="flatten"
+    return backbone
 
 
 def _needs(name: str, task: Task, *kinds: str, frames: bool = False) -> None:

@@ -60,7 +60,7 @@ def test_seed(tmp_path):
     numbers = evaluate(folder, baseline=True)
     assert {"accuracy", "f1", "baseline (all steps) accuracy"} <= set(numbers)
     report = check_report(folder, "confusion", "learning", "space", "electrodes", "time")
-    assert "SEED de_LDS features" in report
+    assert "SEED, de_LDS features" in report
     assert evaluate(folder, part="valid")["loss"] > 0
 
 

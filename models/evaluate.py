@@ -122,7 +122,10 @@ def _learning(report: Report, run: Path) -> None:
     log = run / "log.jsonl"
     if not log.exists():
         return
-    history = [json.loads(line) for line in log.read_text().splitlines()]
+    try:
+        history = [json.loads(line) for line in log.read_text().splitlines()]
+    except ValueError as error:
+        raise CheckpointError(f"{log}: damaged ({error})") from error
     report.heading("Learning curve")
     report.picture("learning", pictures.learning_curve(history), "Over the epochs of training.")
 

@@ -175,7 +175,7 @@ def attach_frames(trace: Trace, place: Path, records: Records) -> Trace:
     if not place.is_dir():
         raise DataError(place, None, f"no folder of frames for {trace.name}")
     frames: list[Path | None] = [None] * len(trace.values)
-    for path in list_frames(place):
+    for path in list_frames(place, decode=records.skip_bad):
         with records.guard():
             if not path.stem.isdigit() or not 1 <= int(path.stem) <= len(frames):
                 reason = f"no annotation: {trace.name} has frames 1 to {len(frames)}"

@@ -122,7 +122,11 @@ def digit_spotting(
 
 @register("digit_traces")
 def digit_traces(
-    seed: int = 0, length: int = 16, num_train: int = 1200, num_test: int = 200, both: bool = False
+    seed: int = 0,
+    length: int = 16,
+    num_train: int = 1200,
+    num_test: int = 200,
+    predict: str = "traces",
 ) -> Task:
     """Sequences of real digit images with two traces: the digit, and the last step up or down.
 
@@ -135,8 +139,12 @@ def digit_traces(
         length: T.
         num_train: sequences to train on.
         num_test: sequences to validate on, and as many to test on.
-        both: the digit of each frame is also its class.
+        predict: "traces"; "frames", the digit of each frame as its class; or "both".
     """
+    if predict not in ("traces", "frames", "both"):
+        raise ValueError(
+            f"task digit_traces: predict must be traces, frames or both, got {predict!r}"
+        )
     images, labels, parts = _digits(seed, None)
     random = np.random.default_rng(seed + 2)
 
@@ -147,14 +155,14 @@ def digit_traces(
         shown = np.stack(shown, axis=1)
         step = np.diff(shown, axis=1, prepend=shown[:, :1])
         y = np.stack([shown / 4.5 - 1, step / 3], axis=2).astype(np.float32)
-        label = {"label": torch.from_numpy(shown)} if both else {}
+        digits_of = {"label": torch.from_numpy(shown)}
+        traces_of = {"y": torch.from_numpy(y), "valid": torch.ones(num, length, dtype=torch.bool)}
         return Arrays(
             x=_show(random, images, labels, part, shown),
-            y=torch.from_numpy(y),
-            valid=torch.ones(num, length, dtype=torch.bool),
             video=torch.arange(num),
             start=torch.zeros(num, dtype=torch.int64),
-            **label,
+            **({} if predict == "frames" else traces_of),
+            **({} if predict == "traces" else digits_of),
         )
 
     sizes = (num_train, num_test, num_test)
@@ -165,9 +173,9 @@ def digit_traces(
         *(sequences(part, num) for part, num in zip(parts, sizes, strict=True)),
         channels=1,
         sample_length=length,
-        kind="both" if both else "traces",
-        classes=tuple("0123456789") if both else (),
-        traces=("digit", "step"),
+        kind=predict,
+        classes=() if predict == "traces" else tuple("0123456789"),
+        traces=() if predict == "frames" else ("digit", "step"),
         size=(8, 8),
     )
 

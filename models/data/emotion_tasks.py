@@ -58,6 +58,9 @@ def eeg_task(
         allow_leakage: see `split`.
         skip_bad: see `read_seed`.
     """
+    if not 0 <= valid_trials < num_train:
+        most = num_train - 1
+        raise ValueError(f"task {name}: valid_trials must be in 0..{most}, got {valid_trials}")
     read = {"seed": seed.read_seed, "seed_iv": seed.read_seed_iv}[name]
     trials = read(
         Path(root), feature=feature, subjects=subjects, sessions=sessions, skip_bad=skip_bad

@@ -25,6 +25,9 @@ class DataError(ValueError):
         super().__init__(f"{where}: {reason}")
         self.file, self.record, self.reason = Path(file), record, reason
 
+    def __reduce__(self) -> tuple:
+        return DataError, (self.file, self.record, self.reason)  # to come out of a worker process
+
 
 @dataclass(frozen=True)
 class Skip:

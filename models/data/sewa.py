@@ -95,7 +95,7 @@ def with_frames(traces: Records[Trace], images: Path | str, fps: float) -> Recor
     for trace in traces:
         with framed.guard():
             place = folder(Path(images) / trace.name)
-            frames = list_frames(place)
+            frames = list_frames(place, decode=traces.skip_bad)
             at = np.rint(trace.times * fps).astype(int)
             if at[-1] >= len(frames) + fps:
                 reason = f"{len(frames)} frames, but annotations up to frame {at[-1] + 1}"

@@ -6,8 +6,6 @@ A task is made by a function with the decorator `register`; its keyword argument
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from strnn_models.data.records import Skip
+from strnn_models.options import check_options
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -97,14 +96,7 @@ def make(name: str, **options: Any) -> Task:
     _load()
     if name not in _TASKS:
         raise ValueError(f"task must be one of {', '.join(names())}, got {name!r}")
-    known = inspect.signature(_TASKS[name]).parameters
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, 1) or sorted(known)
-            raise ValueError(f"task {name} has no option {option!r}; it has {', '.join(near)}")
-    missing = [k for k, p in known.items() if p.default is p.empty and k not in options]
-    if missing:
-        raise ValueError(f"task {name} needs task_options.{missing[0]}=...")
+    check_options("task", name, options, _TASKS[name])
     task = _TASKS[name](**options)
     for part in ("train", "test"):
         if not len(getattr(task, part)):

@@ -51,7 +51,7 @@ class TraceWindows(Dataset):
         grey: one channel in place of three.
 
     Raises:
-        ValueError: the stride would leave gaps, or a trace has no frames.
+        ValueError: the stride would leave gaps, the size is not positive, or a trace has no frames.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class TraceWindows(Dataset):
     ) -> None:
         if not 1 <= stride <= length:
             raise ValueError(f"TraceWindows: stride must be in 1..{length}, got {stride}: no gaps")
+        if min(size) < 1:
+            raise ValueError(f"TraceWindows: size must be positive, got {size}")
         self.traces, self.length, self.size, self.grey = list(traces), length, size, grey
         self.starts: list[tuple[int, int]] = []
         for k, trace in enumerate(self.traces):

@@ -93,7 +93,7 @@ def _projections(report: Report, task: Task, model: nn.Module, strnn: STRNN) -> 
     report.picture("space", figure, caption)
     if task.topology is not None:
         maps = {
-            "|G|, all directions": chosen.sum(0),
+            "|G|": chosen.sum(0),
             "saliency": electrode_saliency(model, task),
         }
         if task.truth is not None:

@@ -7,13 +7,14 @@ import io
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from strnn_models.data import tasks
+from strnn_models.data.records import DataError
 from strnn_models.data.tasks import Task
 from strnn_models.training import checkpoint, objective, processes
 from strnn_models.training.checkpoint import CheckpointError
@@ -139,9 +140,9 @@ class Trainer:
         order = torch.Generator().manual_seed(config.seed * 1_000_003 + self.epoch)
         batches = torch.randperm(len(task.train), generator=order).split(config.batch_size)
         shares = [processes.share(batch.tolist()) for batch in batches]
-        loader = _loader(task.train, [items for items, _ in shares], config, self.device)
+        loaded = _loaded(task.train, [items for items, _ in shares], config, self.device)
         bar = tqdm(
-            zip(loader, shares, strict=True),
+            zip(loaded, shares, strict=True),
             total=len(shares),
             desc=f"epoch {self.epoch + 1}/{config.epochs}",
             # None: no bar where the screen is a file.
@@ -229,7 +230,7 @@ def predict(
     items, _ = processes.share(list(range(len(dataset))))
     batches = [items[k : k + config.batch_size] for k in range(0, len(items), config.batch_size)]
     parts: dict[str, list[Tensor]] = {}
-    for batch in _loader(dataset, batches, config, device):
+    for batch in _loaded(dataset, batches, config, device):
         x = batch["x"] = batch["x"].to(device)
         lengths = batch.get("lengths", torch.full((len(x),), x.shape[1]))
         if "lengths" in batch:
@@ -276,18 +277,45 @@ def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     return kind(model.parameters(), **options)
 
 
-def _loader(
+def _loaded(
     dataset: Dataset, batches: list[list[int]], config: Config, device: torch.device
-) -> DataLoader:
-    return DataLoader(
-        dataset,
+) -> Iterator[dict[str, Tensor]]:
+    """The batches of items, loaded by the workers.
+
+    Raises:
+        DataError: of an item, also where a worker met it.
+    """
+    loader = DataLoader(
+        _Guarded(dataset),
         batch_sampler=batches,
-        collate_fn=tasks.collate,
+        collate_fn=_collate,
         num_workers=config.workers,
         pin_memory=device.type == "cuda",
         # Without a generator of its own the loader draws from the one that a checkpoint saves.
         generator=torch.Generator().manual_seed(config.seed),
     )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+@dataclass
+class _Guarded(Dataset):
+    """A data set that returns a DataError: raised in a worker, its message would be a traceback."""
+
+    dataset: Dataset
+
+    def __getitem__(self, index: int) -> dict[str, Tensor] | DataError:
+        try:
+            return self.dataset[index]
+        except DataError as error:
+            return error
+
+
+def _collate(items: list[dict[str, Tensor] | DataError]) -> dict[str, Tensor] | DataError:
+    errors = [item for item in items if isinstance(item, DataError)]
+    return errors[0] if errors else tasks.collate(items)
 
 
 def _precision(config: Config, device: torch.device) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from strnn_models.data.tasks import KINDS, Task
+from strnn_models.options import check_options
 from strnn_models.strnn import STRNN
 from torch import Tensor, nn
 
@@ -39,13 +39,11 @@ def build(name: str, task: Task, **options: Any) -> nn.Module:
     """
     if name not in _MODELS:
         raise ValueError(f"model must be one of {', '.join(names())}, got {name!r}")
-    make = _MODELS[name]
-    for option in options:
-        known = _options(name)
-        if option not in known:
-            near = difflib.get_close_matches(option, known, 1) or known
-            raise ValueError(f"model {name} has no option {option!r}; it has {', '.join(near)}")
-    return make(task, **options)
+    check_options("model", name, options, _MODELS[name], _behind(name), fixed=_FIXED)
+    try:
+        return _MODELS[name](task, **options)
+    except RuntimeError as error:  # torch's, of a size that is negative
+        raise ValueError(f"model {name}: {error}") from error
 
 
 class FramesSTRNN(nn.Module):
@@ -131,11 +129,15 @@ def categorical_dimensional(
     from strnn_models.categorical_dimensional import CategoricalDimensional
 
     _needs("categorical_dimensional", task, *KINDS, frames=True)
-    mode = {"classes": "categorical", "frames": "categorical", "both": "combined"}
-    options = {"mode": mode.get(task.kind, "dimensional")} | options
-    options = {"per": "clip" if task.kind == "classes" else "frame"} | options
-    sizes = (len(task.classes) or 7, len(task.traces) or 2)
-    return CategoricalDimensional(*sizes, backbone=_backbone(task, widths), **options)
+    modes = {"classes": "categorical", "frames": "categorical", "both": "combined"}
+    return CategoricalDimensional(
+        len(task.classes),
+        len(task.traces),
+        mode=modes.get(task.kind, "dimensional"),
+        per="clip" if task.kind == "classes" else "frame",
+        backbone=_backbone(task, widths),
+        **options,
+    )
 
 
 @register("attention_pooling")
@@ -196,12 +198,13 @@ _CLASSES = {
 }
 
 
-def _options(name: str) -> list[str]:
-    """Names of the options of a builder and of the class behind it."""
-    import importlib
+# What the task decides, or what no setting can spell.
+_FIXED = (
+    *("task", "options", "backbone", "topology", "mask", "feature_size", "mode", "per"),
+    *("num_classes", "num_values", "num_electrodes", "in_channels", "sample_length"),
+)
 
+
+def _behind(name: str) -> type[nn.Module]:
     module, _, cls = _CLASSES[name].partition(".")
-    behind = getattr(importlib.import_module(f"strnn_models.{module}"), cls)
-    names = [*inspect.signature(_MODELS[name]).parameters, *inspect.signature(behind).parameters]
-    fixed = ("task", "options", "backbone", "topology", "mask", "num_classes", "num_values")
-    return sorted(set(names) - set(fixed))
+    return getattr(importlib.import_module(f"strnn_models.{module}"), cls)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from strnn_models import runs
 from strnn_models.data import aff_wild2, tasks
 from strnn_models.data.digits import Arrays
 from strnn_models.data.records import DataError
@@ -21,9 +22,9 @@ from strnn_models.data.synthetic import (
 )
 from strnn_models.evaluate import evaluate, main
 from strnn_models.train import train
-from strnn_models.training import pictures
+from strnn_models.training import pictures, zoo
 from strnn_models.training.baselines import baselines
-from strnn_models.training.config import Config
+from strnn_models.training.config import Config, load
 from strnn_models.training.looks import auc
 
 import strnn_kernels as sk
@@ -194,7 +195,7 @@ def test_digit_traces(tmp_path):
 
 
 def test_the_map_of_categories_is_where_the_digits_are(tmp_path):
-    options = {"length": 8, "num_train": 200, "num_test": 20, "both": True}
+    options = {"length": 8, "num_train": 200, "num_test": 20, "predict": "both"}
     folder = run(tmp_path, "digit_traces", options, "categorical_dimensional", {"widths": [4]})
     numbers = evaluate(folder)
     assert numbers["category_distance"] > 0
@@ -239,6 +240,29 @@ def test_grid_where_mne_does_not_help():
 def test_auc():
     truth = np.arange(62.0)
     assert auc(truth, truth) == 1 and auc(truth, -truth) == 0
+
+
+def test_the_table_of_runs_is_what_its_commands_give(tmp_path, monkeypatch):
+    pytest.importorskip("skimage")
+    monkeypatch.setattr(runs, "RUNS", ["task=faces model_options.patch=5 epochs=2", "task=digits"])
+    (first,) = runs.rows(tmp_path / "a", ["task=faces"])
+    (again,) = runs.rows(tmp_path / "b", ["patch=5"])
+    assert first[:-1] == again[:-1]  # all but the time
+    settings = [*first[1].strip("`").split(), "seed=0", "threads=1", f"out={tmp_path / 'c'}"]
+    result = train(load(None, settings))
+    assert first[2] == f"accuracy {result['test']['accuracy']:.3f}"
+    assert "all steps: accuracy 0.9" in first[3]
+
+
+def test_every_run_of_the_table_can_be_built():
+    for settings in runs.RUNS:
+        cfg = load(None, settings.split())
+        if cfg.task != "simulated_eeg":
+            sizes = {} if cfg.task == "faces" else {"num_train": 10, "num_test": 10}
+            sizes = {"num": 50} if cfg.task == "digits" else sizes
+            task = tasks.make(cfg.task, **(cfg.task_options | sizes))
+            assert "not emotion data" in task.about
+            zoo.build(cfg.model, task, **cfg.model_options)
 
 
 def test_command_line(tmp_path, capsys):

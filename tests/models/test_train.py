@@ -86,13 +86,12 @@ def test_resume_after_kill_is_exact(tmp_path):
     changes = {
         "model": "attention_pooling",
         "model_options": {"widths": [4], "heads": 2, "attention_size": 4, "dropout": 0.3},
-        "epochs": 24,
         "batch_size": 8,
     }
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(settings(whole, **changes))
-    cfg = settings(killed, **changes)
-    command = [sys.executable, "-m", "strnn_models.train", *arguments(cfg), "--quiet"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    # More epochs than it will ever reach: no kill comes too late, however slow this process is.
+    endless = arguments(settings(killed, epochs=1_000_000, **changes))
+    command = [sys.executable, "-m", "strnn_models.train", *endless, "--quiet"]
     seen = 0
     for _ in range(2):
         process = subprocess.Popen(command)
@@ -101,17 +100,19 @@ def test_resume_after_kill_is_exact(tmp_path):
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        seen = checkpoint.load(killed)[0]
-        assert seen < 24, "killed too late to prove anything"
-    result = train(cfg)
-    assert result["epochs"] == 24
+        logged, seen = len(rows(killed)), checkpoint.load(killed)[0]
+        assert seen - 1 <= logged <= seen  # the log is written after the checkpoint
+    changes["epochs"] = seen + 2
+    result = train(settings(killed, **changes))
+    train(settings(whole, **changes))
+    assert result["epochs"] == seen + 2
     a, b = weights(whole), weights(killed)
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert rows(whole) == rows(killed)
     best = [(run / "selected.safetensors").read_bytes() for run in (whole, killed)]
     assert best[0] == best[1]
     left = [path.name for path in killed.iterdir() if path.name.startswith(("epoch-", "."))]
-    assert sorted(left) == ["epoch-00024.pt", "epoch-00024.safetensors"]
+    assert sorted(left) == [f"epoch-{seen + 2:05d}.pt", f"epoch-{seen + 2:05d}.safetensors"]
 
 
 def wait_for_epoch(process: subprocess.Popen, run: Path, epoch: int) -> None:
@@ -314,6 +315,14 @@ def test_command_line(tmp_path, capsys):
         ("task=mnist", "task must be one of"),
         ("task=seed", "task seed needs task_options.root"),
         ("task_options.numm=3", "it has num"),
+        ("task_options.num=few", "task digits: num must be a whole number or null, got 'few'"),
+        ("task_options.num=1", "task digits: nothing is left for the train part"),
+        ("model_options.sp_hidden=2.5", "sp_hidden must be a whole number, got 2.5"),
+        ("model_options.widths=8", "widths must be a list of: a whole number or null, got 8"),
+        ("model_options.sp_hidden=-2", "hidden_size must be a positive int, got -2"),
+        ("model_options.widths=[-4]", "model strnn: "),
+        ("device=gpu", "device must be auto, cpu, cuda or cuda:<n>, got 'gpu'"),
+        ("device=cuda:99", "device cuda:99: "),
         ("model=cnn", "model must be one of"),
         ("model_options.hidden=3", "model strnn has no option 'hidden'"),
         ("model=cnn_lstm", "model cnn_lstm predicts traces or units, the task digits has classes"),

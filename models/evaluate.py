@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", help="folder of the report; run/report if not given")
     parser.add_argument("--baseline", action="store_true", help="add linear models")
     parser.add_argument("--device", default="auto")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         numbers = evaluate(**vars(options))
     except (ValueError, CheckpointError, ImportError, OSError) as error:

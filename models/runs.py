@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m strnn_models.runs", description=__doc__)
     parser.add_argument("words", nargs="*", help="of the settings of the runs to make")
     parser.add_argument("--out", type=Path, default=Path("out/runs"))
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}", flush=True)
     for row in rows(options.out, options.words):
         print(f"| {' | '.join(row)} |", flush=True)

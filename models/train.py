@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--skip-bad", action="store_true", help="leave out damaged records, list them"
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         config = _read_settings(options.settings, options.skip_bad)
         train(config, quiet=options.quiet, restart=options.restart)

@@ -64,7 +64,7 @@ def eeg_task(
     read = {"seed": seed.read_seed, "seed_iv": seed.read_seed_iv}[name]
     trials = read(
         Path(root), feature=feature, subjects=subjects, sessions=sessions, skip_bad=skip_bad
-    )
+    ).some(root)
     valid: Dataset | None = None
     if by == "front_back":
         front, back = seed.front_back(trials, num_train)
@@ -120,7 +120,7 @@ def ck_plus_task(
         contempt: see `read_ck_plus`.
         skip_bad: see `read_ck_plus`.
     """
-    clips = ck_plus.read_ck_plus(root, contempt=contempt, skip_bad=skip_bad)
+    clips = ck_plus.read_ck_plus(root, contempt=contempt, skip_bad=skip_bad).some(root)
     if not 0 <= fold < ck_plus.NUM_FOLDS:
         raise ValueError(f"task ck_plus: fold must be in 0..9, got {fold}")
     held = {fold: "test", (fold + 1) % ck_plus.NUM_FOLDS: "valid"}
@@ -165,8 +165,8 @@ def afew_task(
         skip_bad: see `read_afew`.
     """
     options = {"order": order, "skip_bad": skip_bad}
-    clips = afew.read_afew(Path(root) / train, list_file=train_list, **options)
-    tests = afew.read_afew(Path(root) / test, list_file=test_list, **options)
+    clips = afew.read_afew(Path(root) / train, list_file=train_list, **options).some(root)
+    tests = afew.read_afew(Path(root) / test, list_file=test_list, **options).some(root)
     chosen = np.random.default_rng(split_seed).permutation(len(clips))
     num_valid = round(valid_size * len(clips))
     parts = {
@@ -205,9 +205,9 @@ def aff_wild2_task(
         skip_bad: see `read_aff_wild2`.
     """
     options = {"kind": annotation, "images": images, "skip_bad": skip_bad}
-    traces = aff_wild2.read_aff_wild2(root, part="Train_Set", **options)
-    tests = aff_wild2.read_aff_wild2(root, part="Validation_Set", **options)
-    cut = len(traces) - max(1, round(valid_size * len(traces)))
+    traces = aff_wild2.read_aff_wild2(root, part="Train_Set", **options).some(root)
+    tests = aff_wild2.read_aff_wild2(root, part="Validation_Set", **options).some(root)
+    cut = max(1, len(traces) - max(1, round(valid_size * len(traces))))
     kind = {"VA": "traces", "EXPR": "frames", "AU": "units", "VA+EXPR": "both"}[annotation]
     return _trace_task(
         "aff_wild2",
@@ -263,7 +263,7 @@ def sewa_task(
         records = [sewa.read_sewa(root, annotation=annotation, skip_bad=skip_bad)]
     else:
         records = [sewa.read_avec(root, part=p, skip_bad=skip_bad) for p in ("Train", "Devel")]
-    framed = [sewa.with_frames(part, images, fps) for part in records]
+    framed = [sewa.with_frames(part, images, fps).some(root) for part in records]
     order = np.random.default_rng(split_seed).permutation(len(framed[0]))
     num_test = round(test_size * len(order)) if form == "raw" else 0
     cut = num_test + round(valid_size * len(order))

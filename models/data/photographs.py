@@ -184,7 +184,8 @@ def _crops(seed: int) -> tuple[Tensor, list[tuple[NDArray, NDArray]]]:
     """All crops (200, 1, 25, 25), and for each part the numbers without and with a face."""
     path = _file("lfw_subset.npy")
     try:
-        images = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            images = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(path, None, f"not a readable array ({error})") from error
     if images.shape != (200, 25, 25):

@@ -63,6 +63,17 @@ class Records(list[Record], Generic[Record]):
                 raise
             self.skipped.append(Skip(error.file, error.record, error.reason))
 
+    def some(self, root: Path | str) -> Records[Record]:
+        """Itself.
+
+        Raises:
+            DataError: everything below `root` was skipped.
+        """
+        if not self:
+            reason = f"nothing is left, {len(self.skipped)} skipped; the first: {self.skipped[0]}"
+            raise DataError(root, None, reason)
+        return self
+
     def summary(self) -> str:
         """One line on what was read, and one for each record that was skipped."""
         lines = [f"{len(self)} records read, {len(self.skipped)} skipped"]

@@ -180,8 +180,13 @@ def _saliency(report: Report, task: Task, model: nn.Module, clip: dict[str, Tens
             outputs["class"] = lambda x: predict(x)[:, middle, :num_classes].amax(1)
     maps = {name: saliency(output, clip["x"])[0].cpu().numpy() for name, output in outputs.items()}
     report.heading("Saliency")
-    whose = "its class" if task.kind == "classes" else f"the outputs for frame {middle}"
-    figure = pictures.frames(_grey(clip), maps, [f"frame {t}" for t in range(clip["x"].shape[1])])
+    if task.kind == "classes":
+        near, whose = slice(None), "its class"
+    else:
+        near, whose = slice(max(0, middle - 5), middle + 3), f"what is predicted of frame {middle}"
+    numbers = range(clip["x"].shape[1])[near]
+    maps = {name: values[near] for name, values in maps.items()}
+    figure = pictures.frames(_grey(clip)[near], maps, [f"frame {t}" for t in numbers])
     caption = f"A test clip, and below each frame how much its pixels move {whose}."
     report.picture("saliency", figure, caption)
 

@@ -184,6 +184,19 @@ def test_two_processes_train_as_one(tmp_path):
     assert results[0]["test"] == pytest.approx(results[1]["test"], rel=1e-4)
 
 
+def test_fsdp2_trains_every_model_as_one_process(tmp_path):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = Path(__file__).with_name("fsdp.py")
+    done = subprocess.run(
+        [sys.executable, *command, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("sparsity", ["proximal", "penalty", "none"])
 def test_only_proximal_steps_make_zeros(tmp_path, sparsity):
     options = TINY["model_options"] | {"lambda1": 10.0, "lambda2": 0.0}

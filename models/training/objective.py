@@ -18,8 +18,8 @@ class Output(NamedTuple):
     """A model's output in one form.
 
     `predicted`: class scores (B, K) of clips; or, of each frame, class scores, traces or both, the
-    scores first: (B, T, K + V). `penalty`: a term of the loss. `balance`: what the loss of the
-    traces is multiplied by.
+    scores first: (B, T, K + V). `penalty`: a term of the loss, (B,). `balance`: what the loss of
+    the traces is multiplied by.
     """
 
     predicted: Tensor
@@ -43,7 +43,7 @@ def losses(output: Output, batch: dict[str, Tensor], weight: Tensor, task: Task)
     """The terms of the loss, each as its sum over a share of a batch and how many it is the sum of.
 
     Cross-entropy of each clip or labelled frame, 1 - CCC of each trace of each window in which it
-    is defined, or binary cross-entropy of each action unit.
+    is defined, binary cross-entropy of each action unit; and the penalty of each clip.
 
     Args:
         output: of the model.
@@ -69,6 +69,8 @@ def losses(output: Output, batch: dict[str, Tensor], weight: Tensor, task: Task)
         each = 1 - ccc(values, batch["y"], batch["valid"], eps=1e-8)
         counted = torch.where(each.isnan(), 0, weight[:, None])
         terms.append((output.balance * each, counted))
+    if output.penalty is not None:
+        terms.append((output.penalty, weight))
     return torch.stack(
         [torch.stack([(torch.where(n > 0, each, 0) * n).sum(), n.sum()]) for each, n in terms]
     )

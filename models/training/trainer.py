@@ -178,8 +178,6 @@ class Trainer:
         # DDP takes the mean over processes: times their number, the sum over all shares.
         everywhere = processes.total(count).clamp(min=1)
         loss = (value * processes.count() / everywhere).sum()
-        if output.penalty is not None:
-            loss = loss + output.penalty
         if config.sparsity == "penalty" and hasattr(self.model, "proximal_step_"):
             loss = loss + self.model.penalty()
         self.scaler.scale(loss).backward()

@@ -165,10 +165,27 @@ def test_damaged_checkpoint_is_named(tmp_path, name, damage):
         checkpoint.load(tmp_path)
 
 
-def test_two_processes_train_as_one(tmp_path):
-    # 61 items in batches of 8: shares of unequal size, and a last batch of 5.
-    one, two = settings(tmp_path / "one", epochs=2), settings(tmp_path / "two", epochs=2)
-    one.batch_size = two.batch_size = 8
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "model": "attention_pooling",
+            "model_options": {"widths": [4], "heads": 2, "attention_size": 4},
+        },
+        {
+            "task": "digit_traces",
+            "task_options": {"num_train": 13, "num_test": 7, "length": 5, "predict": "both"},
+            "model": "categorical_dimensional",
+            "model_options": {"widths": [4], "hidden_size": 8, "fc_size": 0},
+        },
+    ],
+    ids=["strnn", "attention_pooling", "both"],
+)
+def test_two_processes_train_as_one(tmp_path, changes):
+    # 61 (13) items in batches of 8: shares of unequal size, and a last batch of 5.
+    changes = changes | {"epochs": 2, "batch_size": 8}
+    one, two = (settings(tmp_path / name, **changes) for name in ("one", "two"))
     train(one)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "strnn_models.train", *arguments(two), "--quiet"]

@@ -26,10 +26,18 @@ class SpatialAttention(nn.Module):
         attention_size: rows of W1; ours, likewise.
 
     There is no bias (SSE).
+
+    Raises:
+        ArgumentError: a size is not positive.
     """
 
     def __init__(self, channels: int, heads: int = 4, attention_size: int = 64) -> None:
         super().__init__()
+        if heads < 1 or attention_size < 1:
+            raise sk.ArgumentError(
+                "SpatialAttention: heads and attention_size must be positive, "
+                f"got {heads} and {attention_size}"
+            )
         self.hidden = nn.Linear(channels, attention_size, bias=False)
         self.heads = nn.Linear(attention_size, heads, bias=False)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from strnn_models.data.tasks import Task
+from strnn_models.postprocess import PostProcessing, fit_postprocessing
 from strnn_models.train import prepare
 from strnn_models.training import checkpoint, objective, pictures, processes
 from strnn_models.training.baselines import baselines
@@ -35,6 +36,7 @@ def evaluate(
     part: str = "test",
     out: Path | str | None = None,
     baseline: bool = False,
+    postprocess: bool = False,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Writes the report on a run's selected weights.
@@ -44,6 +46,7 @@ def evaluate(
         part: "test" or "valid".
         out: folder of the report; None: run/report.
         baseline: also fit linear models, see `baselines`.
+        postprocess: also score traces after `fit_postprocessing` on the validation part.
         device: as in the settings of a run.
 
     Returns:
@@ -51,7 +54,7 @@ def evaluate(
 
     Raises:
         ConfigError, CheckpointError, DataError: the run or its data cannot be read.
-        ValueError: the task has no such part.
+        ValueError: the task has no such part, or nothing to post-process.
     """
     run = Path(run)
     out = run / "report" if out is None else Path(out)
@@ -59,6 +62,8 @@ def evaluate(
     trainer = prepare(config, where)
     task, model = trainer.task, trainer.model
     model.load_state_dict(checkpoint.load_weights(run / checkpoint.SELECTED))
+    if postprocess and (task.kind != "traces" or task.valid is None):
+        raise ValueError(f"post-processing is for traces with a validation part, not {task.name}")
     dataset = {"test": task.test, "valid": task.valid}.get(part)
     if dataset is None:
         raise ValueError(f"the task {task.name} has no part {part!r}")
@@ -78,8 +83,18 @@ def evaluate(
             for seen, scores in simple.items()
             for name in objective.main_scores(task)
         }
+    if postprocess:
+        steps, scores = _postprocessed(task, found, predict(model, task, task.valid, config, where))
+        rows["post-processed"] = scores
+        numbers = numbers | {f"postprocessed {name}": value for name, value in scores.items()}
     cells = ([name, *(f"{v:.4f}" for v in scores.values())] for name, scores in rows.items())
     report.table(["", *rows[config.model]], cells)
+    if postprocess:
+        report.text(
+            "Post-processing, chosen on the validation part for each trace: mean of widths "
+            f"{steps.widths}, centres {_short(steps.centres)}, gains {_short(steps.gains)}, "
+            f"offsets {_short(steps.offsets)}, delays {steps.delays} frames."
+        )
     numbers = numbers | _predictions(report, task, found)
     _learning(report, run)
     numbers |= look(report, task, model)
@@ -89,6 +104,25 @@ def evaluate(
     report.write()
     checkpoint.write_atomic(out / "report.json", json.dumps(numbers, indent=1) + "\n")
     return numbers
+
+
+def _postprocessed(
+    task: Task, found: dict[str, torch.Tensor], valid: dict[str, torch.Tensor]
+) -> tuple[PostProcessing, dict[str, float]]:
+    """The steps that are best on the validation part, and the scores of `found` after them."""
+    columns = (
+        [video[name] for video in objective.join_windows(valid)]
+        for name in ("predicted", "y", "valid")
+    )
+    steps = fit_postprocessing(*columns, widths=(1, 3, 5, 11, 25), delays=range(-5, 6))
+    videos = objective.join_windows(found)
+    for video in videos:
+        video["predicted"] = steps(video["predicted"])
+    return steps, objective.score_joined(task, videos)
+
+
+def _short(numbers: Sequence[float]) -> str:
+    return f"({', '.join(f'{number:.3f}' for number in numbers)})"
 
 
 def _predictions(report: Report, task: Task, found: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -137,6 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", default="test", choices=("test", "valid"))
     parser.add_argument("--out", help="folder of the report; run/report if not given")
     parser.add_argument("--baseline", action="store_true", help="add linear models")
+    parser.add_argument(
+        "--postprocess",
+        action="store_true",
+        help="add traces after filter, scale and delay chosen on the validation part",
+    )
     parser.add_argument("--device", default="auto")
     options = parser.parse_intermixed_args(arguments)
     try:

@@ -89,8 +89,8 @@ def digit_spotting(
 ) -> Task:
     """Sequences of real digit images, even but for one, and the class is that odd digit.
 
-    One frame matters, none follows from another: what pooling over time is for. No image is in two
-    of the three parts.
+    One frame matters, none follows from another: what pooling over time is for. `at` of an item is
+    its number. No image is in two of the three parts.
 
     Args:
         seed: of the split and the sequences.
@@ -104,8 +104,10 @@ def digit_spotting(
     def sequences(part: np.ndarray, num: int) -> Arrays:
         y = np.arange(num) % 5
         shown = 2 * random.integers(0, 5, (num, length))
-        shown[np.arange(num), random.integers(0, length, num)] = 2 * y + 1
-        return Arrays(x=_show(random, images, labels, part, shown), y=torch.tensor(y))
+        at = random.integers(0, length, num)
+        shown[np.arange(num), at] = 2 * y + 1
+        x = _show(random, images, labels, part, shown)
+        return Arrays(x=x, y=torch.tensor(y), at=torch.from_numpy(at))
 
     sizes = (num_train, num_test, num_test)
     return Task(

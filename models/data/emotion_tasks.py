@@ -71,7 +71,7 @@ def eeg_task(
         kept, held = seed.front_back(front, num_train - valid_trials)
         kept, held, back = standardise(kept, held, back)
         train, test = Windows(kept, sample_length, stride), Windows(back, sample_length, stride)
-        valid = Windows(held, sample_length, stride) if held else None
+        valid = Windows(held, sample_length, stride)
     elif by == "random":
         windows = Windows(standardise(trials)[0], sample_length, stride)
         at = split(windows, by, test_size=test_size, seed=split_seed, allow_leakage=allow_leakage)
@@ -305,7 +305,7 @@ def _clip_task(
         name,
         about,
         train,
-        valid if len(valid) else None,
+        valid,
         test,
         channels=1 if grey else 3,
         sample_length=num_frames,
@@ -334,7 +334,7 @@ def _trace_task(
         name,
         about,
         train,
-        valid if len(valid) else None,
+        valid,
         test,
         channels=1 if grey else 3,
         sample_length=sample_length,

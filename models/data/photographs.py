@@ -27,6 +27,7 @@ PICTURES = (
     *("motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg"),
     "no_time_for_that_tiny.gif",
 )
+FILM_SIZE = 96
 
 
 @register("faces")
@@ -60,6 +61,8 @@ def face_sequences(
         num_train: sequences to train on.
         num_test: sequences to validate on, and as many to test on.
     """
+    if length < 2:
+        raise ValueError(f"task face_sequences: length must be at least 2, got {length}")
     images, parts = _crops(seed)
     random = np.random.default_rng(seed + 1)
 
@@ -129,6 +132,8 @@ def camera_pans(
         num_train: sequences to train on.
         num_test: sequences to validate on, and as many to test on.
     """
+    if size > FILM_SIZE:
+        raise ValueError(f"task camera_pans: size must be at most {FILM_SIZE}, got {size}")
     films = [_film(name) for name in PICTURES]
     random = np.random.default_rng(seed + 3)
     order = [*random.permutation(len(films) - 1), len(films) - 1]
@@ -210,14 +215,14 @@ def _show(
 
 
 def _film(name: str) -> NDArray[np.float32]:
-    """A picture as grey frames (F, rows, cols) in 0..1, its shorter side 96 pixels."""
+    """A picture as grey frames (F, rows, cols) in 0..1, its shorter side `FILM_SIZE`."""
     from PIL import Image, ImageSequence
 
     path, frames = _file(name), []
     try:
         with Image.open(path, formats=("PNG", "JPEG", "GIF")) as image:
             for frame in ImageSequence.Iterator(image):
-                scale = 96 / min(frame.size)
+                scale = FILM_SIZE / min(frame.size)
                 size = [round(scale * extent) for extent in frame.size]
                 grey = frame.convert("L").resize(size, Image.Resampling.BILINEAR)
                 frames.append(np.asarray(grey, dtype=np.float32) / 255)

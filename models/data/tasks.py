@@ -6,6 +6,7 @@ A task is made by a function with the decorator `register`; its keyword argument
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +68,14 @@ class Task:
     skipped: list[Skip] = field(default_factory=list)
 
 
+_COUNTS = ("length", "num", "num_train", "num_test", "num_trials", "num_frames", "seconds")
+#: Options of the same name mean the same in all tasks: the range of each.
+_RANGES = {
+    **dict.fromkeys((*_COUNTS, "sample_length", "stride", "size"), (1, math.inf)),
+    **dict.fromkeys(("seed", "split_seed"), (0, 2**32 - 1)),
+    **dict.fromkeys(("valid_size", "test_size"), (0, 1)),
+    **dict.fromkeys(("fps", "strength"), (1e-3, 1e6)),
+}
 _TASKS: dict[str, Callable[..., Task]] = {}
 
 
@@ -97,10 +106,16 @@ def make(name: str, **options: Any) -> Task:
     if name not in _TASKS:
         raise ValueError(f"task must be one of {', '.join(names())}, got {name!r}")
     check_options("task", name, options, _TASKS[name])
+    for option, value in options.items():
+        low, high = _RANGES.get(option, (-math.inf, math.inf))
+        if isinstance(value, int | float) and not low <= value <= high:
+            raise ValueError(f"task {name}: {option} must be in {low:g}..{high:g}, got {value}")
     task = _TASKS[name](**options)
     for part in ("train", "test"):
         if not len(getattr(task, part)):
             raise ValueError(f"task {name}: nothing is left for the {part} part")
+    if task.valid is not None and not len(task.valid):
+        task.valid = None
     return task
 
 

@@ -93,15 +93,11 @@ class Config:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "lr",
-            "momentum",
-            "weight_decay",
-            "clip_norm",
-            "patience",
-            "workers",
-            "threads",
-        ):
+        # Each epoch's order of the items has a seed of 64 bits made of this one.
+        if not 0 <= self.seed < 2**40:
+            raise ConfigError(f"seed must be in 0..2**40, got {self.seed}")
+        counts = ("patience", "workers", "threads")
+        for name in ("lr", "momentum", "weight_decay", "clip_norm", *counts):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         return self

@@ -85,7 +85,11 @@ def score(task: Task, found: dict[str, Tensor]) -> dict[str, float]:
     """
     if task.kind == "classes":
         return _score_classes(found["predicted"], found["y"])
-    videos = join_windows(found)
+    return score_joined(task, join_windows(found))
+
+
+def score_joined(task: Task, videos: list[dict[str, Tensor]]) -> dict[str, float]:
+    """As `score`, of the frames of whole videos, as `join_windows` makes them."""
     scores, values = zip(*(_parted(video["predicted"], task) for video in videos), strict=True)
     result: dict[str, float] = {}
     if task.classes:

@@ -145,6 +145,8 @@ def test_gradients_of_the_input_in_eval_mode(small_cnn):
 def test_wrong_arguments_are_refused(small_cnn):
     with pytest.raises(sk.ArgumentError, match="concat, mean"):
         model(small_cnn, join="sum")
+    with pytest.raises(sk.ArgumentError, match="heads and attention_size must be positive"):
+        model(small_cnn, heads=0)
     with pytest.raises(sk.ArgumentError, match="softmax, mean"):
         model(small_cnn, pooling="max")
     with pytest.raises(sk.ArgumentError, match="x must have shape"):

@@ -108,6 +108,18 @@ def test_aff_wild2(tmp_path, model, annotation, scores):
     assert f"Aff-Wild2 {annotation}" in report and "linear model, each frame" in report
 
 
+def test_postprocessing_is_chosen_on_the_validation_part(tmp_path):
+    options = {"length": 8, "num_train": 60, "num_test": 10}
+    folder = run(tmp_path, "digit_traces", options, "cnn_lstm", {"widths": [4]})
+    plain, numbers = evaluate(folder), evaluate(folder, postprocess=True)
+    assert plain["ccc"] == numbers["ccc"] != numbers["postprocessed ccc"]
+    report = check_report(folder, "traces")
+    assert "chosen on the validation part" in report and "mean of widths" in report
+    folder = run(tmp_path / "other", "digits", {"num": 103})
+    with pytest.raises(ValueError, match="post-processing is for traces"):
+        evaluate(folder, postprocess=True)
+
+
 def test_a_video_with_one_kind_of_annotation_trains_the_other_on_the_rest(tmp_path):
     root = write_aff_wild2(tmp_path / "aff", length=6)
     (root / "VA_Set" / "Train_Set" / "t0.txt").unlink()
@@ -182,6 +194,7 @@ def test_digit_spotting_shows_one_odd_digit():
         item = task.train[k]
         shown = [int(known[frame.numpy().tobytes()]) for frame in item["x"]]
         assert [d for d in shown if d % 2] == [int(task.classes[int(item["y"])])]
+        assert shown[int(item["at"])] % 2
 
 
 def test_digit_traces(tmp_path):
@@ -255,6 +268,7 @@ def test_the_table_of_runs_is_what_its_commands_give(tmp_path, monkeypatch):
 
 
 def test_every_run_of_the_table_can_be_built():
+    pytest.importorskip("skimage")
     for settings in runs.RUNS:
         cfg = load(None, settings.split())
         if cfg.task != "simulated_eeg":

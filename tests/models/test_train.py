@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from strnn_models.backbone import FrameCNN
 from strnn_models.data import tasks
 from strnn_models.data.synthetic import write_seed
 from strnn_models.train import TrainingError, main, train
@@ -323,6 +324,8 @@ def test_command_line(tmp_path, capsys):
         ("model_options.widths=8", "widths must be a list of: a whole number or null, got 8"),
         ("model_options.sp_hidden=-2", "hidden_size must be a positive int, got -2"),
         ("model_options.widths=[-4]", "model strnn: "),
+        ("seed=-1", "seed must be in 0..2**40"),
+        ("task_options.seed=-1", "task digits: seed must be in 0..4.29497e+09, got -1"),
         ("device=gpu", "device must be auto, cpu, cuda or cuda:<n>, got 'gpu'"),
         ("device=cuda:99", "device cuda:99: "),
         ("model=cnn", "model must be one of"),
@@ -383,6 +386,36 @@ def test_windows_of_a_video_are_averaged():
     assert video["predicted"][:, 0].tolist() == [1, 4, 7]
     assert video["y"][:, 1].tolist() == [0, 1, 2]
     assert video["valid"].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "reason"),
+    [
+        ("digit_sequences", {"length": 0}, "length must be in 1..inf"),
+        ("digit_spotting", {"num_test": 0}, "num_test must be in 1..inf"),
+        ("face_sequences", {"length": 1}, "length must be at least 2"),
+        ("camera_pans", {"size": 97}, "size must be at most 96"),
+        ("sewa", {"root": "x", "images": "x", "fps": 0}, "fps must be in"),
+        ("seed", {"root": "x", "test_size": 7.0}, r"test_size must be in 0\.\.1"),
+        ("seed", {"root": "x", "valid_trials": 9}, r"valid_trials must be in 0\.\.8"),
+        ("seed", {"root": "x", "subjects": 1}, "subjects must be a list"),
+    ],
+)
+def test_options_of_tasks_are_in_range(task, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        tasks.make(task, **options)
+
+
+def test_weights_of_a_backbone_are_loaded(tmp_path):
+    trained = FrameCNN(1, [4])
+    path = tmp_path / "cnn.safetensors"
+    path.write_bytes(checkpoint.pack(trained.state_dict()))
+    task = tasks.make("digits", num=60)
+    model = zoo.build("cnn_irnn", task, widths=[4], weights=str(path))
+    for key, value in model.encoder.backbone.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[key])
+    with pytest.raises(ValueError, match=r"cnn\.safetensors"):
+        zoo.build("cnn_irnn", task, widths=[8], weights=str(path))
 
 
 def test_every_model_has_its_options_listed():

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from strnn_models.attention_pooling import AttentionPooling
-from strnn_models.backbone import FrameCNN, load_weights
+from strnn_models.backbone import FrameCNN, load_weights, one_of
 from strnn_models.categorical_dimensional import CategoricalDimensional
-from strnn_models.cnn_irnn import CNNIRNN
+from strnn_models.cnn_irnn import CNNIRNN, KahouCNN
 from strnn_models.continuous import CNNLSTM, InflatedCNN
 from strnn_models.data.tasks import KINDS, Task
 from strnn_models.options import check_options
@@ -128,11 +128,21 @@ def strnn(
 
 @register("cnn_irnn")
 def cnn_irnn(
-    task: Task, widths: Widths = None, weights: str | None = None, **options: Any
+    task: Task,
+    widths: Widths = None,
+    weights: str | None = None,
+    frame_cnn: str = "compact",
+    **options: Any,
 ) -> nn.Module:
-    """CNN and IRNN for categories in video, `CNNIRNN`."""
+    """CNN and IRNN for categories in video, `CNNIRNN`; frame_cnn="kahou" is `KahouCNN`."""
     _needs("cnn_irnn", task, "classes", frames=True)
-    return CNNIRNN(len(task.classes), backbone=_backbone(task, widths, weights), **options)
+    one_of("model cnn_irnn", "frame_cnn", frame_cnn, ("compact", "kahou"))
+    if frame_cnn == "compact":
+        backbone = _backbone(task, widths, weights)
+    else:
+        backbone = _sized(KahouCNN(task.channels), task, weights)
+        options = {"pool": "flatten"} | options
+    return CNNIRNN(len(task.classes), backbone=backbone, **options)
 
 
 @register("categorical_dimensional")
@@ -188,11 +198,15 @@ def _backbone(task: Task, widths: Widths, weights: str | None) -> nn.Module:
         widths = [w for s, w in enumerate((32, 64, 128), start=1) if min(task.size) >= 2**s]
     if not widths or min(task.size) < 2 ** len(widths):
         raise ValueError(f"widths: 1 stage or more, frames of {task.size} halved by each: {widths}")
-    backbone = FrameCNN(task.channels, widths)
+    return _sized(FrameCNN(task.channels, widths), task, weights)
+
+
+def _sized(backbone: nn.Module, task: Task, weights: str | None) -> nn.Module:
+    """The network with its weights and, for pool="flatten", the size of its maps."""
     if weights is not None:
         load_weights(backbone, weights)
     cells = [extent // backbone.stride for extent in task.size]
-    backbone.feature_size = backbone.out_channels * cells[0] * cells[1]  # with pool="flatten"
+    backbone.feature_size = backbone.out_channels * cells[0] * cells[1]
     return backbone
 
 

@@ -388,6 +388,13 @@ def test_windows_of_a_video_are_averaged():
     assert video["valid"].tolist() == [True, True, False]
 
 
+def test_the_frame_cnn_of_kahou_can_be_chosen():
+    task = tasks.make("digits", num=60)
+    model = zoo.build("cnn_irnn", task, frame_cnn="kahou", hidden_size=6)
+    assert model(task.test[0]["x"][None]).shape == (1, 10)
+    assert model.encoder.feature_size == 32 * 2 * 2
+
+
 @pytest.mark.parametrize(
     ("task", "options", "reason"),
     [

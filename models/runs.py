@@ -80,7 +80,8 @@ def rows(out: Path, words: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
 
 
 def _cell(numbers: dict[str, float], names: Sequence[str]) -> str:
-    return ", ".join(f"{name} {numbers[name]:.3f}" for name in names if name in numbers)
+    cell = ", ".join(f"{name} {numbers[name]:.3f}" for name in names if name in numbers)
+    return cell.replace("|", "\\|")  # as Markdown has it in a table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

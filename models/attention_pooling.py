@@ -26,10 +26,18 @@ class SpatialAttention(nn.Module):
         attention_size: rows of W1; ours, likewise.
 
     There is no bias (SSE).
+
+    Raises:
+        ArgumentError: a size is not positive.
     """
 
     def __init__(self, channels: int, heads: int = 4, attention_size: int = 64) -> None:
         super().__init__()
+        if heads < 1 or attention_size < 1:
+            raise sk.ArgumentError(
+                "SpatialAttention: heads and attention_size must be positive, "
+                f"got {heads} and {attention_size}"
+            )
         self.hidden = nn.Linear(channels, attention_size, bias=False)
         self.heads = nn.Linear(attention_size, heads, bias=False)
 
@@ -54,22 +62,22 @@ class SpatialAttention(nn.Module):
 
 
 def attention_penalty(attention: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """||A A^T - I||_F^2, small if heads look at few and different places.
-
-    The mean over the valid frames of each clip, then over clips, as a likelihood is: it does not
-    depend on how a batch is split over processes, if each has as many clips.
+    """||A A^T - I||_F^2 of each clip, small if heads look at few and different places.
 
     Args:
         attention: A, (B, T, R, rows, cols).
         lengths: int (B,), the valid frames; None: all.
+
+    Returns:
+        The mean over the valid frames of each clip, (B,).
     """
     A = attention.flatten(3)
     eye = torch.eye(A.shape[2], dtype=A.dtype, device=A.device)
     each = (A @ A.mT - eye).square().sum((2, 3))  # (B, T)
     inside = valid("attention_penalty", lengths, attention)
     if inside is None:
-        return each.mean()
-    return (torch.where(inside, each, 0).sum(1) / inside.sum(1).clamp(min=1)).mean()
+        return each.mean(1)
+    return torch.where(inside, each, 0).sum(1) / inside.sum(1).clamp(min=1)
 
 
 def temporal_softmax(scores: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -137,7 +145,7 @@ class Pooled(NamedTuple):
     """What `AttentionPooling` says of clips."""
 
     log_probs: Tensor  # (B, K)
-    penalty: Tensor  # (), of the attention
+    penalty: Tensor  # (B,), of the attention
     attention: Tensor  # (B, T, R, rows, cols), over the maps of the backbone
     frame_weights: Tensor  # (B, T), of sum 1 in each clip
 
@@ -211,7 +219,6 @@ class AttentionPooling(nn.Module):
         return self.output(self.dropout(picked)), attention
 
     def loss(self, pooled: Pooled, labels: Tensor) -> Tensor:
-        """-log p[label], the mean over clips, + penalty_weight * the attention's penalty."""
-        return nn.functional.nll_loss(pooled.log_probs, labels) + (
-            self.penalty_weight * pooled.penalty
-        )
+        """-log p[label] + penalty_weight * the attention's penalty, the mean over clips."""
+        cross_entropy = nn.functional.nll_loss(pooled.log_probs, labels)
+        return cross_entropy + self.penalty_weight * pooled.penalty.mean()

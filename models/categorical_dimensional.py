@@ -46,6 +46,8 @@ class CategoricalDimensional(nn.Module):
         per: scores for each "frame" (ours: as Aff-Wild2 is annotated), or one for a "clip", the
             mean of those of its valid frames.
         bounded: whether values go through a tanh into [-1, 1]; False (AffWildNet: linear).
+        dimensional_weight: of the loss of the values, beside 1 of the categories, when
+            `strnn-train` trains it; ours, the thesis's is not known.
 
     Raises:
         ArgumentError: an option is unknown.
@@ -69,12 +71,14 @@ class CategoricalDimensional(nn.Module):
         activation: str = "tanh",
         per: str = "frame",
         bounded: bool = False,
+        dimensional_weight: float = 1.0,
     ) -> None:
         super().__init__()
         name = "CategoricalDimensional"
         one_of(name, "mode", mode, ("categorical", "dimensional", "combined"))
         one_of(name, "per", per, ("frame", "clip"))
         self.mode, self.per, self.bounded = mode, per, bounded
+        self.dimensional_weight = dimensional_weight
         self.encoder = FrameEncoder(backbone, pool=pool, feature_size=feature_size)
         size = self.encoder.feature_size
         self.fc = nn.Sequential()

@@ -53,7 +53,7 @@ def train(config: Config, *, quiet: bool = True, restart: bool = False) -> dict[
     """
     config.check()
     device = processes.choose_device(config.device)
-    with processes.group(device), _deterministic(config.deterministic):
+    with processes.group(device), _reproducible(config):
         run = Path(config.out)
         if processes.rank() == 0:
             _open_run(run, config, restart)
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--skip-bad", action="store_true", help="leave out damaged records, list them"
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         config = _read_settings(options.settings, options.skip_bad)
         train(config, quiet=options.quiet, restart=options.restart)
@@ -154,11 +154,15 @@ def _open_run(run: Path, config: Config, restart: bool) -> None:
 
 
 @contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
+def _reproducible(config: Config) -> Iterator[None]:
+    """Threads and deterministic algorithms as wanted; afterwards as before."""
+    threads = torch.get_num_threads()
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
-    if wanted:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
         # cuBLAS reads it at its first call; without it its sums may differ from run to run.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -166,6 +170,7 @@ def _deterministic(wanted: bool) -> Iterator[None]:
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = fill
 

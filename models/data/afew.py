@@ -55,7 +55,8 @@ def read_afew(
             seen.add(video)
             if not (root / video).is_dir():
                 raise DataError(source, record, f"no folder {root / video}")
-            clips.append(Clip(video, video, list_frames(root / video), names.index(emotion)))
+            frames = list_frames(root / video, decode=skip_bad)
+            clips.append(Clip(video, video, frames, names.index(emotion)))
     if not clips and not clips.skipped:
         raise DataError(root, None, f"has no clips in folders {', '.join(names)}")
     return clips

@@ -45,6 +45,7 @@ class Annotation:
     header: tuple[str, ...]
     values: NDArray
     valid: NDArray[np.bool_]
+    file: Path
 
 
 def read_annotations(
@@ -104,20 +105,23 @@ def read_file(path: Path, kind: str) -> Annotation:
         values = np.where(valid[:, None], values, 0).astype(np.float32)
     else:
         values = values.astype(np.int64)
-    return Annotation(path.stem, kind, header, values[:, 0] if kind == "EXPR" else values, valid)
+    values = values[:, 0] if kind == "EXPR" else values
+    return Annotation(path.stem, kind, header, values, valid, path)
 
 
 def read_aff_wild2(
     root: Path | str,
     *,
+    kind: str = "VA",
     part: str = "Train_Set",
     images: Path | str | None = None,
     skip_bad: bool = False,
 ) -> Records[Trace]:
-    """Valence and arousal of one part as traces, with the frames where there is a folder of images.
+    """The annotations of one part by video, with the frames where there is a folder of images.
 
     Args:
         root: as in `read_annotations`.
+        kind: "VA", "EXPR" or "AU"; or "VA+EXPR", where a video may have one of the two alone.
         part: as in `read_annotations`.
         images: the folder cropped_aligned. None: no frames.
         skip_bad: as in `read_annotations`; frames past the last line are skipped frame by frame,
@@ -125,18 +129,45 @@ def read_aff_wild2(
 
     Raises:
         DataError: as `read_annotations`; a video has no folder of frames, or frames past its last
-            line.
+            line, or its two files differ in length.
+        ValueError: unknown kind.
     """
-    annotations = read_annotations(root, kind="VA", part=part, skip_bad=skip_bad)
+    if kind not in (*FOLDERS, "VA+EXPR"):
+        raise ValueError(f"read_aff_wild2: kind must be VA, EXPR, AU or VA+EXPR, got {kind!r}")
     traces = Records[Trace](skip_bad)
-    traces.skipped += annotations.skipped
-    for annotation in annotations:
-        trace = Trace(annotation.name, annotation.values, annotation.valid)
+    videos: dict[str, list[Annotation]] = {}
+    for one in kind.split("+"):
+        annotations = read_annotations(root, kind=one, part=part, skip_bad=skip_bad)
+        traces.skipped += annotations.skipped
+        for annotation in annotations:
+            videos.setdefault(annotation.name, []).append(annotation)
+    headers = [a.header for video in videos.values() for a in video if a.kind == "EXPR"]
+    for name, found in sorted(videos.items()):
         with traces.guard():
+            trace = _trace(name, kind, found, max(headers, key=len, default=()))
             if images is not None:
-                trace = attach_frames(trace, Path(images) / annotation.name, traces)
+                trace = attach_frames(trace, Path(images) / name, traces)
             traces.append(trace)
     return traces
+
+
+def _trace(name: str, kind: str, found: list[Annotation], classes: tuple[str, ...]) -> Trace:
+    """One video's annotations together; what it lacks is not valid."""
+    lengths = {annotation.kind: len(annotation.valid) for annotation in found}
+    T = len(found[0].valid)
+    if len(set(lengths.values())) > 1:
+        lines = " and ".join(f"{length} ({kind})" for kind, length in lengths.items())
+        raise DataError(found[-1].file, None, f"must have as many frames, got {lines}")
+    width = {"VA": 2, "AU": len(ACTION_UNITS), "EXPR": 0, "VA+EXPR": 2}[kind]
+    values, valid = np.zeros((T, width), np.float32), np.zeros(T, bool)
+    labels = np.full(T, -1) if classes else None
+    for annotation in found:
+        if annotation.kind == "EXPR":
+            labels = annotation.values
+        else:
+            valid = annotation.valid
+            values = np.where(valid[:, None], annotation.values, 0).astype(np.float32)
+    return Trace(name, values, valid, labels, classes)
 
 
 def attach_frames(trace: Trace, place: Path, records: Records) -> Trace:
@@ -144,14 +175,15 @@ def attach_frames(trace: Trace, place: Path, records: Records) -> Trace:
     if not place.is_dir():
         raise DataError(place, None, f"no folder of frames for {trace.name}")
     frames: list[Path | None] = [None] * len(trace.values)
-    for path in list_frames(place):
+    for path in list_frames(place, decode=records.skip_bad):
         with records.guard():
             if not path.stem.isdigit() or not 1 <= int(path.stem) <= len(frames):
                 reason = f"no annotation: {trace.name} has frames 1 to {len(frames)}"
                 raise DataError(path, None, reason)
             frames[int(path.stem) - 1] = path
-    valid = trace.valid & np.array([frame is not None for frame in frames])
-    return replace(trace, frames=tuple(frames), valid=valid)
+    seen = np.array([frame is not None for frame in frames])
+    labels = trace.labels if trace.labels is None else np.where(seen, trace.labels, -1)
+    return replace(trace, frames=tuple(frames), valid=trace.valid & seen, labels=labels)
 
 
 def _check_range(path: Path, line: int, value: float, kind: str, num_classes: int) -> None:

@@ -55,7 +55,7 @@ def read_ck_plus(
             emotion = _read_label(files[0])
             if emotion not in names:
                 continue
-            clips.append(_read_clip(images, files[0], names.index(emotion)))
+            clips.append(_read_clip(images, files[0], names.index(emotion), skip_bad))
     if not clips and not clips.skipped:
         raise DataError(emotions, None, "has no label files S*/*/*_emotion.txt")
     fold = folds([clip.subject for clip in clips])
@@ -90,12 +90,12 @@ def _read_label(path: Path) -> str:
     return EMOTIONS[int(value)]
 
 
-def _read_clip(images: Path, label_file: Path, label: int) -> Clip:
+def _read_clip(images: Path, label_file: Path, label: int, decode: bool) -> Clip:
     subject, sequence = label_file.parent.parent.name, label_file.parent.name
     where = images / subject / sequence
     if not where.is_dir():
         raise DataError(where, None, f"no such folder, but {label_file.name} labels it")
-    frames = list_frames(where)
+    frames = list_frames(where, decode=decode)
     for frame in frames:
         if not frame.name.startswith(f"{subject}_{sequence}_"):
             raise DataError(frame, None, f"a frame of another sequence in {subject}/{sequence}")

@@ -38,9 +38,9 @@ def digits(seed: int = 0, num: int | None = None) -> Task:
         train,
         valid,
         test,
-        tuple("0123456789"),
         channels=1,
         sample_length=1,
+        classes=tuple("0123456789"),
         size=(8, 8),
     )
 
@@ -76,9 +76,9 @@ def digit_sequences(
         "sequences of real images of handwritten digits (scikit-learn load_digits) with a "
         "constructed label, not emotion data",
         *(sequences(part, num) for part, num in zip(parts, sizes, strict=True)),
-        ("up", "down", "same"),
         channels=1,
         sample_length=length,
+        classes=("up", "down", "same"),
         size=(8, 8),
     )
 
@@ -89,8 +89,8 @@ def digit_spotting(
 ) -> Task:
     """Sequences of real digit images, even but for one, and the class is that odd digit.
 
-    One frame matters, none follows from another: what pooling over time is for. No image is in two
-    of the three parts.
+    One frame matters, none follows from another: what pooling over time is for. `at` of an item is
+    its number. No image is in two of the three parts.
 
     Args:
         seed: of the split and the sequences.
@@ -104,8 +104,10 @@ def digit_spotting(
     def sequences(part: np.ndarray, num: int) -> Arrays:
         y = np.arange(num) % 5
         shown = 2 * random.integers(0, 5, (num, length))
-        shown[np.arange(num), random.integers(0, length, num)] = 2 * y + 1
-        return Arrays(x=_show(random, images, labels, part, shown), y=torch.tensor(y))
+        at = random.integers(0, length, num)
+        shown[np.arange(num), at] = 2 * y + 1
+        x = _show(random, images, labels, part, shown)
+        return Arrays(x=x, y=torch.tensor(y), at=torch.from_numpy(at))
 
     sizes = (num_train, num_test, num_test)
     return Task(
@@ -113,28 +115,38 @@ def digit_spotting(
         "sequences of real images of handwritten digits (scikit-learn load_digits) with a "
         "constructed label, not emotion data",
         *(sequences(part, num) for part, num in zip(parts, sizes, strict=True)),
-        tuple("13579"),
         channels=1,
         sample_length=length,
+        classes=tuple("13579"),
         size=(8, 8),
     )
 
 
 @register("digit_traces")
 def digit_traces(
-    seed: int = 0, length: int = 16, num_train: int = 1200, num_test: int = 200
+    seed: int = 0,
+    length: int = 16,
+    num_train: int = 1200,
+    num_test: int = 200,
+    predict: str = "traces",
 ) -> Task:
     """Sequences of real digit images with two traces: the digit, and the last step up or down.
 
     The digits wander at random, by at most 3 at a time. The first trace can be read off a frame,
-    the second needs memory; both are scaled to -1..1. It stands in for valence and arousal.
+    the second needs memory; both are scaled to -1..1. They stand in for valence and arousal. Where
+    each digit lies in their plane is known: at (digit / 4.5 - 1, its mean step).
 
     Args:
         seed: of the split and the sequences.
         length: T.
         num_train: sequences to train on.
         num_test: sequences to validate on, and as many to test on.
+        predict: "traces"; "frames", the digit of each frame as its class; or "both".
     """
+    if predict not in ("traces", "frames", "both"):
+        raise ValueError(
+            f"task digit_traces: predict must be traces, frames or both, got {predict!r}"
+        )
     images, labels, parts = _digits(seed, None)
     random = np.random.default_rng(seed + 2)
 
@@ -145,12 +157,14 @@ def digit_traces(
         shown = np.stack(shown, axis=1)
         step = np.diff(shown, axis=1, prepend=shown[:, :1])
         y = np.stack([shown / 4.5 - 1, step / 3], axis=2).astype(np.float32)
+        digits_of = {"label": torch.from_numpy(shown)}
+        traces_of = {"y": torch.from_numpy(y), "valid": torch.ones(num, length, dtype=torch.bool)}
         return Arrays(
             x=_show(random, images, labels, part, shown),
-            y=torch.from_numpy(y),
-            valid=torch.ones(num, length, dtype=torch.bool),
             video=torch.arange(num),
             start=torch.zeros(num, dtype=torch.int64),
+            **({} if predict == "frames" else traces_of),
+            **({} if predict == "traces" else digits_of),
         )
 
     sizes = (num_train, num_test, num_test)
@@ -159,10 +173,11 @@ def digit_traces(
         "sequences of real images of handwritten digits (scikit-learn load_digits) with "
         "constructed traces, not emotion data",
         *(sequences(part, num) for part, num in zip(parts, sizes, strict=True)),
-        (),
         channels=1,
         sample_length=length,
-        traces=("digit", "step"),
+        kind=predict,
+        classes=() if predict == "traces" else tuple("0123456789"),
+        traces=() if predict == "frames" else ("digit", "step"),
         size=(8, 8),
     )
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from strnn_models.data import afew, aff_wild2, ck_plus, seed, sewa
 from strnn_models.data.frames import ClipDataset
-from strnn_models.data.records import Records
+from strnn_models.data.records import Records, Skip
 from strnn_models.data.splits import split
 from strnn_models.data.tasks import Task, register
-from strnn_models.data.traces import TraceWindows
+from strnn_models.data.traces import Trace, TraceWindows
 from strnn_models.data.windows import Windows, standardise
 from torch.utils.data import Dataset, Subset
 
 import strnn_kernels as sk
+
+VALENCE_AROUSAL = ("valence", "arousal")
 
 
 def eeg_task(
@@ -40,7 +43,7 @@ def eeg_task(
 
     Args:
         name: "seed" or "seed_iv".
-        root: the folder of features.
+        root: the folder of features, or of raw signals.
         num_train: trials at the front of each session to train on, with by="front_back".
         feature: see `read_seed`.
         subjects: None: all, pooled; the protocol of the papers is one at a time.
@@ -55,17 +58,20 @@ def eeg_task(
         allow_leakage: see `split`.
         skip_bad: see `read_seed`.
     """
+    if not 0 <= valid_trials < num_train:
+        most = num_train - 1
+        raise ValueError(f"task {name}: valid_trials must be in 0..{most}, got {valid_trials}")
     read = {"seed": seed.read_seed, "seed_iv": seed.read_seed_iv}[name]
     trials = read(
         Path(root), feature=feature, subjects=subjects, sessions=sessions, skip_bad=skip_bad
-    )
+    ).some(root)
     valid: Dataset | None = None
     if by == "front_back":
         front, back = seed.front_back(trials, num_train)
         kept, held = seed.front_back(front, num_train - valid_trials)
         kept, held, back = standardise(kept, held, back)
         train, test = Windows(kept, sample_length, stride), Windows(back, sample_length, stride)
-        valid = Windows(held, sample_length, stride) if held else None
+        valid = Windows(held, sample_length, stride)
     elif by == "random":
         windows = Windows(standardise(trials)[0], sample_length, stride)
         at = split(windows, by, test_size=test_size, seed=split_seed, allow_leakage=allow_leakage)
@@ -77,13 +83,13 @@ def eeg_task(
         train, test = (Windows(p, sample_length, stride) for p in standardise(*parts))
     return Task(
         name,
-        f"{name.upper().replace('_', '-')} {feature} features from {root}",
+        f"{name.upper().replace('_', '-')}, {feature} features, from {root}",
         train,
         valid,
         test,
-        seed.CLASSES if name == "seed" else seed.CLASSES_IV,
         channels=len(seed.BANDS),
         sample_length=sample_length,
+        classes=seed.CLASSES if name == "seed" else seed.CLASSES_IV,
         topology=sk.Topology.montage("seed-62"),
         skipped=trials.skipped,
     )
@@ -114,7 +120,7 @@ def ck_plus_task(
         contempt: see `read_ck_plus`.
         skip_bad: see `read_ck_plus`.
     """
-    clips = ck_plus.read_ck_plus(root, contempt=contempt, skip_bad=skip_bad)
+    clips = ck_plus.read_ck_plus(root, contempt=contempt, skip_bad=skip_bad).some(root)
     if not 0 <= fold < ck_plus.NUM_FOLDS:
         raise ValueError(f"task ck_plus: fold must be in 0..9, got {fold}")
     held = {fold: "test", (fold + 1) % ck_plus.NUM_FOLDS: "valid"}
@@ -159,8 +165,8 @@ def afew_task(
         skip_bad: see `read_afew`.
     """
     options = {"order": order, "skip_bad": skip_bad}
-    clips = afew.read_afew(Path(root) / train, list_file=train_list, **options)
-    tests = afew.read_afew(Path(root) / test, list_file=test_list, **options)
+    clips = afew.read_afew(Path(root) / train, list_file=train_list, **options).some(root)
+    tests = afew.read_afew(Path(root) / test, list_file=test_list, **options).some(root)
     chosen = np.random.default_rng(split_seed).permutation(len(clips))
     num_valid = round(valid_size * len(clips))
     parts = {
@@ -177,6 +183,7 @@ def afew_task(
 def aff_wild2_task(
     root: str,
     images: str,
+    annotation: str = "VA",
     sample_length: int = 16,
     stride: int = 8,
     size: int = 48,
@@ -184,11 +191,12 @@ def aff_wild2_task(
     valid_size: float = 0.1,
     skip_bad: bool = False,
 ) -> Task:
-    """Aff-Wild2 valence and arousal: official parts; the last training videos to validate on.
+    """Aff-Wild2: official parts; the last training videos to validate on.
 
     Args:
         root: see `read_aff_wild2`.
         images: folder of the cropped and aligned frames.
+        annotation: "VA" valence and arousal, "EXPR" expressions, "AU" action units, or "VA+EXPR".
         sample_length: T.
         stride: of the windows.
         size: rows and cols of a frame.
@@ -196,26 +204,23 @@ def aff_wild2_task(
         valid_size: share of the training videos.
         skip_bad: see `read_aff_wild2`.
     """
-    options = {"images": images, "skip_bad": skip_bad}
-    traces = aff_wild2.read_aff_wild2(root, part="Train_Set", **options)
-    tests = aff_wild2.read_aff_wild2(root, part="Validation_Set", **options)
-    num_valid = min(max(1, round(valid_size * len(traces))), len(traces) - 1)
-    cut = len(traces) - num_valid
-    parts = (traces[:cut], traces[cut:], tests)
-    train, valid, test = (
-        TraceWindows(part, sample_length, stride, (size, size), grey) for part in parts
-    )
-    return Task(
+    options = {"kind": annotation, "images": images, "skip_bad": skip_bad}
+    traces = aff_wild2.read_aff_wild2(root, part="Train_Set", **options).some(root)
+    tests = aff_wild2.read_aff_wild2(root, part="Validation_Set", **options).some(root)
+    cut = max(1, len(traces) - max(1, round(valid_size * len(traces))))
+    kind = {"VA": "traces", "EXPR": "frames", "AU": "units", "VA+EXPR": "both"}[annotation]
+    return _trace_task(
         "aff_wild2",
-        f"Aff-Wild2 valence and arousal from {root}",
-        train,
-        valid if len(valid) else None,
-        test,
-        (),
-        channels=1 if grey else 3,
-        sample_length=sample_length,
-        size=(size, size),
-        skipped=traces.skipped + tests.skipped,
+        f"Aff-Wild2 {annotation} from {root}",
+        (traces[:cut], traces[cut:], tests),
+        sample_length,
+        stride,
+        size,
+        grey,
+        traces.skipped + tests.skipped,
+        kind=kind,
+        classes=max((t.classes for t in traces + tests), key=len, default=()),
+        traces={"frames": (), "units": aff_wild2.ACTION_UNITS}.get(kind, VALENCE_AROUSAL),
     )
 
 
@@ -258,7 +263,7 @@ def sewa_task(
         records = [sewa.read_sewa(root, annotation=annotation, skip_bad=skip_bad)]
     else:
         records = [sewa.read_avec(root, part=p, skip_bad=skip_bad) for p in ("Train", "Devel")]
-    framed = [sewa.with_frames(part, images, fps) for part in records]
+    framed = [sewa.with_frames(part, images, fps).some(root) for part in records]
     order = np.random.default_rng(split_seed).permutation(len(framed[0]))
     num_test = round(test_size * len(order)) if form == "raw" else 0
     cut = num_test + round(valid_size * len(order))
@@ -268,20 +273,17 @@ def sewa_task(
         [framed[0][k] for k in order[num_test:cut]],
         tests,
     )
-    train, valid, test = (
-        TraceWindows(part, sample_length, stride, (size, size), grey) for part in parts
-    )
-    return Task(
+    return _trace_task(
         "sewa",
         f"SEWA valence and arousal ({form}) from {root}",
-        train,
-        valid if len(valid) else None,
-        test,
-        (),
-        channels=1 if grey else 3,
-        sample_length=sample_length,
-        size=(size, size),
-        skipped=[skip for part in framed for skip in part.skipped],
+        parts,
+        sample_length,
+        stride,
+        size,
+        grey,
+        [skip for part in framed for skip in part.skipped],
+        kind="traces",
+        traces=VALENCE_AROUSAL,
     )
 
 
@@ -299,18 +301,44 @@ def _clip_task(
         ClipDataset(parts[part], num_frames, (size, size), grey)
         for part in ("train", "valid", "test")
     )
-    for part, dataset in (("train", train), ("test", test)):
-        if not len(dataset):
-            raise ValueError(f"task {name}: no clips left for the {part} part")
     return Task(
         name,
         about,
         train,
-        valid if len(valid) else None,
+        valid,
         test,
-        classes,
         channels=1 if grey else 3,
         sample_length=num_frames,
+        classes=classes,
         size=(size, size),
         skipped=records.skipped,
+    )
+
+
+def _trace_task(
+    name: str,
+    about: str,
+    parts: Sequence[Sequence[Trace]],
+    sample_length: int,
+    stride: int,
+    size: int,
+    grey: bool,
+    skipped: list[Skip],
+    **predicted: Any,
+) -> Task:
+    """A task of windows; `predicted` are kind, classes and traces of `Task`."""
+    train, valid, test = (
+        TraceWindows(part, sample_length, stride, (size, size), grey) for part in parts
+    )
+    return Task(
+        name,
+        about,
+        train,
+        valid,
+        test,
+        channels=1 if grey else 3,
+        sample_length=sample_length,
+        size=(size, size),
+        skipped=skipped,
+        **predicted,
     )

@@ -30,8 +30,13 @@ class Clip:
     fold: int | None = None
 
 
-def list_frames(folder: Path) -> tuple[Path, ...]:
+def list_frames(folder: Path, *, decode: bool = False) -> tuple[Path, ...]:
     """The image files of a folder by the last number in their names, each passed by `check_frame`.
+
+    Args:
+        folder: that has them.
+        decode: look at all of each file, not only at its ends: readers do so with `skip_bad`, as
+            what is skipped has to be known before training starts.
 
     Raises:
         DataError: there is none, one has no number, two have the same, or one is damaged.
@@ -52,6 +57,8 @@ def list_frames(folder: Path) -> tuple[Path, ...]:
     frames = tuple(numbered[k] for k in sorted(numbered))
     for frame in frames:
         check_frame(frame)
+        if decode:
+            _load(frame, (1, 1), grey=True)
     return frames
 
 
@@ -113,11 +120,18 @@ class ClipDataset(Dataset):
         num_frames: the most frames of a clip, spread evenly over it.
         size: (rows, cols) of a frame.
         grey: one channel in place of three.
+
+    Raises:
+        ValueError: a number is not positive.
     """
 
     def __init__(
         self, clips: Sequence[Clip], num_frames: int, size: tuple[int, int], grey: bool = True
     ) -> None:
+        if num_frames < 1 or min(size) < 1:
+            raise ValueError(
+                f"ClipDataset: num_frames and size must be positive, got {num_frames}, {size}"
+            )
         self.clips, self.num_frames, self.size, self.grey = list(clips), num_frames, size, grey
 
     def __len__(self) -> int:

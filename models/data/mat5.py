@@ -11,8 +11,9 @@ element under zlib. Source: MathWorks, "MAT-File Format".
 from __future__ import annotations
 
 import math
+import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,8 +54,8 @@ class _Element(NamedTuple):
     end: int  # where the next one starts
 
 
-def read_arrays(path: Path, names: Collection[str]) -> dict[str, NDArray | DataError]:
-    """The named arrays of a file, those that it has; for a damaged one, the error to raise.
+def read_arrays(path: Path, names: re.Pattern[str]) -> dict[str, NDArray | DataError]:
+    """The arrays of a file whose names match in full; for a damaged one, the error to raise.
 
     Raises:
         DataError: the file is missing, not of this format, cut off, or has a name twice.
@@ -68,7 +69,7 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, NDArray | DataE
         found: dict[str, NDArray | DataError] = {}
         for matrix in _matrices(content, order):
             name, parts = _name(matrix, order)
-            if name not in names:
+            if not names.fullmatch(name):
                 continue
             if name in found:
                 raise _Damage(f"{name} is there twice")

@@ -25,6 +25,9 @@ class DataError(ValueError):
         super().__init__(f"{where}: {reason}")
         self.file, self.record, self.reason = Path(file), record, reason
 
+    def __reduce__(self) -> tuple:
+        return DataError, (self.file, self.record, self.reason)  # to come out of a worker process
+
 
 @dataclass(frozen=True)
 class Skip:
@@ -59,6 +62,17 @@ class Records(list[Record], Generic[Record]):
             if not self.skip_bad:
                 raise
             self.skipped.append(Skip(error.file, error.record, error.reason))
+
+    def some(self, root: Path | str) -> Records[Record]:
+        """Itself.
+
+        Raises:
+            DataError: everything below `root` was skipped.
+        """
+        if not self:
+            reason = f"nothing is left, {len(self.skipped)} skipped; the first: {self.skipped[0]}"
+            raise DataError(root, None, reason)
+        return self
 
     def summary(self) -> str:
         """One line on what was read, and one for each record that was skipped."""

@@ -1,10 +1,10 @@
-"""SEED and SEED-IV: features of EEG trials in MATLAB files, read by key name.
+"""SEED and SEED-IV: EEG trials in MATLAB files, as features or as raw signals, read by key name.
 
 SEED: ``<folder>/<subject>_<yyyymmdd>.mat``, 15 trials in each, beside ``label.mat``; a subject's
-    files
-in order of date are its sessions 1, 2, 3. SEED-IV:
-``eeg_feature_smooth/<session>/<subject>_<yyyymmdd>.mat``, 24 trials. A trial n is an array (62
-electrodes, T windows, 5 bands) under a key such as ``de_LDS<n>``.
+files in order of date are its sessions 1, 2, 3. SEED-IV: ``<folder>/<session>/`` with such files of
+24 trials. In ``ExtractedFeatures`` and ``eeg_feature_smooth`` trial n is an array (62 electrodes, T
+windows, 5 bands) under a key such as ``de_LDS<n>``; in ``Preprocessed_EEG`` and ``eeg_raw_data``
+(recalled) it is a signal (62 electrodes, samples at 200 Hz) under ``<initials>_eeg<n>``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from strnn_models.data.de_features import differential_entropy
 from strnn_models.data.mat5 import read_arrays
 from strnn_models.data.records import DataError, Records, folder
 
@@ -41,6 +43,9 @@ FEATURES = tuple(
 )
 # The features that have a value for each electrode; the others are made of pairs of electrodes.
 ELECTRODE_FEATURES = FEATURES[:4]
+#: In place of a feature: differential entropy is made of the raw signals.
+RAW = "raw"
+RATE = 200
 
 _NAME = re.compile(r"(\d+)_(\d{8})\.mat")
 
@@ -73,8 +78,9 @@ def read_seed(
     """The trials of SEED by subject, session and trial; labels are indices into `CLASSES`.
 
     Args:
-        root: the folder of features, such as ExtractedFeatures.
-        feature: "de_LDS", "de_movingAve", "psd_LDS" or "psd_movingAve".
+        root: the folder of features, such as ExtractedFeatures; or of signals, Preprocessed_EEG.
+        feature: "de_LDS", "de_movingAve", "psd_LDS" or "psd_movingAve"; or "raw", the
+            `differential_entropy` of the signals in windows of 1 s, not smoothed.
         subjects: those to read. None: all.
         sessions: those to read, 1 to 3. None: all.
         skip_bad: leave out what is damaged and list it in `.skipped`.
@@ -94,7 +100,7 @@ def read_seed(
         for session, path in enumerate(paths, start=1):
             if sessions is None or session in sessions:
                 labels = [label + 1 for label in LABELS]
-                _read_session(trials, path, feature, labels, subject, session)
+                _read_session(trials, path, feature, labels, subject, session, window=1)
     if not trials and not trials.skipped:
         raise DataError(
             root, None, "no file <subject>_<yyyymmdd>.mat for these subjects and sessions"
@@ -113,8 +119,8 @@ def read_seed_iv(
     """The trials of SEED-IV, as `read_seed`; labels are indices into `CLASSES_IV`.
 
     Args:
-        root: the folder eeg_feature_smooth, with sub-folders 1, 2 and 3.
-        feature: as in `read_seed`.
+        root: the folder eeg_feature_smooth, or eeg_raw_data, with sub-folders 1, 2 and 3.
+        feature: as in `read_seed`; "raw" takes windows of 4 s.
         subjects: as in `read_seed`.
         sessions: as in `read_seed`.
         skip_bad: as in `read_seed`.
@@ -130,7 +136,8 @@ def read_seed_iv(
             _check_known(root / str(session), subjects, files)
             for subject, (path,) in files.items():
                 if subjects is None or subject in map(str, subjects):
-                    _read_session(trials, path, feature, LABELS_IV[session - 1], subject, session)
+                    labels = LABELS_IV[session - 1]
+                    _read_session(trials, path, feature, labels, subject, session, window=4)
     return trials
 
 
@@ -147,19 +154,41 @@ def _read_session(
     labels: Sequence[int],
     subject: str,
     session: int,
+    window: int,
 ) -> None:
     with trials.guard():
-        names = [f"{feature}{n}" for n in range(1, len(labels) + 1)]
-        arrays = read_arrays(path, [*names, f"{feature}{len(labels) + 1}"])
-        if f"{feature}{len(labels) + 1}" in arrays:
-            reason = f"has more than the {len(labels)} trials that have a label"
-            raise DataError(path, f"{feature}{len(labels) + 1}", reason)
-        for n, (name, label) in enumerate(zip(names, labels, strict=True), start=1):
+        prefix = r"[A-Za-z]+_eeg" if feature == RAW else feature
+        arrays = read_arrays(path, re.compile(rf"{prefix}\d+"))
+        names: dict[int, str] = {}
+        for name in arrays:
+            n = int(re.search(r"\d+$", name)[0])
+            if n in names or n > len(labels):
+                other = f"and {names[n]} is there" if n in names else "more than have a label"
+                raise DataError(path, name, f"trial {n} of {len(labels)}: {other}")
+            names[n] = name
+        for n, label in enumerate(labels, start=1):
             with trials.guard():
-                if name not in arrays:
-                    raise DataError(path, name, f"no such key (trial {n} of {len(labels)})")
-                x = _check_array(path, name, _array(arrays[name]))
+                if n not in names:
+                    key = "<initials>_eeg" if feature == RAW else feature
+                    raise DataError(path, f"{key}{n}", f"no such key (trial {n} of {len(labels)})")
+                array = _array(arrays.pop(names[n]))
+                if feature == RAW:
+                    array = _band_features(path, names[n], array, window)
+                x = _check_array(path, names[n], array)
                 trials.append(Trial(x, label, subject, session, n, path))
+
+
+def _band_features(path: Path, name: str, eeg: NDArray, window: int) -> NDArray[np.float64]:
+    """Signals (62, samples) -> differential entropy (62, T, 5) in windows of so many seconds."""
+    if eeg.ndim != 2 or eeg.shape[0] != 62:
+        reason = f"must have shape (electrodes, samples) = (62, ..), got {eeg.shape}"
+        raise DataError(path, name, reason)
+    _check_finite(path, name, eeg)
+    try:
+        de = differential_entropy(torch.from_numpy(eeg.astype(np.float64)), RATE, window=window)
+    except ValueError as error:
+        raise DataError(path, name, str(error)) from error
+    return de.transpose(0, 1).numpy()
 
 
 def _array(found: NDArray | DataError) -> NDArray:
@@ -173,16 +202,20 @@ def _check_array(path: Path, name: str, array: NDArray) -> NDArray[np.float32]:
     if array.ndim != 3 or array.shape[0] != 62 or array.shape[2] != 5 or array.shape[1] < 1:
         reason = f"must have shape (electrodes, T, bands) = (62, .., 5), got {array.shape}"
         raise DataError(path, name, reason)
+    _check_finite(path, name, array)
+    return np.ascontiguousarray(array.transpose(1, 0, 2), dtype=np.float32)
+
+
+def _check_finite(path: Path, name: str, array: NDArray) -> None:
     bad = ~np.isfinite(array)
     if bad.any():
         where = tuple(np.argwhere(bad)[0].tolist())
         raise DataError(path, name, f"{bad.sum()} values are not finite, the first at {where}")
-    return np.ascontiguousarray(array.transpose(1, 0, 2), dtype=np.float32)
 
 
 def _check_labels(path: Path) -> None:
     """The label file has the published labels: copies with 16 entries or reversed are about."""
-    arrays = read_arrays(path, ["label"])
+    arrays = read_arrays(path, re.compile("label"))
     if "label" not in arrays:
         raise DataError(path, "label", "no such key")
     labels = tuple(np.ravel(_array(arrays["label"])).tolist())
@@ -192,8 +225,8 @@ def _check_labels(path: Path) -> None:
 
 
 def _check_feature(feature: str) -> None:
-    if feature not in ELECTRODE_FEATURES:
-        known = ", ".join(ELECTRODE_FEATURES)
+    if feature not in (*ELECTRODE_FEATURES, RAW):
+        known = ", ".join((*ELECTRODE_FEATURES, RAW))
         raise ValueError(f"read_seed: feature must be one of {known}, got {feature!r}")
 
 

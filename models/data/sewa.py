@@ -53,7 +53,7 @@ def read_sewa(
                 reason = f"its {len(other)} time stamps are not the {len(times)} of {paths[0].name}"
                 raise DataError(paths[1], None, reason)
             values = np.stack([valence, arousal], axis=1).astype(np.float32)
-            traces.append(Trace(stem.name, values, np.ones(len(times), bool), times))
+            traces.append(Trace(stem.name, values, np.ones(len(times), bool), times=times))
     return traces
 
 
@@ -95,7 +95,7 @@ def with_frames(traces: Records[Trace], images: Path | str, fps: float) -> Recor
     for trace in traces:
         with framed.guard():
             place = folder(Path(images) / trace.name)
-            frames = list_frames(place)
+            frames = list_frames(place, decode=traces.skip_bad)
             at = np.rint(trace.times * fps).astype(int)
             if at[-1] >= len(frames) + fps:
                 reason = f"{len(frames)} frames, but annotations up to frame {at[-1] + 1}"
@@ -152,7 +152,7 @@ def _read_avec_file(path: Path) -> Trace:
         raise DataError(path, None, "has a header but no lines")
     table = np.array(rows)
     values = table[:, [2, 1]].astype(np.float32)
-    return Trace(path.stem, values, np.ones(len(table), bool), table[:, 0])
+    return Trace(path.stem, values, np.ones(len(table), bool), times=table[:, 0])
 
 
 def _is_number(text: str) -> bool:

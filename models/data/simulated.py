@@ -85,9 +85,9 @@ def simulated_eeg(
         train,
         valid,
         test,
-        tuple(BANDS),
         channels=5,
         sample_length=sample_length,
+        classes=tuple(BANDS),
         topology=sk.Topology.montage("seed-62"),
         truth=reach / reach.sum(),
     )

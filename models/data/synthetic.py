@@ -33,6 +33,24 @@ def write_seed(
     return root
 
 
+def write_seed_raw(
+    root: Path, *, subjects: Sequence[int] = (1,), seconds: int = 4, initials: str = "djc"
+) -> Path:
+    """SEED's signals, one session: label.mat and <initials>_eeg<n>, (62, samples at 200 Hz)."""
+    from scipy.io import savemat
+
+    root.mkdir(parents=True, exist_ok=True)
+    savemat(root / "label.mat", {"label": np.array([seed.LABELS])})
+    for subject in subjects:
+        random = np.random.default_rng(subject)
+        trials = {
+            f"{initials}_eeg{n}": random.normal(0, 20, (62, seconds * seed.RATE + 1))
+            for n in range(1, len(seed.LABELS) + 1)
+        }
+        savemat(root / f"{subject}_20131027.mat", trials)
+    return root
+
+
 def write_seed_iv(
     root: Path, *, subjects: Sequence[int] = (1,), length: int = 12, features=("de_LDS",)
 ) -> Path:

@@ -19,8 +19,10 @@ class Trace:
 
     Attributes:
         name: of the video.
-        values: valence and arousal, (T, 2) float32; zero where not valid.
+        values: valence and arousal, or action units, (T, V) float32; zero where not valid.
         valid: whether there is an annotation (and a frame, once frames are attached), bool (T,).
+        labels: class of each step, int64 (T,), -1 where there is none; None without classes.
+        classes: their names.
         times: seconds from the start, (T,), or None where the steps are video frames.
         frames: the image of each step, or None; an entry is None where there is no image.
     """
@@ -28,6 +30,8 @@ class Trace:
     name: str
     values: NDArray[np.float32]
     valid: NDArray[np.bool_]
+    labels: NDArray[np.int64] | None = None
+    classes: tuple[str, ...] = ()
     times: NDArray[np.float64] | None = None
     frames: tuple[Path | None, ...] | None = None
 
@@ -35,9 +39,9 @@ class Trace:
 class TraceWindows(Dataset):
     """Windows of T steps of traces with frames, `stride` apart, each within one video.
 
-    An item has x (T, 1 or 3, rows, cols), y (T, 2), valid (T,), `video`, the number of its trace,
-    and `start`. Steps without an image are black and not valid. The last window of a video ends
-    with it; a video shorter than T is one window.
+    An item has x (T, 1 or 3, rows, cols), y (T, V) and valid (T,), label (T,), or all three,
+    `video`, the number of its trace, and `start`. Steps without an image are black and not valid.
+    The last window of a video ends with it; a video shorter than T is one window.
 
     Args:
         traces: with frames.
@@ -47,7 +51,7 @@ class TraceWindows(Dataset):
         grey: one channel in place of three.
 
     Raises:
-        ValueError: the stride would leave gaps, or a trace has no frames.
+        ValueError: the stride would leave gaps, the size is not positive, or a trace has no frames.
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class TraceWindows(Dataset):
     ) -> None:
         if not 1 <= stride <= length:
             raise ValueError(f"TraceWindows: stride must be in 1..{length}, got {stride}: no gaps")
+        if min(size) < 1:
+            raise ValueError(f"TraceWindows: size must be positive, got {size}")
         self.traces, self.length, self.size, self.grey = list(traces), length, size, grey
         self.starts: list[tuple[int, int]] = []
         for k, trace in enumerate(self.traces):
@@ -79,10 +85,10 @@ class TraceWindows(Dataset):
         for t, frame in enumerate(frames):
             if frame is not None:
                 x[t] = load_frames([frame], self.size, self.grey)[0]
-        return {
-            "x": x,
-            "y": torch.from_numpy(trace.values[steps].copy()),
-            "valid": torch.from_numpy(trace.valid[steps].copy()),
-            "video": torch.tensor(k),
-            "start": torch.tensor(start),
-        }
+        item = {"x": x, "video": torch.tensor(k), "start": torch.tensor(start)}
+        if trace.values.shape[1]:
+            item["y"] = torch.from_numpy(trace.values[steps].copy())
+            item["valid"] = torch.from_numpy(trace.valid[steps].copy())
+        if trace.labels is not None:
+            item["label"] = torch.from_numpy(trace.labels[steps].copy())
+        return item

@@ -53,6 +53,8 @@ class Config:
         device: "auto", "cpu", "cuda" or "cuda:0" and so on.
         workers: processes that load data; 0: none besides the training process.
         deterministic: ask torch for deterministic algorithms.
+        threads: of the CPU; 0: torch's choice. The same number of them gives the same run, bit for
+            bit; with another, sums are rounded in another order and runs drift apart.
     """
 
     task: str = "digits"
@@ -76,6 +78,7 @@ class Config:
     device: str = "auto"
     workers: int = 0
     deterministic: bool = True
+    threads: int = 0
 
     def check(self) -> Config:
         """Itself, if each setting is in its range.
@@ -90,7 +93,11 @@ class Config:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "momentum", "weight_decay", "clip_norm", "patience", "workers"):
+        # Each epoch's order of the items has a seed of 64 bits made of this one.
+        if not 0 <= self.seed < 2**40:
+            raise ConfigError(f"seed must be in 0..2**40, got {self.seed}")
+        counts = ("patience", "workers", "threads")
+        for name in ("lr", "momentum", "weight_decay", "clip_norm", *counts):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         return self
@@ -128,7 +135,7 @@ def load(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Confi
 
 def difference(old: Config, new: Config) -> list[str]:
     """Names of settings that differ, save those that do not change what is computed."""
-    free = {"out", "patience", "device", "workers"}
+    free = {"out", "patience", "device", "workers", "threads"}
     if new.schedule == "constant":
         free.add("epochs")
     names = [f.name for f in fields(Config) if f.name not in free]

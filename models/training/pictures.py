@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from strnn_models.categorical_dimensional import CategoryMap
 
 import strnn_kernels as sk
 
@@ -55,10 +56,11 @@ def confusion(matrix: NDArray, classes: Sequence[str]) -> Figure:
 def traces(
     videos: Sequence[dict[str, torch.Tensor]], names: Sequence[str], most: int = 4
 ) -> Figure:
-    """The two traces of the first videos: annotated and predicted, gaps where not valid."""
+    """The traces of the first videos: annotated and predicted, gaps where not valid."""
     videos = videos[:most]
-    figure = Figure(figsize=(10, 2.2 * len(videos)), layout="constrained")
-    axes = figure.subplots(len(videos), 2, squeeze=False, sharey=True)
+    size = (max(10, 3 * len(names)), 2.2 * len(videos))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(videos), len(names), squeeze=False, sharey=True)
     for row, video in zip(axes, videos, strict=True):
         hidden = ~video["valid"][:, None]
         for k, name in enumerate(names):
@@ -100,21 +102,56 @@ def temporal(weights: NDArray) -> Figure:
     return figure
 
 
-def attention(frames: NDArray, maps: NDArray, weights: NDArray, most: int = 8) -> Figure:
-    """Frames (T, rows, cols) with their weights, and the attention of R heads (T, R, r, c)."""
-    chosen = np.unique(np.linspace(0, len(frames) - 1, most).round().astype(int))
-    heads = maps.shape[1]
-    size = (1.5 * len(chosen), 1.5 * (heads + 1) + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(heads + 1, len(chosen), squeeze=False)
-    for column, t in zip(axes.T, chosen, strict=True):
-        column[0].imshow(frames[t], cmap="gray")
-        column[0].set_title(f"{weights[t]:.2f}")
-        for axis, head in zip(column[1:], maps[t], strict=True):
-            axis.imshow(head, cmap="Reds", vmin=0, vmax=maps.max())
+def frames(
+    shown: NDArray, maps: dict[str, NDArray], titles: Sequence[str], most: int = 8
+) -> Figure:
+    """Frames (T, rows, cols) with titles; below them named rows of maps (T, r, c), each scaled."""
+    chosen = np.unique(np.linspace(0, len(shown) - 1, most).round().astype(int))
+    num_rows = len(maps) + 1
+    figure = Figure(figsize=(1.5 * len(chosen) + 0.4, 1.5 * num_rows + 0.3), layout="constrained")
+    axes = figure.subplots(num_rows, len(chosen), squeeze=False)
+    for axis, t in zip(axes[0], chosen, strict=True):
+        axis.imshow(shown[t], cmap="gray")
+        axis.set_title(titles[t])
+    for row, (name, values) in zip(axes[1:], maps.items(), strict=True):
+        row[0].set_ylabel(name)
+        for axis, t in zip(row, chosen, strict=True):
+            axis.imshow(values[t], cmap="Reds", vmin=0, vmax=max(values.max(), 1e-12))
     for axis in axes.flat:
-        axis.set_axis_off()
-    figure.suptitle("weight of each frame; below it, where each head looks")
+        axis.set(xticks=[], yticks=[])
+    return figure
+
+
+def reading(probabilities: NDArray, classes: Sequence[str]) -> Figure:
+    """Probabilities (T, K) of the classes along a clip."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axis = figure.subplots()
+    for name, values in zip(classes, probabilities.T, strict=True):
+        axis.plot(values, marker=".", label=name)
+    axis.set(xlabel="step", ylabel="probability", ylim=(-0.05, 1.05))
+    axis.legend()
+    return figure
+
+
+def category_map(
+    maps: dict[str, CategoryMap], classes: Sequence[str], traces: Sequence[str]
+) -> Figure:
+    """Panels of categories in the plane of two traces: centres, and ellipses of one deviation."""
+    figure = Figure(figsize=(4.6 * len(maps), 4.6), layout="constrained")
+    axes = figure.subplots(1, len(maps), squeeze=False, sharex=True, sharey=True)[0]
+    circle = np.stack([np.cos(turn := np.linspace(0, 2 * np.pi, 100)), np.sin(turn)])
+    for axis, (title, found) in zip(axes, maps.items(), strict=True):
+        axis.plot(*circle, color="lightgrey", linewidth=1)
+        rows = zip(classes, found.centres.numpy(), found.spreads.numpy(), strict=True)
+        for k, (name, centre, spread) in enumerate(rows):
+            if not np.isfinite(centre).all():
+                continue
+            lengths, directions = np.linalg.eigh(spread)
+            ellipse = directions @ (np.sqrt(np.maximum(lengths, 0))[:, None] * circle)
+            axis.plot(*(centre[:, None] + ellipse), color=f"C{k % 10}")
+            axis.annotate(name, centre, ha="center", va="center", color=f"C{k % 10}", weight="bold")
+        axis.set(title=title, xlabel=traces[0], ylabel=traces[1], aspect="equal")
+        axis.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15))
     return figure
 
 

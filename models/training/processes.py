@@ -35,12 +35,21 @@ def count() -> int:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a setting; "auto" is this process's GPU, or the CPU."""
+    """The device of a setting; "auto" is this process's GPU, or the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:<n>, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name}: {torch.cuda.device_count()} GPUs are visible to torch")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

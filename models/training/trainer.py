@@ -7,13 +7,14 @@ import io
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from strnn_models.data import tasks
+from strnn_models.data.records import DataError
 from strnn_models.data.tasks import Task
 from strnn_models.training import checkpoint, objective, processes
 from strnn_models.training.checkpoint import CheckpointError
@@ -139,45 +140,44 @@ class Trainer:
         order = torch.Generator().manual_seed(config.seed * 1_000_003 + self.epoch)
         batches = torch.randperm(len(task.train), generator=order).split(config.batch_size)
         shares = [processes.share(batch.tolist()) for batch in batches]
-        loader = _loader(task.train, [items for items, _ in shares], config, self.device)
+        loaded = _loaded(task.train, [items for items, _ in shares], config, self.device)
         bar = tqdm(
-            zip(loader, shares, strict=True),
+            zip(loaded, shares, strict=True),
             total=len(shares),
             desc=f"epoch {self.epoch + 1}/{config.epochs}",
             # None: no bar where the screen is a file.
             disable=True if self.quiet or processes.rank() else None,
             leave=False,
         )
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        sums = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch, (_, weights) in bar:
             batch = {key: value.to(self.device) for key, value in batch.items()}
             terms = self._step(batch, torch.tensor(weights, device=self.device), lr)
-            sums += terms.double()
+            sums = sums + terms
             if not bar.disable:
-                bar.set_postfix(loss=f"{float(sums[0] / sums[1]):.4f}", refresh=False)
-        loss, count = processes.total(sums).tolist()
+                bar.set_postfix(loss=f"{_mean(sums):.4f}", refresh=False)
+        loss = _mean(processes.total(sums))
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss is not finite in epoch {self.epoch + 1}: "
                 "try a smaller lr, clip_norm, or amp=off"
             )
-        row = {"lr": lr, "train_loss": loss / max(count, 1)}
+        row = {"lr": lr, "train_loss": loss}
         if hasattr(self.model, "sparsity"):
             row |= {f"zeros_{name}": share for name, share in self.model.sparsity().items()}
         return row
 
     def _step(self, batch: dict[str, Tensor], weight: Tensor, lr: float) -> Tensor:
-        """One optimizer step; the sum and the number of this share's loss terms."""
+        """One optimizer step; the sum and the count of each of this share's loss terms."""
         config = self.config
         self.optimizer.zero_grad(set_to_none=True)
         with _precision(config, self.device):
-            output = objective.call(self.net, batch, self.task)
-        value, count = objective.losses(output, batch, weight, self.task)
+            output = objective.call(self.net, batch)
+        terms = objective.losses(output, batch, weight, self.task)
+        value, count = terms.unbind(1)
         # DDP takes the mean over processes: times their number, the sum over all shares.
         everywhere = processes.total(count).clamp(min=1)
-        loss = value * processes.count() / everywhere
-        if output.penalty is not None:
-            loss = loss + output.penalty
+        loss = (value * processes.count() / everywhere).sum()
         if config.sparsity == "penalty" and hasattr(self.model, "proximal_step_"):
             loss = loss + self.model.penalty()
         self.scaler.scale(loss).backward()
@@ -189,7 +189,7 @@ class Trainer:
         if config.sparsity == "proximal" and hasattr(self.model, "proximal_step_"):
             with torch.no_grad():
                 self.model.proximal_step_(lr)
-        return torch.stack([value.detach(), count])
+        return terms.detach().double()
 
     def _lr(self) -> float:
         if self.config.schedule == "cosine":
@@ -219,8 +219,8 @@ def predict(
     """Predictions and targets of a whole dataset in its order, on the CPU.
 
     Returns:
-        "predicted", class scores (n, K) or traces (n, T, 2) padded to the task's T; "lengths" (n,);
-        and what else the items have besides x: "y", "valid", "video", "start".
+        "predicted", class scores (n, K), or what is predicted of each frame, padded to the task's
+        T; "lengths" (n,); and what else the items have besides x: "y", "valid" and so on.
     """
     model = getattr(model, "module", model)
     was_training = model.training
@@ -228,19 +228,18 @@ def predict(
     items, _ = processes.share(list(range(len(dataset))))
     batches = [items[k : k + config.batch_size] for k in range(0, len(items), config.batch_size)]
     parts: dict[str, list[Tensor]] = {}
-    for batch in _loader(dataset, batches, config, device):
+    for batch in _loaded(dataset, batches, config, device):
         x = batch["x"] = batch["x"].to(device)
         lengths = batch.get("lengths", torch.full((len(x),), x.shape[1]))
         if "lengths" in batch:
             batch["lengths"] = lengths.to(device)
         with _precision(config, device):
-            predicted = objective.call(model, batch, task).predicted.float()
+            predicted = objective.call(model, batch).predicted.float()
         kept = {k: v for k, v in batch.items() if k not in ("x", "lengths")}
         kept |= {"predicted": predicted, "lengths": lengths}
         for key, value in kept.items():
-            if task.kind == "traces" and value.ndim > 1:
-                padded = [tasks.pad(item, task.sample_length) for item in value]
-                value = torch.stack(padded)
+            if task.kind != "classes" and value.ndim > 1:
+                value = torch.stack([tasks.pad(key, item, task.sample_length) for item in value])
             parts.setdefault(key, []).append(value.to(device))
     model.train(was_training)
     found = {}
@@ -276,23 +275,56 @@ def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     return kind(model.parameters(), **options)
 
 
-def _loader(
+def _loaded(
     dataset: Dataset, batches: list[list[int]], config: Config, device: torch.device
-) -> DataLoader:
-    return DataLoader(
-        dataset,
+) -> Iterator[dict[str, Tensor]]:
+    """The batches of items, loaded by the workers.
+
+    Raises:
+        DataError: of an item, also where a worker met it.
+    """
+    loader = DataLoader(
+        _Guarded(dataset),
         batch_sampler=batches,
-        collate_fn=tasks.collate,
+        collate_fn=_collate,
         num_workers=config.workers,
         pin_memory=device.type == "cuda",
         # Without a generator of its own the loader draws from the one that a checkpoint saves.
         generator=torch.Generator().manual_seed(config.seed),
     )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+@dataclass
+class _Guarded(Dataset):
+    """A data set that returns a DataError: raised in a worker, its message would be a traceback."""
+
+    dataset: Dataset
+
+    def __getitem__(self, index: int) -> dict[str, Tensor] | DataError:
+        try:
+            return self.dataset[index]
+        except DataError as error:
+            return error
+
+
+def _collate(items: list[dict[str, Tensor] | DataError]) -> dict[str, Tensor] | DataError:
+    errors = [item for item in items if isinstance(item, DataError)]
+    return errors[0] if errors else tasks.collate(items)
 
 
 def _precision(config: Config, device: torch.device) -> Any:
     dtype = torch.float16 if config.amp == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=config.amp != "off")
+
+
+def _mean(terms: Tensor) -> float:
+    """The loss from the sum and the count (terms, 2) of each of its terms."""
+    value, count = terms.unbind(-1)
+    return float((value / count.clamp(min=1)).sum())
 
 
 def sizes(task: Task) -> list[int]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from strnn_models.data.tasks import Task
+from strnn_models.attention_pooling import AttentionPooling
+from strnn_models.backbone import FrameCNN, load_weights, one_of
+from strnn_models.categorical_dimensional import CategoricalDimensional
+from strnn_models.cnn_irnn import CNNIRNN, KahouCNN
+from strnn_models.continuous import CNNLSTM, InflatedCNN
+from strnn_models.data.tasks import KINDS, Task
+from strnn_models.options import check_options
 from strnn_models.strnn import STRNN
 from torch import Tensor, nn
 
 import strnn_kernels as sk
+
+Widths = Sequence[int] | None
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -39,13 +45,11 @@ def build(name: str, task: Task, **options: Any) -> nn.Module:
     """
     if name not in _MODELS:
         raise ValueError(f"model must be one of {', '.join(names())}, got {name!r}")
-    make = _MODELS[name]
-    for option in options:
-        known = _options(name)
-        if option not in known:
-            near = difflib.get_close_matches(option, known, 1) or known
-            raise ValueError(f"model {name} has no option {option!r}; it has {', '.join(near)}")
-    return make(task, **options)
+    check_options("model", name, options, _MODELS[name], _BEHIND[name], fixed=_FIXED)
+    try:
+        return _MODELS[name](task, **options)
+    except RuntimeError as error:  # torch's, of a size that is negative
+        raise ValueError(f"model {name}: {error}") from error
 
 
 class FramesSTRNN(nn.Module):
@@ -55,23 +59,27 @@ class FramesSTRNN(nn.Module):
         task: of frames (channels, rows, cols).
         patch: rows and cols of a patch; its pixels are the features of a cell.
         widths: of the stages of a `FrameCNN` in place of patches, each of which halves the grid.
+        weights: a file of the CNN's weights, see `load_weights`.
         options: of `STRNN`.
     """
 
     def __init__(
-        self, task: Task, patch: int = 1, widths: Sequence[int] | None = None, **options: Any
+        self,
+        task: Task,
+        patch: int = 1,
+        widths: Widths = None,
+        weights: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
+        if patch < 1 or (widths is None and (task.size[0] % patch or task.size[1] % patch)):
+            raise ValueError(f"model strnn: patch must divide {task.size}, got {patch}")
         step = patch if widths is None else 2 ** len(widths)
         rows, cols = (extent // step for extent in task.size)
-        if widths is None and (task.size[0] % patch or task.size[1] % patch):
-            raise ValueError(f"model strnn: patch must divide {task.size}, got {patch}")
         if widths is None:
             self.cells, channels = nn.PixelUnshuffle(patch), task.channels * patch**2
         else:
-            from strnn_models.backbone import FrameCNN
-
-            self.cells, channels = FrameCNN(task.channels, widths), widths[-1]
+            self.cells, channels = _backbone(task, widths, weights), widths[-1]
         self.strnn = STRNN(
             in_channels=channels,
             num_classes=len(task.classes),
@@ -99,12 +107,16 @@ class FramesSTRNN(nn.Module):
 
 @register("strnn")
 def strnn(
-    task: Task, patch: int = 1, widths: Sequence[int] | None = None, **options: Any
+    task: Task,
+    patch: int = 1,
+    widths: Widths = None,
+    weights: str | None = None,
+    **options: Any,
 ) -> nn.Module:
-    """STRNN; on frames with `FramesSTRNN`'s options patch and widths."""
+    """STRNN; on frames with `FramesSTRNN`'s options patch, widths and weights."""
     _needs("strnn", task, "classes")
     if task.topology is None:
-        return FramesSTRNN(task, patch, widths, **options)
+        return FramesSTRNN(task, patch, widths, weights, **options)
     return STRNN(
         in_channels=task.channels,
         num_classes=len(task.classes),
@@ -115,90 +127,108 @@ def strnn(
 
 
 @register("cnn_irnn")
-def cnn_irnn(task: Task, widths: Sequence[int] | None = None, **options: Any) -> nn.Module:
-    """CNN and IRNN for categories in video, `CNNIRNN`."""
-    from strnn_models.cnn_irnn import CNNIRNN
-
+def cnn_irnn(
+    task: Task,
+    widths: Widths = None,
+    weights: str | None = None,
+    frame_cnn: str = "compact",
+    **options: Any,
+) -> nn.Module:
+    """CNN and IRNN for categories in video, `CNNIRNN`; frame_cnn="kahou" is `KahouCNN`."""
     _needs("cnn_irnn", task, "classes", frames=True)
-    return CNNIRNN(len(task.classes), backbone=_backbone(task, widths), **options)
+    one_of("model cnn_irnn", "frame_cnn", frame_cnn, ("compact", "kahou"))
+    if frame_cnn == "compact":
+        backbone = _backbone(task, widths, weights)
+    else:
+        backbone = _sized(KahouCNN(task.channels), task, weights)
+        options = {"pool": "flatten"} | options
+    return CNNIRNN(len(task.classes), backbone=backbone, **options)
 
 
 @register("categorical_dimensional")
 def categorical_dimensional(
-    task: Task, widths: Sequence[int] | None = None, **options: Any
+    task: Task, widths: Widths = None, weights: str | None = None, **options: Any
 ) -> nn.Module:
     """CNN and GRU with the head that the task has labels for, `CategoricalDimensional`."""
-    from strnn_models.categorical_dimensional import CategoricalDimensional
-
-    _needs("categorical_dimensional", task, task.kind, frames=True)
-    if task.kind == "classes":
-        options = {"mode": "categorical", "per": "clip"} | options
-    else:
-        options = {"mode": "dimensional"} | options
-    backbone = _backbone(task, widths)
-    return CategoricalDimensional(len(task.classes) or 7, backbone=backbone, **options)
+    _needs("categorical_dimensional", task, *KINDS, frames=True)
+    modes = {"classes": "categorical", "frames": "categorical", "both": "combined"}
+    return CategoricalDimensional(
+        len(task.classes),
+        len(task.traces),
+        mode=modes.get(task.kind, "dimensional"),
+        per="clip" if task.kind == "classes" else "frame",
+        backbone=_backbone(task, widths, weights),
+        **options,
+    )
 
 
 @register("attention_pooling")
-def attention_pooling(task: Task, widths: Sequence[int] | None = None, **options: Any) -> nn.Module:
+def attention_pooling(
+    task: Task, widths: Widths = None, weights: str | None = None, **options: Any
+) -> nn.Module:
     """Spatial attention and temporal softmax, `AttentionPooling`."""
-    from strnn_models.attention_pooling import AttentionPooling
-
     _needs("attention_pooling", task, "classes", frames=True)
-    return AttentionPooling(len(task.classes), backbone=_backbone(task, widths), **options)
+    return AttentionPooling(len(task.classes), backbone=_backbone(task, widths, weights), **options)
 
 
 @register("cnn_lstm")
-def cnn_lstm(task: Task, widths: Sequence[int] | None = None, **options: Any) -> nn.Module:
+def cnn_lstm(
+    task: Task, widths: Widths = None, weights: str | None = None, **options: Any
+) -> nn.Module:
     """Valence and arousal by CNN and LSTM, `CNNLSTM`."""
-    from strnn_models.continuous import CNNLSTM
-
-    _needs("cnn_lstm", task, "traces", frames=True)
-    return CNNLSTM(backbone=_backbone(task, widths), **options)
+    _needs("cnn_lstm", task, "traces", "units", frames=True)
+    return CNNLSTM(len(task.traces), backbone=_backbone(task, widths, weights), **options)
 
 
 @register("inflated_cnn")
-def inflated_cnn(task: Task, widths: Sequence[int] | None = None, **options: Any) -> nn.Module:
+def inflated_cnn(
+    task: Task, widths: Widths = None, weights: str | None = None, **options: Any
+) -> nn.Module:
     """Valence and arousal by an inflated 3-D CNN, `InflatedCNN`."""
-    from strnn_models.continuous import InflatedCNN
-
-    _needs("inflated_cnn", task, "traces", frames=True)
-    return InflatedCNN(backbone=_backbone(task, widths), **options)
+    _needs("inflated_cnn", task, "traces", "units", frames=True)
+    return InflatedCNN(len(task.traces), backbone=_backbone(task, widths, weights), **options)
 
 
-def _backbone(task: Task, widths: Sequence[int] | None) -> nn.Module:
-    """A FrameCNN with a stage for each width; by default three, fewer if the frame is too small."""
-    from strnn_models.backbone import FrameCNN
+def _backbone(task: Task, widths: Widths, weights: str | None) -> nn.Module:
+    """A FrameCNN with a stage for each width; by default three, fewer if the frame is too small.
 
+    `weights`: a file of its weights, see `load_weights`.
+    """
     if widths is None:
         widths = [w for s, w in enumerate((32, 64, 128), start=1) if min(task.size) >= 2**s]
-    return FrameCNN(task.channels, widths)
+    if not widths or min(task.size) < 2 ** len(widths):
+        raise ValueError(f"widths: 1 stage or more, frames of {task.size} halved by each: {widths}")
+    return _sized(FrameCNN(task.channels, widths), task, weights)
 
 
-def _needs(name: str, task: Task, kind: str, frames: bool = False) -> None:
-    if task.kind != kind:
-        raise ValueError(f"model {name} predicts {kind}, the task {task.name} has {task.kind}")
+def _sized(backbone: nn.Module, task: Task, weights: str | None) -> nn.Module:
+    """The network with its weights and, for pool="flatten", the size of its maps."""
+    if weights is not None:
+        load_weights(backbone, weights)
+    cells = [extent // backbone.stride for extent in task.size]
+    backbone.feature_size = backbone.out_channels * cells[0] * cells[1]
+    return backbone
+
+
+def _needs(name: str, task: Task, *kinds: str, frames: bool = False) -> None:
+    if task.kind not in kinds:
+        known = " or ".join(kinds)
+        raise ValueError(f"model {name} predicts {known}, the task {task.name} has {task.kind}")
     if frames and task.size is None:
         raise ValueError(f"model {name} takes frames, the task {task.name} has electrodes")
 
 
-# Builders hand their own options on to a class under this name.
-_CLASSES = {
-    "strnn": "strnn.STRNN",
-    "cnn_irnn": "cnn_irnn.CNNIRNN",
-    "categorical_dimensional": "categorical_dimensional.CategoricalDimensional",
-    "attention_pooling": "attention_pooling.AttentionPooling",
-    "cnn_lstm": "continuous.CNNLSTM",
-    "inflated_cnn": "continuous.InflatedCNN",
+# Builders hand the options that are not their own on to these.
+_BEHIND: dict[str, type[nn.Module]] = {
+    "strnn": STRNN,
+    "cnn_irnn": CNNIRNN,
+    "categorical_dimensional": CategoricalDimensional,
+    "attention_pooling": AttentionPooling,
+    "cnn_lstm": CNNLSTM,
+    "inflated_cnn": InflatedCNN,
 }
-
-
-def _options(name: str) -> list[str]:
-    """Names of the options of a builder and of the class behind it."""
-    import importlib
-
-    module, _, cls = _CLASSES[name].partition(".")
-    behind = getattr(importlib.import_module(f"strnn_models.{module}"), cls)
-    names = [*inspect.signature(_MODELS[name]).parameters, *inspect.signature(behind).parameters]
-    fixed = ("task", "options", "backbone", "topology", "mask", "num_classes")
-    return sorted(set(names) - set(fixed))
+# What the task decides, or what no setting can spell.
+_FIXED = (
+    *("task", "options", "backbone", "topology", "mask", "feature_size", "mode", "per"),
+    *("num_classes", "num_values", "num_electrodes", "in_channels", "sample_length"),
+)

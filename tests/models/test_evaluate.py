@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from strnn_models.data import tasks
+from strnn_models import runs
+from strnn_models.data import aff_wild2, tasks
+from strnn_models.data.digits import Arrays
+from strnn_models.data.records import DataError
 from strnn_models.data.synthetic import (
     write_afew,
     write_aff_wild2,
@@ -17,10 +20,12 @@ from strnn_models.data.synthetic import (
     write_frames,
     write_seed,
 )
-from strnn_models.evaluate import auc, evaluate, main
+from strnn_models.evaluate import evaluate, main
 from strnn_models.train import train
-from strnn_models.training import pictures
-from strnn_models.training.config import Config
+from strnn_models.training import pictures, zoo
+from strnn_models.training.baselines import baselines
+from strnn_models.training.config import Config, load
+from strnn_models.training.looks import auc
 
 import strnn_kernels as sk
 
@@ -54,9 +59,9 @@ def test_seed(tmp_path):
     root = write_seed(tmp_path / "seed", num_sessions=1, lengths=[12] * 15, features=["de_LDS"])
     folder = run(tmp_path, "seed", {"root": str(root), "valid_trials": 3})
     numbers = evaluate(folder, baseline=True)
-    assert {"accuracy", "f1", "baseline_accuracy"} <= set(numbers)
+    assert {"accuracy", "f1", "baseline (all steps) accuracy"} <= set(numbers)
     report = check_report(folder, "confusion", "learning", "space", "electrodes", "time")
-    assert "SEED de_LDS features" in report
+    assert "SEED, de_LDS features" in report
     assert evaluate(folder, part="valid")["loss"] > 0
 
 
@@ -65,7 +70,7 @@ def test_seed(tmp_path):
     [
         ("strnn", SMALL | {"patch": 4}, ["space", "time"]),
         ("strnn", SMALL | {"widths": [4, 8]}, ["space", "time"]),
-        ("cnn_irnn", {"widths": [4], "hidden_size": 8}, []),
+        ("cnn_irnn", {"widths": [4], "hidden_size": 8}, ["reading"]),
         ("categorical_dimensional", {"widths": [4], "hidden_size": 8, "fc_size": 8}, []),
         ("attention_pooling", {"widths": [4], "heads": 2}, ["attention"]),
     ],
@@ -75,18 +80,60 @@ def test_clips(tmp_path, model, options, names):
     task = {"root": str(root), "size": 16, "num_frames": 3}
     folder = run(tmp_path, "ck_plus", task, model, options)
     evaluate(folder)
-    check_report(folder, "confusion", "learning", *names)
+    check_report(folder, "confusion", "learning", "saliency", *names)
 
 
-@pytest.mark.parametrize("model", ["cnn_lstm", "inflated_cnn", "categorical_dimensional"])
-def test_traces(tmp_path, model):
+@pytest.mark.parametrize(
+    ("model", "annotation", "scores"),
+    [
+        ("cnn_lstm", "VA", ["ccc", "ccc_valence", "pcc_arousal", "mse_valence", "ccc_videos"]),
+        ("inflated_cnn", "VA", ["ccc"]),
+        ("categorical_dimensional", "VA", ["ccc"]),
+        ("categorical_dimensional", "EXPR", ["accuracy", "f1"]),
+        ("categorical_dimensional", "VA+EXPR", ["accuracy", "ccc", "category_distance"]),
+        ("categorical_dimensional", "AU", ["f1", "f1_AU1", "f1_AU26"]),
+        ("cnn_lstm", "AU", ["f1"]),
+    ],
+)
+def test_aff_wild2(tmp_path, model, annotation, scores):
     root = write_aff_wild2(tmp_path / "aff", length=10)
     task = {"root": str(root), "images": str(root / "cropped_aligned"), "size": 8}
-    task |= {"sample_length": 4, "stride": 3}
+    task |= {"sample_length": 4, "stride": 3, "annotation": annotation}
     folder = run(tmp_path, "aff_wild2", task, model, {"widths": [4]})
-    numbers = evaluate(folder)
-    assert {"ccc", "ccc_valence", "pcc_arousal", "mse_valence", "ccc_videos"} <= set(numbers)
-    check_report(folder, "traces", "learning")
+    numbers = evaluate(folder, baseline=True)
+    assert set(scores) <= set(numbers)
+    pictures = {"confusion": "EXPR" in annotation, "traces": annotation != "EXPR"}
+    pictures |= {"categories": "+" in annotation, "learning": True, "saliency": True}
+    report = check_report(folder, *(name for name, drawn in pictures.items() if drawn))
+    assert f"Aff-Wild2 {annotation}" in report and "linear model, each frame" in report
+
+
+def test_postprocessing_is_chosen_on_the_validation_part(tmp_path):
+    options = {"length": 8, "num_train": 60, "num_test": 10}
+    folder = run(tmp_path, "digit_traces", options, "cnn_lstm", {"widths": [4]})
+    plain, numbers = evaluate(folder), evaluate(folder, postprocess=True)
+    assert plain["ccc"] == numbers["ccc"] != numbers["postprocessed ccc"]
+    report = check_report(folder, "traces")
+    assert "chosen on the validation part" in report and "mean of widths" in report
+    folder = run(tmp_path / "other", "digits", {"num": 103})
+    with pytest.raises(ValueError, match="post-processing is for traces"):
+        evaluate(folder, postprocess=True)
+
+
+def test_a_video_with_one_kind_of_annotation_trains_the_other_on_the_rest(tmp_path):
+    root = write_aff_wild2(tmp_path / "aff", length=6)
+    (root / "VA_Set" / "Train_Set" / "t0.txt").unlink()
+    (root / "EXPR_Set" / "Train_Set" / "t1.txt").unlink()
+    options = {"root": str(root), "images": str(root / "cropped_aligned"), "size": 8}
+    options |= {"sample_length": 6, "stride": 6}
+    task = tasks.make("aff_wild2", annotation="VA+EXPR", **options)
+    (first,), (second,) = list(task.train), list(task.valid)
+    assert not first["valid"].any() and first["label"].tolist().count(-1) == 2
+    assert second["valid"].sum() == 4 and (second["label"] == -1).all()
+    assert task.classes == aff_wild2.EXPRESSIONS[:7] and len(task.traces) == 2
+    (root / "VA_Set" / "Train_Set" / "t0.txt").write_text("valence,arousal\n0.1,0.2\n")
+    with pytest.raises(DataError, match=r"t0\.txt: must have as many frames, got 1 .* 6"):
+        tasks.make("aff_wild2", annotation="VA+EXPR", **options)
 
 
 def test_afew_and_sewa(tmp_path):
@@ -147,6 +194,7 @@ def test_digit_spotting_shows_one_odd_digit():
         item = task.train[k]
         shown = [int(known[frame.numpy().tobytes()]) for frame in item["x"]]
         assert [d for d in shown if d % 2] == [int(task.classes[int(item["y"])])]
+        assert shown[int(item["at"])] % 2
 
 
 def test_digit_traces(tmp_path):
@@ -159,6 +207,43 @@ def test_digit_traces(tmp_path):
     assert "ccc_digit" in evaluate(folder)
 
 
+def test_the_map_of_categories_is_where_the_digits_are(tmp_path):
+    options = {"length": 8, "num_train": 200, "num_test": 20, "predict": "both"}
+    folder = run(tmp_path, "digit_traces", options, "categorical_dimensional", {"widths": [4]})
+    numbers = evaluate(folder)
+    assert numbers["category_distance"] > 0
+    check_report(folder, "categories", "confusion", "traces")
+    task = tasks.make("digit_traces", **options)
+    y = torch.cat([item["y"] for item in task.test])
+    label = torch.cat([item["label"] for item in task.test])
+    torch.testing.assert_close(y[:, 0], label / 4.5 - 1)
+
+
+def test_attention_is_held_against_the_frame_that_decides(tmp_path):
+    pytest.importorskip("skimage")
+    options = {"num_train": 40, "num_test": 12}
+    folder = run(tmp_path, "face_spotting", options, "attention_pooling", {"widths": [4]})
+    numbers = evaluate(folder)
+    assert 0 <= numbers["frame_found"] <= 1
+    assert "the frame that decides is known" in check_report(folder, "attention")
+
+
+def test_baselines_solve_what_is_linear():
+    """Classes by the mean of a clip, traces by the frame, by the one before: each view its own."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 5, 3)
+    part = Arrays(x=x, y=(x.mean((1, 2)) > 0).long())
+    task = tasks.Task("t", "", part, None, part, 3, 5, classes=("a", "b"))
+    scores = baselines(task, part)
+    assert scores["mean over time"]["accuracy"] > 0.95
+    before = torch.cat([x[:, :1], x[:, :-1]], 1)
+    frames = {"valid": torch.ones(60, 5, dtype=torch.bool), "video": torch.arange(60)}
+    part = Arrays(x=x, y=before[..., :2].contiguous(), **frames, start=torch.zeros(60).long())
+    task = tasks.Task("t", "", part, None, part, 3, 5, kind="traces", traces=("v", "a"))
+    scores = baselines(task, part)
+    assert scores["each frame and the one before"]["ccc"] > 0.99 > 0.7 > scores["each frame"]["ccc"]
+
+
 def test_grid_where_mne_does_not_help():
     topology = sk.Topology.grid(2, 3)
     figure, how = pictures.nodes(np.arange(12.0).reshape(2, 6), "ab", topology)
@@ -168,6 +253,30 @@ def test_grid_where_mne_does_not_help():
 def test_auc():
     truth = np.arange(62.0)
     assert auc(truth, truth) == 1 and auc(truth, -truth) == 0
+
+
+def test_the_table_of_runs_is_what_its_commands_give(tmp_path, monkeypatch):
+    pytest.importorskip("skimage")
+    monkeypatch.setattr(runs, "RUNS", ["task=faces model_options.patch=5 epochs=2", "task=digits"])
+    (first,) = runs.rows(tmp_path / "a", ["task=faces"])
+    (again,) = runs.rows(tmp_path / "b", ["patch=5"])
+    assert first[:-1] == again[:-1]  # all but the time
+    settings = [*first[1].strip("`").split(), "seed=0", "threads=1", f"out={tmp_path / 'c'}"]
+    result = train(load(None, settings))
+    assert first[2] == f"accuracy {result['test']['accuracy']:.3f}"
+    assert "all steps: accuracy 0.9" in first[3]
+
+
+def test_every_run_of_the_table_can_be_built():
+    pytest.importorskip("skimage")
+    for settings in runs.RUNS:
+        cfg = load(None, settings.split())
+        if cfg.task != "simulated_eeg":
+            sizes = {} if cfg.task == "faces" else {"num_train": 10, "num_test": 10}
+            sizes = {"num": 50} if cfg.task == "digits" else sizes
+            task = tasks.make(cfg.task, **(cfg.task_options | sizes))
+            assert "not emotion data" in task.about
+            zoo.build(cfg.model, task, **cfg.model_options)
 
 
 def test_command_line(tmp_path, capsys):

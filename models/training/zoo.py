@@ -19,14 +19,22 @@ import strnn_kernels as sk
 
 Widths = Sequence[int] | None
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {}
+#: Name -> who makes the model, then who takes the options that the maker hands on.
+_MODELS: dict[str, tuple[Callable[..., nn.Module], ...]] = {}
 
 
-def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Decorator: makes a function from a task and options to a model known under a name."""
+def register(
+    name: str, *behind: type[nn.Module]
+) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Decorator: makes a function from a task and options to a model known under a name.
+
+    Args:
+        name: of the model in a configuration.
+        behind: the module to which the function hands the options that are not its own.
+    """
 
     def add(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        _MODELS[name] = make
+        _MODELS[name] = (make, *behind)
         return make
 
     return add
@@ -45,9 +53,9 @@ def build(name: str, task: Task, **options: Any) -> nn.Module:
     """
     if name not in _MODELS:
         raise ValueError(f"model must be one of {', '.join(names())}, got {name!r}")
-    check_options("model", name, options, _MODELS[name], _BEHIND[name], fixed=_FIXED)
+    check_options("model", name, options, *_MODELS[name], fixed=_FIXED)
     try:
-        return _MODELS[name](task, **options)
+        return _MODELS[name][0](task, **options)
     except RuntimeError as error:  # torch's, of a size that is negative
         raise ValueError(f"model {name}: {error}") from error
 
@@ -105,7 +113,7 @@ class FramesSTRNN(nn.Module):
         return self.strnn.sparsity()
 
 
-@register("strnn")
+@register("strnn", STRNN)
 def strnn(
     task: Task,
     patch: int = 1,
@@ -126,7 +134,7 @@ def strnn(
     )
 
 
-@register("cnn_irnn")
+@register("cnn_irnn", CNNIRNN)
 def cnn_irnn(
     task: Task,
     widths: Widths = None,
@@ -145,7 +153,7 @@ def cnn_irnn(
     return CNNIRNN(len(task.classes), backbone=backbone, **options)
 
 
-@register("categorical_dimensional")
+@register("categorical_dimensional", CategoricalDimensional)
 def categorical_dimensional(
     task: Task, widths: Widths = None, weights: str | None = None, **options: Any
 ) -> nn.Module:
@@ -162,7 +170,7 @@ def categorical_dimensional(
     )
 
 
-@register("attention_pooling")
+@register("attention_pooling", AttentionPooling)
 def attention_pooling(
     task: Task, widths: Widths = None, weights: str | None = None, **options: Any
 ) -> nn.Module:
@@ -171,7 +179,7 @@ def attention_pooling(
     return AttentionPooling(len(task.classes), backbone=_backbone(task, widths, weights), **options)
 
 
-@register("cnn_lstm")
+@register("cnn_lstm", CNNLSTM)
 def cnn_lstm(
     task: Task, widths: Widths = None, weights: str | None = None, **options: Any
 ) -> nn.Module:
@@ -180,7 +188,7 @@ def cnn_lstm(
     return CNNLSTM(len(task.traces), backbone=_backbone(task, widths, weights), **options)
 
 
-@register("inflated_cnn")
+@register("inflated_cnn", InflatedCNN)
 def inflated_cnn(
     task: Task, widths: Widths = None, weights: str | None = None, **options: Any
 ) -> nn.Module:
@@ -218,15 +226,6 @@ def _needs(name: str, task: Task, *kinds: str, frames: bool = False) -> None:
         raise ValueError(f"model {name} takes frames, the task {task.name} has electrodes")
 
 
-# Builders hand the options that are not their own on to these.
-_BEHIND: dict[str, type[nn.Module]] = {
-    "strnn": STRNN,
-    "cnn_irnn": CNNIRNN,
-    "categorical_dimensional": CategoricalDimensional,
-    "attention_pooling": AttentionPooling,
-    "cnn_lstm": CNNLSTM,
-    "inflated_cnn": InflatedCNN,
-}
 # What the task decides, or what no setting can spell.
 _FIXED = (
     *("task", "options", "backbone", "topology", "mask", "feature_size", "mode", "per"),

@@ -425,6 +425,19 @@ def test_weights_of_a_backbone_are_loaded(tmp_path):
         zoo.build("cnn_irnn", task, widths=[8], weights=str(path))
 
 
+def test_a_model_of_ones_own(monkeypatch):
+    monkeypatch.setattr(zoo, "_MODELS", dict(zoo._MODELS))
+    task = tasks.make("digits", num=60)
+
+    @zoo.register("linear")
+    def linear(task, bias: bool = True):
+        return torch.nn.Linear(task.channels, len(task.classes), bias=bias)
+
+    assert zoo.build("linear", task, bias=False).bias is None
+    with pytest.raises(ValueError, match="bias must be true or false"):
+        zoo.build("linear", task, bias=1)
+
+
 def test_every_model_has_its_options_listed():
     for name in zoo.names():
         with pytest.raises(ValueError, match="has no option 'nonsense'"):

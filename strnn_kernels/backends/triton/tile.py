@@ -57,15 +57,20 @@ def finish(a, gate, keep, MODE: tl.constexpr, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def load_rows(ptr, row, width, col, is_live, ACC: tl.constexpr):
+def load_rows(ptr, row, WIDTH: tl.constexpr, col, is_live, ACC: tl.constexpr):
     """Rows ``row`` (M,) of a matrix of this width, columns ``col``; zero where absent."""
     if ptr is None:
         tile = tl.zeros([row.shape[0], col.shape[0]], ACC)
     else:
-        at = row[:, None] * width + col[None, :]
-        is_inside = is_live[:, None] & (col < width)[None, :]
-        tile = tl.load(ptr + at, mask=is_inside, other=0.0).to(ACC)
+        at = row[:, None] * WIDTH + col[None, :]
+        tile = tl.load(ptr + at, mask=is_live[:, None] & is_column(col, WIDTH), other=0.0).to(ACC)
     return tile
+
+
+@triton.jit
+def is_column(col, WIDTH: tl.constexpr):
+    """Which columns exist (1, BLOCK); where all do the compiler need not compare."""
+    return (col < WIDTH)[None, :]
 
 
 @triton.jit

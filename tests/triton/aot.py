@@ -40,6 +40,7 @@ COUNTS = ("registers", "stack", "spills", "shared")
 BUDGET = Path(__file__).with_name("budget.json")
 #: Bytes of shared memory that a program may ask for.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+ACT = 2
 KERNELS = (
     (sweep, "sweep_kernel"),
     (sweep, "sweep_wide_kernel"),
@@ -105,8 +106,8 @@ def call(
     ds = t(B, D, K, H) if has_ds else None
     dh = None if has_ds else states
     calls = {
-        "sweep_fwd": lambda: sweep.sweep_fwd(x, *tensors, program, program, sizes, 2, keep_h),
-        "sweep_bwd": lambda: sweep.sweep_bwd(dh, ds, x, states, *tensors, program, sizes, 2, True),
+        "sweep_fwd": lambda: sweep.sweep_fwd(x, *tensors, program, program, sizes, ACT, keep_h),
+        "sweep_bwd": lambda: sweep.sweep_bwd(dh, ds, x, states, *tensors, program, sizes, ACT, True),
         "gated_sweep_fwd": lambda: gated_sweep.gated_sweep_fwd(
             states, states, w, program, program, sizes
         ),

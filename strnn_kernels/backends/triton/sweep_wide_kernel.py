@@ -16,13 +16,13 @@ import triton.language as tl
 
 from .tile import FORWARD, add_h0, add_projected, finish, load_keep, load_rows
 
-_SIZES = ["B", "N", "K", "num_groups", "num_edges", "num_states", "first_group", "last_group"]
+_SIZES = ["B", "N", "num_groups", "num_edges", "first_group", "last_group"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def sweep_wide_kernel(
     x_ptr,  # (B, N, D, H) u; None: zero
-    w_ptr,  # (D, H, H)
+    w_ptr,  # (D, H, H), as in sweep_kernel.py
     mask_ptr,  # (B, N) or None
     h0_ptr,  # (B, D, H) or None
     entry_ptr,  # (B, D) or None
@@ -33,10 +33,12 @@ def sweep_wide_kernel(
     out_ptr,  # (B, N, D, H)
     pre_ptr,  # (B, N, D, H) or None: a
     program_ptr,  # the sweep program
-    B, N, D, H, K, num_groups, num_edges, first_group, last_group,
+    B, N, num_groups, num_edges, first_group, last_group,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
     MODE: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,  # columns made at once
@@ -79,10 +81,7 @@ def sweep_wide_kernel(
                         at = tl.load(edge_ptr + first + p, mask=has, other=0)
                         total += load_rows(state_ptr, (b * N + at) * D + d, H, k, has, ACC)
                     total = add_h0(total, h0_ptr, entry_ptr, b, n, count, is_live, d, D, H, k, ACC)
-                    if TRANSPOSED:
-                        w_at = k[:, None] * H + col[None, :]
-                    else:
-                        w_at = col[None, :] * H + k[:, None]
+                    w_at = k[:, None] * H + col[None, :]
                     in_w = (k < H)[:, None] & (col < H)[None, :]
                     w = tl.load(w_ptr + w_at, mask=in_w, other=0.0).to(ACC).to(DOT)
                     a = tl.dot(total.to(DOT), w, a, input_precision=PRECISION, out_dtype=ACC)

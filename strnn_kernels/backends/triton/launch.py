@@ -22,10 +22,10 @@ from . import IS_INTERPRETED
 _NARROW = {"float64": 16, "ieee": 64, "tf32": 128, "tf32x3": 64, "16 bit": 128}
 #: The same for chains in exact float32: a thread keeps its column of W in registers.
 _NARROW_CHAIN = 128
-#: Columns made at once, states read at once, and warps, of the wide kernel.
+#: Columns made at once, states read at once, and warps, of the wide kernel. Exact float32 has its own
+#: rule: 16 results to a thread, 512 multiply-adds for 64 reads of shared memory.
 _WIDE = {
-    "float64": (32, 32, 8), "ieee": (64, 32, 8), "tf32": (128, 32, 4), "tf32x3": (128, 32, 8),
-    "16 bit": (128, 64, 4),
+    "float64": (32, 32, 8), "tf32": (128, 32, 4), "tf32x3": (128, 32, 8), "16 bit": (256, 64, 8),
 }  # fmt: skip
 #: Padded C times padded H up to which u = w_ih x + bias is made in the sweep, not by a GEMM before.
 _FUSED_INPUT = {"float64": 0, "ieee": 2048, "tf32": 4096, "tf32x3": 2048, "16 bit": 4096}
@@ -104,6 +104,17 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def kept(dtype: torch.dtype) -> torch.dtype:
+    """What operands of products are kept in: as they are, but see `types`."""
+    return torch.float32 if IS_INTERPRETED and dtype == torch.bfloat16 else dtype
+
+
+def stages(shape: Shape, dtype: torch.dtype) -> int:
+    """Blocks of W that the wide kernel has in flight, as many as 96 KB hold."""
+    block = shape.block_k * (shape.block_h + shape.block_j * shape.block_r) * dtype.itemsize
+    return max(1, min(4, 96 * 1024 // block))
+
+
 def precision(dtype: torch.dtype) -> str:
     """How products of float32 are made: exactly, unless the user allows TF32 for matrix products.
 
@@ -152,6 +163,7 @@ def sweep_shape(tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, devi
     """
     operand, width = _operand(dtype), padded(H)
     is_exact, many = operand == "ieee", num_multiprocessors(device)
+    is_wide = width > _NARROW[operand]
     block_j, block_r = 1, 16
     if tables.width >= 2:
         block_j, block_r = 8, 2 if is_exact else 4
@@ -159,13 +171,16 @@ def sweep_shape(tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, devi
             block_j, block_r = 2 * block_j, block_r // 2
     elif is_exact and width <= _NARROW_CHAIN and (width > 32 or D * B <= 32 * many):
         return Shape(False, False, 1, 1, width, width, max(1, width // 32), 4 if width > 32 else 1)
-    if width > _NARROW[operand]:
+    if not is_wide:
+        num_warps = 4 if width <= (32 if is_exact else 64) else 8
+        return Shape(False, False, block_j, block_r, width, width, num_warps)
+    is_stepwise = H >= _STEPWISE
+    if is_exact:
+        block_h = 64 if is_stepwise or 0 < H % 128 <= 64 else 128
+        block_k, num_warps = 32, block_j * block_r * block_h // 512
+    else:
         block_h, block_k, num_warps = _WIDE[operand]
-        block_h = min(block_h, width)
-        return Shape(True, H >= _STEPWISE, block_j, block_r, block_h, block_k, num_warps)
-    return Shape(
-        False, False, block_j, block_r, width, width, 4 if width <= (32 if is_exact else 64) else 8
-    )
+    return Shape(True, is_stepwise, block_j, block_r, min(block_h, width), block_k, num_warps)
 
 
 def weights_shape(H: int, dtype: torch.dtype) -> tuple[int, int, int]:

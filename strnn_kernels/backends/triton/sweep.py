@@ -31,6 +31,7 @@ def run_sweep(
     like = gate if x is None else x
     B, D, H, N = like.shape[0], w.shape[0], w.shape[1], tables.num_nodes
     K = 0 if projection is None else projection.shape[1]
+    C = 0 if w_ih is None else w_ih.shape[2]
     tiles = triton.cdiv(B, shape.block_r)
     options = {
         "MODE": mode.value,
@@ -43,15 +44,18 @@ def run_sweep(
         "K": K,
         **launch.types(w.dtype),
     }
+    options["INDEX"] = launch.index_type(B * N * max(C, D * H))
     if shape.is_wide:
-        steps = range(tables.num_groups) if shape.is_stepwise else (0,)
-        stride = 1 if shape.is_stepwise else tables.num_groups
-        blocks = triton.cdiv(H, shape.block_h) if shape.is_stepwise else 1
-        for g in steps:
+        groups, rows = tables.num_groups, shape.block_j * shape.block_r
+        blocks, step = (triton.cdiv(H, shape.block_h), 1) if shape.is_stepwise else (1, groups)
+        pitch = triton.cdiv(H, shape.block_k) * shape.block_k
+        sums = w.new_empty((tiles, D, blocks, rows, pitch), dtype=launch.kept(w.dtype))
+        for g in range(0, groups, step):
             sweep_wide_kernel[tiles, D, blocks](
-                x, w, mask, h0, entry, projection, ds, gate, state, out, pre, tables.program,
-                B, N, tables.num_groups, tables.num_edges, g, g + stride,
-                BLOCK_K=shape.block_k, **options, **launch.options(shape.num_warps, 160),
+                x, w, mask, h0, entry, projection, ds, gate, state, sums, out, pre, tables.program,
+                B, N, groups, tables.num_edges, g, g + step, BLOCK_K=shape.block_k,
+                STAGES=launch.stages(shape, w.dtype), W_CAST=w.dtype != launch.kept(w.dtype),
+                **options, **launch.options(shape.num_warps, 255),
             )  # fmt: skip
         return None
     programs, dw, frontier = tiles, None, None
@@ -61,13 +65,12 @@ def run_sweep(
     if state is None or (out is state and launch.wants_frontier(shape, H, w.dtype)):
         slots = (tables.num_slots, shape.block_r, shape.block_h)
         frontier = w.new_empty((programs, D, *slots))
-    C = 0 if w_ih is None else w_ih.shape[2]
     registers = 255 if has_dw or shape.num_warps < 8 else 168
     sweep_kernel[programs, D](
         x, w_ih, bias, w, mask, h0, entry, projection, ds, gate, state, frontier, out, pre, s, dw,
         tables.program, B, N, tables.num_groups, tables.num_edges, tables.num_slots, H,
         C=C, CARRY=shape.block_j == 1 and out is state, UNROLL=3,
-        BLOCK_C=launch.block_c(C), PARTS=shape.parts, INDEX=launch.index_type(B * N * max(C, D * H)),
+        BLOCK_C=launch.block_c(C), PARTS=shape.parts,
         **options, **launch.options(shape.num_warps, registers),
     )  # fmt: skip
     return dw

@@ -14,7 +14,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile import FORWARD, add_h0, add_projected, finish, load_keep, load_rows
+from .tile import (
+    FORWARD,
+    add_h0,
+    add_projected,
+    finish,
+    is_column,
+    load_keep,
+    load_rows,
+    tables_of,
+)
 
 _SIZES = ["B", "N", "num_groups", "num_edges", "first_group", "last_group"]
 
@@ -30,6 +39,7 @@ def sweep_wide_kernel(
     ds_ptr,  # (B, D, K, H) or None
     gate_ptr,  # (B, N, D, H): h or gate, by MODE
     state_ptr,  # (B, N, D, H): where predecessors' states are read
+    sums_ptr,  # (programs, D, programs, BLOCK_J * BLOCK_R, H padded to BLOCK_K): their sums
     out_ptr,  # (B, N, D, H)
     pre_ptr,  # (B, N, D, H) or None: a
     program_ptr,  # the sweep program
@@ -43,6 +53,9 @@ def sweep_wide_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,  # columns made at once
     BLOCK_K: tl.constexpr,  # columns of the predecessors' states read at once
+    STAGES: tl.constexpr,  # blocks of W in flight
+    W_CAST: tl.constexpr,  # W needs a cast, in the interpreter
+    INDEX: tl.constexpr,
     ACC: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -50,13 +63,15 @@ def sweep_wide_kernel(
     """See the head of the file."""
     d = tl.program_id(1)
     m = tl.arange(0, BLOCK_J * BLOCK_R)
-    b = (tl.program_id(0) * BLOCK_R + m % BLOCK_R).to(tl.int64)
+    b = (tl.program_id(0) * BLOCK_R + m % BLOCK_R).to(INDEX)
     in_block = tl.arange(0, BLOCK_H)
-    node_ptr = program_ptr + d * N
-    group_ptr = program_ptr + 3 * D * N + d * (num_groups + 1)
-    pred_ptr = program_ptr + 3 * D * N + D * (num_groups + 1) + d * (N + 1)
-    edge_ptr = program_ptr + 3 * D * N + D * (num_groups + 1) + D * (N + 1) + num_edges
+    node_ptr, _, group_ptr, pred_ptr, edge_ptr = tables_of(
+        program_ptr, d, N, D, num_groups, num_edges, False
+    )
     w_ptr += d.to(tl.int64) * H * H
+    PITCH: tl.constexpr = (H + BLOCK_K - 1) // BLOCK_K * BLOCK_K
+    share = (tl.program_id(0) * D + d).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
+    sums_ptr += share * (BLOCK_J * BLOCK_R * PITCH)
 
     for g in range(first_group, last_group):
         end = tl.load(group_ptr + g + 1)
@@ -69,29 +84,36 @@ def sweep_wide_kernel(
             row = b * N + n
             keep = load_keep(mask_ptr, row, is_live)
             most = tl.max(count, 0)
+            for k0 in range(0, H, BLOCK_K):
+                k = k0 + tl.arange(0, BLOCK_K)
+                total = tl.zeros([BLOCK_J * BLOCK_R, BLOCK_K], ACC)
+                for p in range(most):
+                    has = is_live & (p < count)
+                    at = tl.load(edge_ptr + first + p, mask=has, other=0)
+                    total += load_rows(state_ptr, (b * N + at) * D + d, H, k, has, ACC)
+                total = add_h0(total, h0_ptr, entry_ptr, b, n, count, is_live, d, D, H, k, ACC)
+                tl.store(sums_ptr + m[:, None] * PITCH + k[None, :], total.to(DOT))
+            tl.debug_barrier()
             for block in range(tl.program_id(2), tl.cdiv(H, BLOCK_H), tl.num_programs(2)):
                 col = block * BLOCK_H + in_block
                 a = load_rows(x_ptr, row * D + d, H, col, is_live, ACC)
                 a = add_projected(a, ds_ptr, projection_ptr, b, n, is_live, d, N, D, H, K, col, ACC)
-                for k0 in range(0, H, BLOCK_K):
+                for k0 in tl.range(0, H, BLOCK_K, num_stages=STAGES):
                     k = k0 + tl.arange(0, BLOCK_K)
-                    total = tl.zeros([BLOCK_J * BLOCK_R, BLOCK_K], ACC)
-                    for p in range(most):
-                        has = is_live & (p < count)
-                        at = tl.load(edge_ptr + first + p, mask=has, other=0)
-                        total += load_rows(state_ptr, (b * N + at) * D + d, H, k, has, ACC)
-                    total = add_h0(total, h0_ptr, entry_ptr, b, n, count, is_live, d, D, H, k, ACC)
+                    total = tl.load(sums_ptr + m[:, None] * PITCH + k[None, :])
                     w_at = k[:, None] * H + col[None, :]
-                    in_w = (k < H)[:, None] & (col < H)[None, :]
-                    w = tl.load(w_ptr + w_at, mask=in_w, other=0.0).to(ACC).to(DOT)
-                    a = tl.dot(total.to(DOT), w, a, input_precision=PRECISION, out_dtype=ACC)
+                    in_w = (k < H)[:, None] & is_column(col, H)
+                    w = tl.load(w_ptr + w_at, mask=in_w, other=0.0)
+                    if W_CAST:
+                        w = w.to(ACC).to(DOT)
+                    a = tl.dot(total, w, a, input_precision=PRECISION, out_dtype=ACC)
                 if MODE == FORWARD:
                     gate = a
                 else:
                     gate = load_rows(gate_ptr, row * D + d, H, col, is_live, ACC)
                 y = finish(a, gate, keep, MODE, ACTIVATION)
                 at = (row * D + d)[:, None] * H + col[None, :]
-                is_stored = is_live[:, None] & (col < H)[None, :]
+                is_stored = is_live[:, None] & is_column(col, H)
                 tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=is_stored)
                 if pre_ptr is not None:
                     tl.store(pre_ptr + at, a.to(pre_ptr.dtype.element_ty), mask=is_stored)

@@ -35,6 +35,8 @@ _FUSED_WEIGHTS = {"float64": 16, "ieee": 32, "tf32": 64, "tf32x3": 32, "16 bit":
 _PROJECTION = 80
 #: Widest input that is multiplied column by column.
 _COLUMNS = 8
+#: Shortest masked chain of which rows are sorted: sorting is three more launches.
+_SORTED = 64
 #: From this H there is one launch for each group, its columns spread over programs: one program
 #: would wait for all of W at every step.
 _STEPWISE = 512
@@ -215,6 +217,11 @@ def wants_frontier(shape: Shape, H: int, dtype: torch.dtype) -> bool:
     bytes it would read them number by number.
     """
     return shape.block_j > 1 and H * dtype.itemsize % 8 != 0
+
+
+def sorts_rows(shape: Shape, B: int, N: int) -> bool:
+    """Whether sorting the rows of a masked chain by length takes less time than it saves."""
+    return shape.block_j == 1 and 1 < shape.block_r < B and N >= _SORTED
 
 
 def block_c(C: int) -> int:

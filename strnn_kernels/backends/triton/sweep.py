@@ -67,8 +67,8 @@ def run_sweep(
         frontier = w.new_empty((programs, D, *slots))
     registers = 255 if has_dw or shape.num_warps < 8 else 168
     sweep_kernel[programs, D](
-        x, w_ih, bias, w, mask, h0, entry, projection, ds, gate, state, frontier, out, pre, s, dw,
-        tables.program, B, N, tables.num_groups, tables.num_edges, tables.num_slots, H,
+        x, w_ih, bias, w, mask, rows_by_length(shape, mask), h0, entry, projection, ds, gate, state,
+        frontier, out, pre, s, dw, tables.program, B, N, tables.num_groups, tables.num_edges, tables.num_slots, H,
         C=C, CARRY=shape.block_j == 1 and out is state, UNROLL=3,
         BLOCK_C=launch.block_c(C), PARTS=shape.parts,
         **options, **launch.options(shape.num_warps, registers),
@@ -164,6 +164,16 @@ def sweep_bwd(
                 projection_weight_gradient(ds, h) if has_ds else torch.zeros_like(projection)
             )
         return dx, dw_ih, dbias, dw_hh.to(x.dtype), dh0.contiguous(), dprojection
+
+
+def rows_by_length(shape: Shape, mask):
+    """Rows in order of how many nodes take part, the most first; None where they stay as they are.
+
+    A tile of a chain ends with its longest row: equal lengths belong together.
+    """
+    if mask is None or not launch.sorts_rows(shape, *mask.shape):
+        return None
+    return mask.sum(1).argsort(descending=True)
 
 
 def transposed(w):

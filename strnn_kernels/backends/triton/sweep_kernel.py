@@ -84,6 +84,32 @@ def _inputs(
 
 
 @triton.jit
+def _part(mask_ptr, node_ptr, b, in_b, N):
+    """The visits [first, last + 1) outside which no row of the tile takes part."""
+    first, stop = N, N * 0
+    for i0 in range(0, N, 64):
+        i = i0 + tl.arange(0, 64)
+        n = tl.load(node_ptr + i, mask=i < N, other=0)
+        at = (b * N)[:, None] + n[None, :]
+        is_on = tl.load(mask_ptr + at, mask=in_b[:, None] & (i < N)[None, :], other=0) != 0
+        first = tl.minimum(first, tl.min(tl.min(tl.where(is_on, i[None, :], N), 1), 0))
+        stop = tl.maximum(stop, tl.max(tl.max(tl.where(is_on, i[None, :] + 1, 0), 1), 0))
+    return tl.minimum(first, stop), stop
+
+
+@triton.jit
+def _fill(
+    first, stop, b, in_b, d, col, node_ptr, N, D: tl.constexpr, H: tl.constexpr, out_ptr
+):  # fmt: skip
+    """Zeros at the visits [first, stop)."""
+    if out_ptr is not None:
+        for i in range(first, stop):
+            row = (b * N + tl.load(node_ptr + i)) * D + d
+            at = row[:, None] * H + col[None, :]
+            tl.store(out_ptr + at, 0.0, mask=in_b[:, None] & is_column(col, H))
+
+
+@triton.jit
 def _add_parts(
     a, total, w, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
@@ -106,6 +132,7 @@ def sweep_kernel(
     bias_ptr,  # (D, H) or None
     w_ptr,  # (D, H, H): row k is what state k adds, W[d]^T forward and W[d] backward
     mask_ptr,  # (B, N) or None
+    rows_ptr,  # (B,): the order in which tiles take the rows of B; None: as they are
     h0_ptr,  # (B, D, H) or None
     entry_ptr,  # (B, D) or None
     projection_ptr,  # (D, K, N) or None
@@ -183,6 +210,8 @@ def sweep_kernel(
     while tile < tiles:
         b = (tile * BLOCK_R + m % BLOCK_R).to(INDEX)
         in_b = b < B
+        if rows_ptr is not None:
+            b = tl.load(rows_ptr + b, mask=in_b, other=0).to(INDEX)
         # State p of the rows lies at read_ptr + p * STRIDE.
         if frontier_ptr is not None:
             read_ptr = frontier_ptr + (m % BLOCK_R)[:, None] * BLOCK_H + col[None, :]
@@ -200,9 +229,24 @@ def sweep_kernel(
             last_own = -1
             last = tl.zeros([BLOCK_J * BLOCK_R, BLOCK_H], ACC)
 
-        i0 = tl.load(group_ptr)
-        end = tl.load(group_ptr + 1)
-        g = i0 + 1
+        if BLOCK_J == 1:
+            # Every visit is a chunk; those at which no row of the tile takes part are left out.
+            i0, stop = num_groups * 0, N
+            if mask_ptr is not None:
+                i0, stop = _part(mask_ptr, node_ptr, b, in_b, N)
+                _fill(0, i0, b, in_b, d, col, node_ptr, N, D, H, out_ptr)
+                if frontier_ptr is not None:
+                    for i in range(0, i0):
+                        slot = tl.load(own_ptr + i) * BLOCK_R + m
+                        at = slot[:, None] * BLOCK_H + col[None, :]
+                        tl.store(frontier_ptr + at, 0.0)
+                _fill(stop, N, b, in_b, d, col, node_ptr, N, D, H, out_ptr)
+                tl.debug_barrier()
+            end = stop
+        else:
+            i0, stop = tl.load(group_ptr), N
+            end = tl.load(group_ptr + 1)
+        g = num_groups * 0 + 1
         visit, v_own, v_first, v_count, v_edge = _visit(
             i0, node_ptr, own_ptr, pred_ptr, edge_ptr, N, BLOCK_J
         )
@@ -210,7 +254,7 @@ def sweep_kernel(
             i0, end, visit, b, in_b, d, j, col, N, D, C, H,
             node_ptr, x_ptr, w_ih_ptr, gate_ptr, MODE, BLOCK_J, BLOCK_C, ACC,
         )  # fmt: skip
-        while i0 < N:
+        while i0 < stop:
             # Only scalars and tiles are carried: vectors would be moved between layouts.
             i = i0 + j
             is_visit = i < end
@@ -249,8 +293,10 @@ def sweep_kernel(
 
             # The next chunk, and its inputs.
             next_i0 = tl.minimum(i0 + BLOCK_J, end)
-            next_g = tl.where(next_i0 == end, g + 1, g)
-            next_end = tl.load(group_ptr + tl.minimum(next_g, num_groups))
+            next_g, next_end = g, end
+            if BLOCK_J > 1:
+                next_g = tl.where(next_i0 == end, g + 1, g)
+                next_end = tl.load(group_ptr + tl.minimum(next_g, num_groups))
             next_visit, next_own, next_first, next_count, next_edge = _visit(
                 next_i0, node_ptr, own_ptr, pred_ptr, edge_ptr, N, BLOCK_J
             )
@@ -316,6 +362,8 @@ def sweep_kernel(
             r = tl.arange(0, BLOCK_R)
             b_s = (tile * BLOCK_R + r).to(tl.int64)
             is_stored = (b_s < B)[:, None] & in_h
+            if rows_ptr is not None:
+                b_s = tl.load(rows_ptr + b_s, mask=b_s < B, other=0).to(tl.int64)
             for k in tl.static_range(K):
                 rows = tl.sum(tl.reshape(s[k], [BLOCK_J, BLOCK_R, BLOCK_H]), 0)
                 at = ((b_s * D + d) * K + k)[:, None] * H + col[None, :]

@@ -37,6 +37,7 @@ test-cuda-build: $(CUDA_VENV)/.ready
 	cd $(CUDA_VENV) && bin/torch-abi-audit --check torch \
 	  $$(bin/python -c "from importlib.util import find_spec; print(find_spec('strnn_kernels._C_cuda').origin)")
 	cd $(CUDA_VENV) && bin/python -m strnn_kernels.info
+	$(CUDA_HOME)/bin/nvcc -O3 -std=c++17 -arch=sm_90a bench/micro.cu -o $(CUDA_VENV)/micro
 
 # The same tests as `make test` runs on the newest Triton, of the tree itself; needs no compiler.
 test-triton-3.6: $(CUDA_VENV)/.torch
@@ -57,13 +58,13 @@ $(CUDA_VENV)/.ready: $(CUDA_VENV)/.torch pyproject.toml setup.py $(SOURCES)
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) bench/micro.cu
 	$(BIN)/lint-imports
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES)
+	$(BIN)/clang-format -i $(SOURCES) bench/micro.cu
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m bench

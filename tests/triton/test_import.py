@@ -15,7 +15,9 @@ PACKAGE = Path(sk.__file__).parent
 def run(code: str, **environment: str) -> str:
     """Of a fresh Python without the interpreter's switch."""
     inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    inherited["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), inherited.get("PYTHONPATH", "")])
+    inherited["PYTHONPATH"] = os.pathsep.join(
+        [str(PACKAGE.parent), inherited.get("PYTHONPATH", "")]
+    )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env=inherited | environment,

@@ -48,14 +48,17 @@ def run_sweep(
     if shape.is_wide:
         groups, rows = tables.num_groups, shape.block_j * shape.block_r
         blocks, step = (triton.cdiv(H, shape.block_h), 1) if shape.is_stepwise else (1, groups)
-        pitch = triton.cdiv(H, shape.block_k) * shape.block_k
+        parts = triton.cdiv(H, shape.block_k)
+        pitch = parts * shape.block_k
         sums = w.new_empty((tiles, D, blocks, rows, pitch), dtype=launch.kept(w.dtype))
+        # With more registers to fill, the compiler loads ahead of need until it spills.
+        limits = launch.options(shape.num_warps, 128 if shape.num_warps >= 4 else 168)
         for g in range(0, groups, step):
             sweep_wide_kernel[tiles, D, blocks](
                 x, w, mask, h0, entry, projection, ds, gate, state, sums, out, pre, tables.program,
-                B, N, groups, tables.num_edges, g, g + step, BLOCK_K=shape.block_k,
-                STAGES=launch.stages(shape, w.dtype), W_CAST=w.dtype != launch.kept(w.dtype),
-                **options, **launch.options(shape.num_warps, 255),
+                B, N, groups, tables.num_edges, g, g + step, parts,
+                BLOCK_K=shape.block_k, STAGES=launch.stages(shape, w.dtype),
+                W_CAST=w.dtype != launch.kept(w.dtype), **options, **limits,
             )  # fmt: skip
         return None
     programs, dw, frontier = tiles, None, None

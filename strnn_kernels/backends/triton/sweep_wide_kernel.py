@@ -25,7 +25,7 @@ from .tile import (
     tables_of,
 )
 
-_SIZES = ["B", "N", "num_groups", "num_edges", "first_group", "last_group"]
+_SIZES = ["B", "N", "num_groups", "num_edges", "first_group", "last_group", "num_parts"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -44,6 +44,7 @@ def sweep_wide_kernel(
     pre_ptr,  # (B, N, D, H) or None: a
     program_ptr,  # the sweep program
     B, N, num_groups, num_edges, first_group, last_group,
+    num_parts,  # blocks of BLOCK_K in H; were it a constant, the compiler would unroll and spill
     D: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
@@ -98,8 +99,8 @@ def sweep_wide_kernel(
                 col = block * BLOCK_H + in_block
                 a = load_rows(x_ptr, row * D + d, H, col, is_live, ACC)
                 a = add_projected(a, ds_ptr, projection_ptr, b, n, is_live, d, N, D, H, K, col, ACC)
-                for k0 in tl.range(0, H, BLOCK_K, num_stages=STAGES):
-                    k = k0 + tl.arange(0, BLOCK_K)
+                for part in tl.range(0, num_parts, num_stages=STAGES):
+                    k = part * BLOCK_K + tl.arange(0, BLOCK_K)
                     total = tl.load(sums_ptr + m[:, None] * PITCH + k[None, :])
                     w_at = k[:, None] * H + col[None, :]
                     in_w = (k < H)[:, None] & is_column(col, H)

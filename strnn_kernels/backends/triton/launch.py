@@ -22,8 +22,8 @@ from . import IS_INTERPRETED
 _NARROW = {"float64": 16, "ieee": 64, "tf32": 128, "tf32x3": 64, "16 bit": 128}
 #: The same for chains in exact float32: a thread keeps its column of W in registers.
 _NARROW_CHAIN = 128
-#: Columns made at once, states read at once, and warps, of the wide kernel. Exact float32 has its own
-#: rule: 16 results to a thread, 512 multiply-adds for 64 reads of shared memory.
+#: Columns made at once, states read at once, and warps, of the wide kernel. Exact float32 has its
+#: own rule: 16 results to a thread, 512 multiply-adds for 64 reads of shared memory.
 _WIDE = {
     "float64": (32, 32, 8), "tf32": (128, 32, 4), "tf32x3": (128, 32, 8), "16 bit": (256, 64, 8),
 }  # fmt: skip
@@ -171,7 +171,7 @@ def sweep_shape(tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, devi
         block_j, block_r = 8, 2 if is_exact else 4
         while block_r > 1 and block_r * many > D * B:
             block_j, block_r = 2 * block_j, block_r // 2
-    elif is_exact and width <= _NARROW_CHAIN and (width > 32 or D * B <= 32 * many):
+    elif is_exact and width <= _NARROW_CHAIN and (width > 32 or D * B // many <= 32):
         return Shape(False, False, 1, 1, width, width, max(1, width // 32), 4 if width > 32 else 1)
     if not is_wide:
         num_warps = 4 if width <= (32 if is_exact else 64) else 8

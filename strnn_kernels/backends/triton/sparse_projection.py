@@ -126,7 +126,8 @@ def projection_weight_gradient(ds: torch.Tensor, h: torch.Tensor) -> torch.Tenso
     programs = triton.cdiv(B, share)
     partial = h.new_empty((programs, D, K, N), dtype=launch.accumulator(h.dtype))
     project_weights_kernel[programs, D, blocks](
-        ds, h, partial, B, N, share, D=D, H=H, K=K, BLOCK_K=block_k, BLOCK_N=block_n, BLOCK_H=block_h,
+        ds, h, partial, B, N, share, D=D, H=H, K=K,
+        BLOCK_K=block_k, BLOCK_N=block_n, BLOCK_H=block_h,
         **launch.types(h.dtype), **launch.options(8, 168),
     )  # fmt: skip
     return partial.sum(0).to(h.dtype)

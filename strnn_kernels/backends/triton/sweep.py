@@ -25,8 +25,8 @@ def run_sweep(
 ):  # fmt: skip
     """One sweep in a mode of tile.py; partial sums of dW, (programs, D, H, H), if wanted.
 
-    Row k of `w` is what state k adds: W^T forward, W backward. Predecessors' states are read from `state`, which `out` is if they are made here; without it
-    from a scratch of the launch's own.
+    Row k of `w` is what state k adds: W^T forward, W backward. Predecessors' states are read from
+    `state`, which `out` is if they are made here; without it from a scratch of the launch's own.
     """
     like = gate if x is None else x
     B, D, H, N = like.shape[0], w.shape[0], w.shape[1], tables.num_nodes
@@ -71,7 +71,8 @@ def run_sweep(
     registers = 255 if has_dw or shape.num_warps < 8 else 168
     sweep_kernel[programs, D](
         x, w_ih, bias, w, mask, rows_by_length(shape, mask), h0, entry, projection, ds, gate, state,
-        frontier, out, pre, s, dw, tables.program, B, N, tables.num_groups, tables.num_edges, tables.num_slots, H,
+        frontier, out, pre, s, dw, tables.program,
+        B, N, tables.num_groups, tables.num_edges, tables.num_slots, H,
         C=C, CARRY=shape.block_j == 1 and out is state, UNROLL=3,
         BLOCK_C=launch.block_c(C), PARTS=shape.parts,
         **options, **launch.options(shape.num_warps, registers),
@@ -105,8 +106,8 @@ def sweep_fwd(
         if not keep_h and not is_fused:
             states = x.new_empty((B, N, D, H))
         run_sweep(
-            shape, tables, FORWARD, w=transposed(w_hh), state=states, out=states, x=x, w_ih=w_ih, bias=bias,
-            mask=mask, h0=h0, entry=entry, projection=projection if is_fused else None,
+            shape, tables, FORWARD, w=transposed(w_hh), state=states, out=states, x=x, w_ih=w_ih,
+            bias=bias, mask=mask, h0=h0, entry=entry, projection=projection if is_fused else None,
             s=s if is_fused else None, activation=activation,
         )  # fmt: skip
         if K and not is_fused:

@@ -111,7 +111,7 @@ def _fill(
 
 @triton.jit
 def _add_parts(
-    a, total, w, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, ACC: tl.constexpr
+    a, total, w, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
     """Adds total w as four sums that do not wait for each other; exact products only."""
     quarters = tl.permute(tl.reshape(total, [BLOCK_M, 2, 2, BLOCK_H // 4]), 0, 3, 1, 2)
@@ -158,7 +158,7 @@ def sweep_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_C: tl.constexpr,  # 0: column by column
-    PARTS: tl.constexpr,  # 1, or 4: sums over quarters of the states, where a thread makes one column
+    PARTS: tl.constexpr,  # 1, or 4: quarters of the states apart, for a thread with one column
     INDEX: tl.constexpr,  # holds the number of any element
     ACC: tl.constexpr,
     DOT: tl.constexpr,  # dtype of the products' operands
@@ -174,23 +174,23 @@ def sweep_kernel(
         program_ptr, d, N, D, num_groups, num_edges, frontier_ptr is not None
     )
 
-    # The stride is an argument so that its divisors are unknown: a thread then loads single numbers,
-    # in the layout in which the product takes them, and where that is all of them W stays in
-    # registers; else in shared memory, in rows along n, which the threads of a warp read together.
+    # The stride is an argument so that its divisors are unknown: a thread then loads single
+    # numbers, in the layout in which the product takes them, and where it takes no others W stays
+    # in registers; else in shared memory, in rows along n, which a warp reads without conflicts.
     w_ptr += d * H * H
-    w = ()
+    w = ()  # Triton has no unpacking: tuples grow by addition
     for part in tl.static_range(PARTS):
         of = tl.arange(0, BLOCK_H // PARTS) + part * (BLOCK_H // PARTS)
         w_at = of[:, None] * w_stride + col[None, :]
         block = tl.load(w_ptr + w_at, mask=tl.trans(is_column(of, H)) & in_h, other=0.0)
-        w = w + (block.to(ACC).to(DOT),)
+        w = w + (block.to(ACC).to(DOT),)  # noqa: RUF005
     w_ih = ()
     if w_ih_ptr is not None:
         w_ih_ptr += d * H * C
         if BLOCK_C == 0:
             for c in tl.static_range(C):
                 column = tl.load(w_ih_ptr + col * C + c, mask=col < H, other=0.0)
-                w_ih = w_ih + (column.to(ACC),)
+                w_ih = w_ih + (column.to(ACC),)  # noqa: RUF005
         else:
             in_c = tl.arange(0, BLOCK_C)
             is_inside = tl.trans(is_column(in_c, C)) & in_h
@@ -224,7 +224,7 @@ def sweep_kernel(
         s = ()
         if s_ptr is not None:
             for _ in tl.static_range(K):
-                s = s + (tl.zeros([BLOCK_J * BLOCK_R, BLOCK_H], ACC),)
+                s = s + (tl.zeros([BLOCK_J * BLOCK_R, BLOCK_H], ACC),)  # noqa: RUF005
         if CARRY:
             last_own = -1
             last = tl.zeros([BLOCK_J * BLOCK_R, BLOCK_H], ACC)
@@ -319,7 +319,7 @@ def sweep_kernel(
             if PARTS == 1:
                 a = tl.dot(total.to(DOT), w[0], a, input_precision=PRECISION, out_dtype=ACC)
             else:
-                a = _add_parts(a, total, w, PARTS, BLOCK_J * BLOCK_R, BLOCK_H, ACC)
+                a = _add_parts(a, total, w, BLOCK_J * BLOCK_R, BLOCK_H, ACC)
             y = finish(a, gate, keep, MODE, ACTIVATION)
 
             is_stored = is_live[:, None] & in_h
@@ -343,7 +343,7 @@ def sweep_kernel(
                 for k in tl.static_range(K):
                     g_at = (d * K + k) * N + n
                     weight = tl.load(projection_ptr + g_at, mask=is_live, other=0.0).to(ACC)
-                    sums = sums + (s[k] + weight[:, None] * y,)
+                    sums = sums + (s[k] + weight[:, None] * y,)  # noqa: RUF005
                 s = sums
             tl.debug_barrier()  # what is read by the next group has been written
 

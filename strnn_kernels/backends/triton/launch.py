@@ -178,7 +178,7 @@ def sweep_shape(tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, devi
         return Shape(False, False, block_j, block_r, width, width, num_warps)
     is_stepwise = H >= _STEPWISE
     if is_exact:
-        block_h = 64 if is_stepwise or 0 < H % 128 <= 64 else 128
+        block_h = 64 if 0 < H % 128 <= 64 else 128
         block_k, num_warps = 32, block_j * block_r * block_h // 512
     else:
         block_h, block_k, num_warps = _WIDE[operand]

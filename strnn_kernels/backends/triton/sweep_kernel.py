@@ -10,21 +10,43 @@ to BLOCK_J visits of one group, which do not depend on each other, so M = BLOCK_
 share one product with W. BLOCK_J = 1 suits chains, a larger one grids; launch.py chooses.
 
 Triton has no addressable fast memory, so predecessors' states are read back from global memory (the
-output itself, or, where it is not kept, a scratch of slots, which lives in L2): the program wrote
-them itself, and a barrier between groups orders that. With BLOCK_J = 1 the state of the visit just
-made stays in registers: a chain reads nothing back. Tables and inputs of the next chunk are loaded
-before this one is computed, since their latency would otherwise add to every step.
+output itself, or, where it is not kept or its rows are odd, a scratch of slots in padded rows that
+lives in L2): the program wrote them itself, and a barrier between groups orders that. With
+BLOCK_J = 1 the state of the visit just made stays in registers, and nothing is read back along a
+chain. Inputs that are tiles are loaded before the chunk ahead of them is computed.
 
-Floor of a step, counted in the compiled code (sm_90, Triton 3.9), not measured: a multiprocessor
-issues four instructions a cycle, so a step takes at least a quarter of instructions of a warp x
-warps in cycles, and two to ten barriers (changes of layout go through shared memory). On a chain a
-warp issues about 560 instructions (H = 30, float32, 4 warps), 390 forward and 320 backward (H =
-128, bfloat16, 8 warps); of a chunk of 8 visits x 4 rows of a grid 1790 forward with a projection
-(H = 30, float32, 4 warps; 510 of them are the products), 950 backward (8 warps); of 32 x 1 (H =
-128, bfloat16, 8 warps) 830 and 690. The rest of a grid's step is one read of L2 after the barrier.
+A masked chain begins and ends a tile where its rows do (`_part`); rows of equal length share tiles.
+
+W is held once per program. In exact float32 with one row to a program a thread has one column of W
+in its registers and one sum to make: PARTS cuts that sum into four that do not wait for each other,
+so the chain of multiply-adds is H / 4 long. With more rows W lies in shared memory, rows along n: a
+warp's reads then fall on different banks (along k, as W lies in memory, all on the same ones:
+that cost 16 turns for each read).
+
+Instructions of a warp for one step, counted in the compiled code (sm_90, Triton 3.9; 3.6 differs by
+a few percent), outside the branch for more than three predecessors:
+
+    SEED forward, relu      400 (148 multiply-adds), tile 8 x 2, 4 warps; before: 1790, 8 x 4, 4
+    the same, tanh, K = 10  454 (188)
+    SEED backward           583 (256, dW included), 4 warps; before: about 1000, 8 x 4, 8 warps
+    chain, H = 30           146, 1 row, 1 warp; before: 560, 16 rows, 8 warps
+    chain, H = 128          224 (128), 1 row, 4 warps, 4 barriers; before: the wide kernel
+    chain, H = 128, bfloat16   about 170, 16 rows, 8 warps
+    image, H = 128, bfloat16   529, 32 rows, 8 warps
+
+Predicted from these, not measured. SEED forward: 576 programs on 132 multiprocessors, five on the
+busiest, 20 warps on 4 schedulers, 13 steps: 5 * 400 * 13 = 26 000 cycles, 13 us at 1.98 GHz, and a
+transposed copy of W before it; the aim of 12 us is missed by the count. What is left are tables (a
+count and three edges for each row), addresses of gathered rows and the 40 % of rows in which a
+level has no visit. SEED backward: 5 * 583 * 13 = 38 000 cycles, 19 us, then the sum of the parts of
+dW and the GEMMs for dw_ih and dx: within the aim of 30 us if those stay under 10. A chain of
+H = 128 in exact float32: per step 128 multiply-adds on each scheduler, four barriers and a round
+through shared memory, 300 to 400 cycles: 0.2 us, 100 us for T = 512. Bytes never bind here: SEED
+moves 9 MB (2 us), the chain 34 MB (7 us).
 
 Weight gradients (dw_ptr): dW = sum_n (sum of successors' du)[n] (x) h[n], both at hand here; each
-program writes its partial sum, and the caller adds those in order.
+program writes its partial sum, and the caller adds those in order. A tile of fewer than 16 rows
+leaves them to sweep_weights.py.
 """
 
 from __future__ import annotations

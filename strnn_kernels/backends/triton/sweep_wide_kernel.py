@@ -13,8 +13,9 @@ for each group, the column blocks spread over programs and the launches themselv
 Counted in the compiled code (sm_90): of the 632 instructions of an exact block (16 rows, 128
 columns, 32 of K) 512 are multiply-adds, so a step of R rows takes about R H^2 / 100 cycles where a
 program has a multiprocessor to itself; W comes from L2 at every step, H^2 numbers for each program.
-Predicted, not measured: 10 000 cycles (5 us) for 16 rows of H = 256. Holding W of H > 128 in exact float32 on chip takes several
-multiprocessors that exchange states within a step, for which Triton has no means: the CUDA backend.
+Predicted, not measured: 10 000 cycles (5 us) for 16 rows of H = 256. Holding W of H > 128 in exact
+float32 on chip takes several multiprocessors that exchange states within a step, for which Triton
+has no means.
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-cuda-build lint format bench report info clean
+.PHONY: help demo test test-cuda-build test-triton-3.6 lint format bench report info clean
 
 help:
 	@echo "make demo    train STRNN on real handwriting, pictures in out/"
 	@echo "make test    the tests that CI runs"
 	@echo "make test-cuda-build   the CUDA part compiled and inspected, no GPU needed (nvcc is)"
+	@echo "make test-triton-3.6   the Triton kernels on the Triton that the CUDA build of PyTorch brings"
 	@echo "make lint    ruff, clang-format, import-linter"
 	@echo "make bench   the benchmark table (make report: bench/REPORT.md from committed results)"
 	@echo "make info    what was built and what can run here"
@@ -36,11 +37,20 @@ test-cuda-build: $(CUDA_VENV)/.ready
 	cd $(CUDA_VENV) && bin/torch-abi-audit --check torch \
 	  $$(bin/python -c "from importlib.util import find_spec; print(find_spec('strnn_kernels._C_cuda').origin)")
 	cd $(CUDA_VENV) && bin/python -m strnn_kernels.info
+	$(CUDA_HOME)/bin/nvcc -O3 -std=c++17 -arch=sm_90a bench/micro.cu -o $(CUDA_VENV)/micro
 
-$(CUDA_VENV)/.ready: pyproject.toml setup.py $(SOURCES)
+# The same tests as `make test` runs on the newest Triton, of the tree itself; needs no compiler.
+test-triton-3.6: $(CUDA_VENV)/.torch
+	TRITON_INTERPRET=1 $(CUDA_BIN)/python -m pytest -o addopts=--import-mode=importlib -q tests/triton
+
+# Triton 3.6's interpreter takes arrays of one element for numbers, which NumPy 2.4 refuses.
+$(CUDA_VENV)/.torch: Makefile
 	test -x $(CUDA_BIN)/python || $(PYTHON) -m venv $(CUDA_VENV)
 	$(CUDA_BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
-	$(CUDA_BIN)/python -m pip install --quiet $(CUDA_TORCH) numpy pybind11 ninja pytest torch-abi-audit
+	$(CUDA_BIN)/python -m pip install --quiet $(CUDA_TORCH) "numpy<2.4" pybind11 ninja pytest torch-abi-audit
+	touch $@
+
+$(CUDA_VENV)/.ready: $(CUDA_VENV)/.torch pyproject.toml setup.py $(SOURCES)
 	STRNN_CUDA=1 CUDA_HOME=$(CUDA_HOME) $(CUDA_BIN)/python -m pip install --quiet \
 	  --no-build-isolation --no-deps --force-reinstall .
 	touch $@
@@ -48,13 +58,13 @@ $(CUDA_VENV)/.ready: pyproject.toml setup.py $(SOURCES)
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) bench/micro.cu
 	$(BIN)/lint-imports
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES)
+	$(BIN)/clang-format -i $(SOURCES) bench/micro.cu
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m bench

@@ -1,13 +1,16 @@
 """The Python half of `gpu_run.sh`: checks and times every available backend on one GPU, as JSON.
 
     python -m bench.gpu_run check DIR [--shard I/N]   the conformance table, against float64
+    python -m bench.gpu_run pairs DIR                 every backend's backward after every forward
     python -m bench.gpu_run small                     the smallest case of each kernel
     python -m bench.gpu_run time DIR                  inference and training step
+    python -m bench.gpu_run once --cases SEED         a training step, for a profiler
 
 Time is kernel time: each call is captured in a CUDA graph, replays are timed by events,
 contestants in turn, medians over rounds. What cannot be captured (packed sequences) is timed
 without a graph and says so. `--device cpu` rehearses the script: its times mean nothing, and the
-JSON says that too.
+JSON says that too. What is measured is written after each case: a stage that is cut short loses
+only the case that it was at.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -30,10 +34,20 @@ import torch
 from torch import Tensor
 
 import strnn_kernels as sk
-from bench.contestants import Backend, Contestant, NnRNN, WavefrontPeer
+from bench.contestants import Backend, Contestant, NnRNN, PythonCellLoop, WavefrontPeer
+from bench.gpu_peers import COMPILE_SECONDS, CompiledCellLoop, FlashRNN, within
 from bench.peers.wavefront import Wavefront
 from bench.roofline import work
-from strnn_kernels.testing import BENCHMARKS, CONFORMANCE, Case, Expected, find
+from strnn_kernels.backends import BACKENDS
+from strnn_kernels.registration import topology_tables
+from strnn_kernels.testing import (
+    BENCHMARKS,
+    CONFORMANCE,
+    Case,
+    Expected,
+    assert_close_to_reference,
+    find,
+)
 from strnn_kernels.topology import Topology
 
 SCHEMA = 1
@@ -65,6 +79,8 @@ TARGETS = (
 )  # fmt: skip
 #: The smallest call that reaches each kernel.
 SMALL = ("corner-1x5-b1-h1", "chain-wide", "diamond", "gated-diamond", "project", "chain-lengths-k")
+#: Cases of which the loop over cells and the compiled loops are timed too.
+COMPILED = ("SEED", "T9", "corner-3x4-h30")
 #: What a rehearsal without a GPU runs.
 REHEARSAL = ("chain-t9", "chain-lengths", "corner-3x4-h30")
 
@@ -72,7 +88,7 @@ REHEARSAL = ("chain-t9", "chain-lengths", "corner-3x4-h30")
 def main(arguments: list[str] | None = None) -> int:
     """0 if everything that ran was right."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_run", description=__doc__)
-    parser.add_argument("what", choices=("check", "small", "time"))
+    parser.add_argument("what", choices=("check", "pairs", "small", "time", "once"))
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shard", default="0/1", help="I/N: cases I, I + N, ..")
@@ -89,17 +105,22 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if options.what == "small":
         return small(names, device)
+    if options.what == "once":
+        return once(names, device, chosen(options.cases, device))
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.what == "check":
         part, parts = map(int, options.shard.split("/"))
-        rows = check(names, device, CONFORMANCE[part::parts])
-        path = options.folder / f"check-{part}.json"
+        path, rows = f"check-{part}.json", check(names, device, CONFORMANCE[part::parts])
+    elif options.what == "pairs":
+        path, rows = "pairs.json", pairs(names, device)
     else:
+        path = "times.json"
         rows = time_all(names, device, chosen(options.cases, device), options.seconds)
-        path = options.folder / "times.json"
-    result = {"schema": SCHEMA, "about": about(device), "rows": rows}
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    wrong = [r for r in rows if r["status"] not in ("ok", "absent")]
+    result: dict[str, Any] = {"schema": SCHEMA, "about": about(device), "rows": []}
+    for row in rows:
+        result["rows"].append(row)
+        (options.folder / path).write_text(json.dumps(result, indent=1) + "\n")
+    wrong = [r for r in result["rows"] if r["status"] not in ("ok", "absent")]
     for row in wrong:
         print(f"{row['case']} {row['who']}: {row['status']}")
     return int(bool(wrong))
@@ -160,9 +181,8 @@ def peaks(device: torch.device) -> dict[str, float]:
     return found
 
 
-def check(names: list[str], device: torch.device, cases) -> list[dict[str, Any]]:
+def check(names: list[str], device: torch.device, cases) -> Iterator[dict[str, Any]]:
     """Every case on every backend, output and gradients, against the reference."""
-    rows = []
     for case in cases:
         inputs = case.inputs()
         expected = Expected.of(case, inputs)
@@ -178,8 +198,66 @@ def check(names: list[str], device: torch.device, cases) -> list[dict[str, Any]]
                 status = "ok"
             except (AssertionError, RuntimeError, ValueError, TypeError) as error:
                 status = f"wrong: {error}"[:2000]
-            rows.append({"case": case.name, "who": name, "status": status})
-    return rows
+            yield {"case": case.name, "who": name, "status": status}
+
+
+def pairs(names: list[str], device: torch.device) -> Iterator[dict[str, Any]]:
+    """Raw ops: each backend's backward takes what any backend's forward left.
+
+    It must be as close to its own float64 as the tolerance allows the backend's that made it.
+    """
+    for graph, dtype in product(("grid", "chain"), (torch.float32, BF16)):
+        topology = Topology.grid(5, 6) if graph == "grid" else Topology.chain(11)
+        (B, N, D), (C, H, K) = (7, topology.num_nodes, topology.num_directions), (5, 30, 3)
+        make = torch.Generator().manual_seed(0)
+        shapes = ((B, N, C), (D, H, C), (D, H), (D, H, H), (D, K, N), (B, D, H), (B, N, D, H))
+        x, w_ih, bias, w_hh, projection, h0, dh, ds = (
+            (torch.randn(shape, generator=make) / (3 * shape[-1] ** 0.5)).to(device, dtype)
+            for shape in (*shapes, (B, D, K, H))
+        )
+        mask = (torch.rand(B, N, generator=make) < 0.8).to(device)
+        tensors = (w_ih, bias, w_hh, mask, h0, None, projection)
+
+        def forward(name, topology=topology, x=x, tensors=tensors):
+            ops, tables = raw(name, topology, device)
+            return ops.sweep_fwd(x, *tensors, *tables, 2, True)[0]
+
+        def backward(name, h, dtype=dtype, topology=topology, given=(dh, ds, x), tensors=tensors):
+            ops, (_, back, sizes) = raw(name, topology, device)
+            return ops.sweep_bwd(*as_dtype(dtype, (*given, h, *tensors)), back, sizes, 2, True)
+
+        for first, second in product(names, names):
+            status = "ok"
+            try:
+                h = forward(first)
+                own, exact = backward(first, h), backward(first, h, torch.float64)
+                for a, b, c in zip(backward(second, h), own, exact, strict=True):
+                    assert_close_to_reference(a, b, c, what=second, gradient=True)
+            except (AssertionError, RuntimeError, ValueError, TypeError) as error:
+                status = f"wrong: {error}"[:2000]
+            case = f"{graph} {str(dtype).removeprefix('torch.')}"
+            yield {"case": case, "who": f"{first} forward, {second} backward", "status": status}
+
+
+def raw(name: str, topology: Topology, device: torch.device) -> tuple[Any, Any]:
+    """A backend's ops, and the tables of a topology as it wants them."""
+    backend = BACKENDS[name]
+    return getattr(torch.ops, backend.namespace), topology_tables(topology, device, backend.order)
+
+
+def as_dtype(dtype: torch.dtype, tensors) -> list[Tensor | None]:
+    """Floating tensors in another dtype, the rest as it is."""
+    return [t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors]
+
+
+def once(names: list[str], device: torch.device, cases: list[Case]) -> int:
+    """A forward and a backward pass of each backend, for a profiler."""
+    for case in cases:
+        inputs = {name: value.to(device) for name, value in case.inputs().items()}
+        for name in names:
+            with sk.use_backend(name):
+                case.results(sk, inputs)
+    return 0
 
 
 def small(names: list[str], device: torch.device) -> int:
@@ -205,29 +283,29 @@ def chosen(names: list[str] | None, device: torch.device) -> list[Case]:
     return [known[name] for name in names]
 
 
-def time_all(names, device, cases, seconds: float) -> list[dict[str, Any]]:
+def time_all(names, device, cases, seconds: float) -> Iterator[dict[str, Any]]:
     """All contestants of all cases; what is wrong is not timed."""
     # Exact float32 everywhere: cuDNN's recurrent layers would use TF32 otherwise.
     torch.backends.cudnn.rnn.fp32_precision = "ieee"
-    deadline, rows = time.monotonic() + seconds, []
-    for case in cases:
-        contestants: list[Contestant] = [
-            *(Backend(name) for name in names),
-            WavefrontPeer(),
-            NnRNN(),
-        ]
-        if case.name == "SEED":
-            contestants.append(WavefrontPeer("wavefront compiled", is_compiled=True))
+    deadline = time.monotonic() + seconds
+    ours: list[Contestant] = [Backend(name) for name in names]
+    peers: list[Contestant] = [WavefrontPeer(), NnRNN(), FlashRNN()]
+    loops: list[Contestant] = [
+        PythonCellLoop(),
+        WavefrontPeer("wavefront compiled", is_compiled=True),
+        CompiledCellLoop(),
+    ]
+    rounds = [(case, [*ours, *peers]) for case in cases]
+    # Last: compiling may take all the time that there is. Our own rows are measured again, beside
+    # them.
+    rounds += [(case, [*ours, *loops]) for case in cases if case.name in COMPILED]
+    for case, contestants in rounds:
         if time.monotonic() > deadline:
-            rows += [_row(case, c, "out of time") for c in contestants]
+            yield from (_row(case, c, "absent") | {"reason": "out of time"} for c in contestants)
             continue
-        rows += time_case(case, contestants, device)
-        print(
-            case.name,
-            *(f"{r['who']}: {r.get('us')}" for r in rows if r["case"] == case.name),
-            flush=True,
-        )
-    return rows
+        rows = time_case(case, contestants, device)
+        print(case.name, *(f"{r['who']}: {r.get('us')}" for r in rows), flush=True)
+        yield from rows
 
 
 def _row(case: Case, contestant: Contestant, status: str) -> dict[str, Any]:
@@ -252,11 +330,15 @@ def time_case(
             given = dict(inputs)
             if "lengths" in given and isinstance(contestant, NnRNN):
                 given["lengths"] = given["lengths"].cpu()  # where packing wants them
-            runner = contestant.prepare(case, given, dy)
-            with device, runner.around():
-                verify(expected, runner, contestant.name)
-                modes = captured(runner, device)
-        except (AssertionError, RuntimeError, ValueError, TypeError) as error:
+            with within(COMPILE_SECONDS), device:
+                runner = contestant.prepare(case, given, dy)
+                with runner.around():
+                    verify(expected, runner, contestant.name)
+                    modes = captured(runner, device)
+        except TimeoutError as error:
+            rows.append(row | {"status": "absent", "reason": str(error)})
+            continue
+        except Exception as error:  # a peer may fail in any way: the others are still measured
             rows.append(row | {"status": f"wrong: {error}"[:2000]})
             continue
         tasks[contestant.name] = (row, modes)

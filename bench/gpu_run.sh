@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # One command on a machine with a GPU, under 9 minutes from a bare checkout and without network:
 #   bench/gpu_run.sh DIR
-# builds what can be built, checks every backend that can run, lets compute-sanitizer look at the smallest case of each kernel,
-# and times the benchmark table. DIR gets a log of each stage, check-*.json, times.json and summary.json; a stage that fails does
-# not stop the others, and makes the exit status 1. DEVICE=cpu rehearses it without a GPU (its times mean nothing).
+# builds what can be built, checks every backend that can run and every pair of them, measures the machine (bench/micro.cu), times
+# the benchmark table, then runs the rest of the tests, compute-sanitizer on the smallest case of each kernel, and a profiler.
+# DIR gets a log of each stage, check-*.json, pairs.json, micro.json, times.json and summary.json, written as they come: a stage
+# that fails or runs out of its time does not stop the others, and makes the exit status 1. What is not installed is said in the
+# stage's log. DEVICE=cpu rehearses it without a GPU (its times mean nothing).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: bench/gpu_run.sh DIR}
@@ -15,17 +17,36 @@ shards=${SHARDS:-8}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export STRNN_COMMIT=${STRNN_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$out/triton-cache}
+budget=${BUDGET:-525} # seconds of the whole
 started=$SECONDS
 declare -A status seconds
 
-# stage NAME LIMIT COMMAND..: runs it with a time limit, its output in NAME.log.
+# The summary so far: a run that is cut short leaves what it has.
+summary() {
+  {
+    echo '{'
+    for name in "${!status[@]}"; do
+      echo " \"$name\": {\"exit\": ${status[$name]}, \"seconds\": ${seconds[$name]}},"
+    done
+    echo " \"commit\": \"$STRNN_COMMIT\", \"seconds\": $((SECONDS - started))"
+    echo '}'
+  } >"$out/summary.json"
+}
+
+# stage NAME LIMIT COMMAND..: runs it with a time limit, its output in NAME.log; never longer than what is left of the whole.
 stage() {
-  local name=$1 limit=$2 begin=$SECONDS
+  local name=$1 limit=$2 begin=$SECONDS left=$((budget - (SECONDS - started)))
   shift 2
-  timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1
-  status[$name]=$?
-  seconds[$name]=$((SECONDS - begin))
+  if [ "$left" -lt 5 ]; then
+    echo "no time left" >"$out/$name.log"
+    status[$name]=124 seconds[$name]=0
+  else
+    timeout --kill-after=5 "$((limit < left ? limit : left))" "$@" >"$out/$name.log" 2>&1
+    status[$name]=$?
+    seconds[$name]=$((SECONDS - begin))
+  fi
   echo "$name: exit ${status[$name]}, ${seconds[$name]} s"
+  summary
 }
 
 checks() {
@@ -34,8 +55,25 @@ checks() {
     "$python" -m bench.gpu_run check "$out" --device "$device" --shard "$i/$shards" &
     pids+=($!)
   done
+  "$python" -m bench.gpu_run pairs "$out" --device "$device" || failed=1
   for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
   return $failed
+}
+
+# The machine itself; the same source for every architecture.
+micro() {
+  local nvcc
+  nvcc=$(command -v nvcc || echo "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")
+  if [ ! -x "$nvcc" ]; then echo "no nvcc"; return 0; fi
+  "$nvcc" -O3 -std=c++17 -arch="$1" bench/micro.cu -o "$out/micro" || return 1
+  if [ "$device" = cuda ]; then "$out/micro" >"$out/micro.json" || return 1; fi
+}
+
+# Counters of the two main kernels, forward and backward.
+profile() {
+  if ! command -v ncu >/dev/null; then echo "no ncu"; return 0; fi
+  ncu --set full --kernel-name 'regex:sweep' --launch-count 8 --target-processes all \
+    "$python" -m bench.gpu_run once "$out" --device "$device" --cases SEED T9
 }
 
 # What pytest knows beyond the table; a process for each share, since compiling takes most of the time.
@@ -65,35 +103,29 @@ sanitize() {
   return $failed
 }
 
-export -f checks unit_tests sanitize
+export -f checks micro profile unit_tests sanitize
 export out device python shards
+arch=90a
 if [ "$device" = cuda ]; then
   # Only this machine's architecture: the others are what CI compiles.
   arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1)
   [ "$arch" = 9.0 ] && arch=9.0a
   export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$arch} STRNN_CUDA=1
   nvidia-smi >"$out/nvidia-smi.txt"
+  arch=${arch/./}
 fi
 if [ "${BUILD:-1}" = 1 ]; then stage build 180 "$python" setup.py build_ext --inplace; fi
-stage info 60 "$python" -m strnn_kernels.info
-stage check 120 bash -c checks
+stage info 30 "$python" -m strnn_kernels.info
+stage check 100 bash -c checks
+stage micro 45 bash -c "micro sm_$arch"
+# What is measured comes before what only tests more: no slow test can take its time.
+stage time 170 "$python" -m bench.gpu_run time "$out" --device "$device" --seconds 120
 if [ "$device" = cuda ]; then
   stage unit_tests 100 bash -c unit_tests
   if command -v compute-sanitizer >/dev/null; then stage sanitize 80 bash -c sanitize; else echo "no compute-sanitizer" >"$out/sanitize.log"; fi
 fi
-left=$((520 - (SECONDS - started)))
-stage time "$((left > 60 ? left : 60))" "$python" -m bench.gpu_run time "$out" --device "$device" --seconds "$((left > 90 ? left - 60 : 30))"
+stage profile 60 bash -c profile
 
-failed=0
-{
-  echo '{'
-  for name in "${!status[@]}"; do
-    echo " \"$name\": {\"exit\": ${status[$name]}, \"seconds\": ${seconds[$name]}},"
-    [ "${status[$name]}" = 0 ] || failed=1
-  done
-  echo " \"commit\": \"$STRNN_COMMIT\", \"seconds\": $((SECONDS - started))"
-  echo '}'
-} >"$out/summary.json"
-for name in "${!status[@]}"; do [ "${status[$name]}" = 0 ] || failed=1; done
+summary
 cat "$out/summary.json"
-exit $failed
+for name in "${!status[@]}"; do [ "${status[$name]}" = 0 ] || exit 1; done

@@ -50,7 +50,7 @@ KERNELS = (
 _OPTIONS = ("num_warps", "maxnreg", "enable_fp_fusion")
 _TYPES = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-    torch.int32: "*i32", torch.bool: "*i1",
+    torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",
 }  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def call(
     op: str, topology: Topology, B: int, H: int, dtype: torch.dtype, *, C: int = 0, K: int = 0,
-    keep_h: bool = True, has_mask: bool = False, has_ds: bool = False,
+    keep_h: bool = True, has_mask: bool = False, has_ds: bool = False, activation: int = 2,
 ) -> None:  # fmt: skip
     """One raw op of the schema on tensors without data."""
     N, D = topology.num_nodes, topology.num_directions
@@ -105,8 +105,12 @@ def call(
     ds = t(B, D, K, H) if has_ds else None
     dh = None if has_ds else states
     calls = {
-        "sweep_fwd": lambda: sweep.sweep_fwd(x, *tensors, program, program, sizes, 2, keep_h),
-        "sweep_bwd": lambda: sweep.sweep_bwd(dh, ds, x, states, *tensors, program, sizes, 2, True),
+        "sweep_fwd": lambda: sweep.sweep_fwd(
+            x, *tensors, program, program, sizes, activation, keep_h
+        ),
+        "sweep_bwd": lambda: sweep.sweep_bwd(
+            dh, ds, x, states, *tensors, program, sizes, activation, True
+        ),
         "gated_sweep_fwd": lambda: gated_sweep.gated_sweep_fwd(
             states, states, w, program, program, sizes
         ),
@@ -130,6 +134,8 @@ def variants() -> Iterator[tuple[str, Callable, str]]:
     f32, f64, bf16, f16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
     fwd, bwd = partial(call, "sweep_fwd"), partial(call, "sweep_bwd")
     exact = {
+        "seed fwd relu": partial(fwd, cap, 288, 30, f32, C=5, activation=1),
+        "seed bwd relu": partial(bwd, cap, 288, 30, f32, C=5, activation=1),
         "seed fwd K": partial(fwd, cap, 288, 30, f32, C=5, K=10, keep_h=False),
         "seed bwd K mask": partial(bwd, cap, 288, 30, f32, C=5, K=10, has_ds=True, has_mask=True),
         "seed fwd K bf16": partial(fwd, cap, 288, 30, bf16, C=5, K=10, keep_h=False),
@@ -140,15 +146,23 @@ def variants() -> Iterator[tuple[str, Callable, str]]:
         "image 64 bwd": partial(bwd, image, 16, 64, f32, C=64),
         "image 64 fwd bf16": partial(fwd, image, 16, 64, bf16, C=64),
         "image 64 bwd bf16": partial(bwd, image, 16, 64, bf16, C=64),
+        "image 128 fwd": partial(fwd, image, 16, 128, f32, C=128),
+        "image 128 bwd": partial(bwd, image, 16, 128, f32, C=128),
         "image 128 fwd bf16": partial(fwd, image, 64, 128, bf16, C=128),
         "image 128 bwd bf16": partial(bwd, image, 64, 128, bf16, C=128),
         "chain 30 fwd mask": partial(fwd, chain, 32, 30, f32, C=30, has_mask=True),
         "chain 30 bwd mask": partial(bwd, chain, 32, 30, f32, C=30, has_mask=True),
+        "chain 30 fwd wide batch": partial(fwd, chain, 4608, 30, f32, C=30),
         "chain 64 fwd": partial(fwd, chain, 32, 64, f32, C=64),
         "chain 128 fwd": partial(fwd, chain, 64, 128, f32, C=128),
         "chain 128 bwd": partial(bwd, chain, 64, 128, f32, C=128),
         "chain 128 fwd bf16": partial(fwd, chain, 64, 128, bf16, C=128),
         "chain 128 bwd bf16": partial(bwd, chain, 64, 128, bf16, C=128),
+        "chain 128 fwd mask bf16": partial(fwd, chain, 64, 128, bf16, C=128, has_mask=True),
+        "chain 256 fwd": partial(fwd, chain, 64, 256, f32, C=256),
+        "chain 192 bwd": partial(bwd, chain, 64, 192, f32, C=192),
+        "chain 1024 fwd": partial(fwd, Topology.chain(2), 64, 1024, f32, C=256),
+        "chain 1024 fwd bf16": partial(fwd, Topology.chain(2), 64, 1024, bf16, C=256),
         "chain 256 bwd bf16": partial(bwd, chain, 64, 256, bf16, C=128),
         "gated 30 bwd": partial(call, "gated_sweep_bwd", cap, 288, 30, f32),
         "projection bwd bf16": partial(call, "sparse_projection_bwd", cap, 288, 30, bf16, K=10),

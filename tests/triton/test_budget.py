@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import strnn_kernels as sk
+
 SCRIPT = Path(__file__).with_name("aot.py")
-ROOT = SCRIPT.parents[2]
+#: The package under test, which need not be the one beside the tests.
+PACKAGE = Path(sk.__file__).parent
 
 pytest.importorskip("triton")
 
@@ -29,12 +32,16 @@ def aot():
 
 
 def run(arguments: list[str]) -> str:
-    """Of Python without the interpreter: with it on, nothing can be compiled."""
+    """Of Python without the interpreter: with it on, nothing can be compiled. No warning passes."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    paths = [str(ROOT), str(SCRIPT.parent), environment.get("PYTHONPATH", "")]
+    paths = [str(PACKAGE.parent), str(SCRIPT.parent), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     done = subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
@@ -69,5 +76,8 @@ def test_more_than_the_budget_fails(aot) -> None:
 
 
 def test_sizes_compile_nothing() -> None:
-    """B, N and T are arguments that the compiler does not look at: the same kernel for all."""
-    assert run(["-c", "import aot; print(aot.kernels_for_sizes())"]).split() == ["1", "1"]
+    """B, N and T are arguments that the compiler does not look at: the same kernels for all.
+
+    Forward the sweep, backward the sweep and the gradient of its weights.
+    """
+    assert run(["-c", "import aot; print(aot.kernels_for_sizes())"]).split() == ["1", "2"]

@@ -134,38 +134,3 @@ def test_same_call_same_bits(device: torch.device) -> None:
     inputs = {name: value.to(device) for name, value in case.inputs().items()}
     first, second = case.results(sk, inputs), case.results(sk, inputs)
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_opaque_to_the_compiler(device: torch.device) -> None:
-    """One op in the graph, forward and backward."""
-    topology = Topology.chain(3)
-    tables = [t.program("levels").table(device) for t in (topology, topology.reversed())]
-    g, gate = (torch.randn(2, 3, 2, 4, device=device, requires_grad=True) for _ in range(2))
-    w = torch.randn(2, 4, 4, device=device, requires_grad=True)
-
-    def call(g, gate, w):
-        y = torch.ops.strnn_triton.gated_sweep_fwd(g, gate, w, *tables, [3, 1, 3, 1])
-        return y * 2
-
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    ours, theirs = compiled(g, gate, w), call(g, gate, w)
-    torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(
-        torch.autograd.grad(ours.sum(), (g, gate, w)),
-        torch.autograd.grad(theirs.sum(), (g, gate, w)),
-    )
-
-
-def test_opcheck(device: torch.device) -> None:
-    topology = Topology.chain(3)
-    program = topology.program("levels")
-    table, back = program.table(device), topology.reversed().program("levels").table(device)
-    sizes = [program.num_groups, program.num_slots] * 2
-    g, gate, w = (
-        torch.randn(*shape, device=device, requires_grad=True)
-        for shape in ((2, 3, 2, 4), (2, 3, 2, 4), (2, 4, 4))
-    )
-    ops = torch.ops.strnn_triton
-    torch.library.opcheck(ops.gated_sweep_fwd.default, (g, gate, w, table, back, sizes))
-    h, weight = torch.randn(2, 3, 2, 4, device=device), torch.randn(2, 2, 3, device=device)
-    torch.library.opcheck(ops.sparse_projection_fwd.default, (h, weight))

@@ -7,15 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import strnn_kernels as sk
+
+PACKAGE = Path(sk.__file__).parent
 
 
 def run(code: str, **environment: str) -> str:
     """Of a fresh Python without the interpreter's switch."""
     inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    inherited["PYTHONPATH"] = os.pathsep.join([str(ROOT), inherited.get("PYTHONPATH", "")])
+    inherited["PYTHONPATH"] = os.pathsep.join(
+        [str(PACKAGE.parent), inherited.get("PYTHONPATH", "")]
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-W", "error", "-c", code],
         env=inherited | environment,
         capture_output=True,
         text=True,

@@ -29,8 +29,14 @@ def wide(block_j: int, block_r: int, is_stepwise: bool) -> object:
     return launch.Shape(True, is_stepwise, block_j, block_r, 32, 32, 4)
 
 
+def one_row(H: int) -> object:
+    """A sequence to a program, its products in four parts."""
+    return launch.Shape(False, False, 1, 1, 64, 64, 2, parts=4)
+
+
 SHAPES = {
     "one visit": lambda H: narrow(1, 16, H),
+    "one row": one_row,
     "8 x 4": lambda H: narrow(8, 4, H),
     "16 x 2": lambda H: narrow(16, 2, H),
     "32 x 1": lambda H: narrow(32, 1, H),
@@ -90,6 +96,36 @@ def test_nothing_depends_on_a_fusion(name: str, device: torch.device, monkeypatc
         ),
         device,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("block_r", [1, 4])
+@pytest.mark.parametrize("K", [0, 2])
+def test_a_tile_ends_with_its_longest_row(K, block_r, device, monkeypatch) -> None:
+    """Equal results, and no step in which no row of the tile takes part."""
+    if device.type == "cuda":
+        pytest.skip("steps are counted in the interpreter")
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    steps, make_dot = [], InterpreterBuilder.create_dot
+    monkeypatch.setattr(
+        InterpreterBuilder, "create_dot",
+        lambda self, *args, **options: (steps.append(1), make_dot(self, *args, **options))[1],
+    )  # fmt: skip
+    monkeypatch.setattr(launch, "_SORTED", 1)
+    monkeypatch.setattr(
+        launch, "sweep_shape", lambda *_, **__: launch.Shape(False, False, 1, block_r, 16, 16, 4)
+    )
+    case = Case(
+        "lengths", "temporal_rnn", lambda: Topology.chain(9), B=8, C=3, H=6, K=K,
+        activation="tanh", has_lengths=True, has_h0=True,
+    )  # fmt: skip
+    inputs = case.inputs()
+    inputs["lengths"] = torch.tensor([2, 9, 1, 3, 3, 2, 1, 3])
+    with torch.no_grad():
+        case.run(sk, inputs)
+    longest = sorted(inputs["lengths"].tolist(), reverse=True)[::block_r]
+    assert len(steps) == 2 * sum(longest if block_r > 1 else inputs["lengths"].tolist())
+    Expected.of(case, inputs).check(case.results(sk, inputs))
 
 
 def test_a_program_takes_several_tiles(device: torch.device, monkeypatch) -> None:

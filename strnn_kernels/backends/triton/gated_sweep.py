@@ -13,7 +13,7 @@ import torch
 
 from . import launch
 from .launch import Tables
-from .sweep import run_sweep
+from .sweep import run_sweep, transposed
 from .sweep_weights import weight_gradient
 from .tile import GATED
 
@@ -25,9 +25,9 @@ def gated_sweep_fwd(g, gate, w, program, _reversed, sizes):
         B, N, D, H = g.shape
         with launch.on(g):
             tables = Tables.of(program, sizes[0], sizes[1], N, D)
-            shape = launch.sweep_shape(tables, B, D, H, g.dtype, g.device, has_gate=True)
+            shape = launch.sweep_shape(tables, B, D, H, g.dtype, g.device)
             run_sweep(
-                shape, tables, GATED, w=w.contiguous(), state=y, out=y, x=g.contiguous(),
+                shape, tables, GATED, w=transposed(w), state=y, out=y, x=g.contiguous(),
                 gate=gate.contiguous(),
             )  # fmt: skip
     return y
@@ -43,10 +43,8 @@ def gated_sweep_bwd(dy, y, g, gate, w, program, reversed_program, sizes):
     with launch.on(g):
         back = Tables.of(reversed_program, sizes[2], sizes[3], N, D)
         forth = Tables.of(program, sizes[0], sizes[1], N, D)
-        shape = launch.sweep_shape(back, B, D, H, g.dtype, g.device, has_gate=True)
-        run_sweep(
-            shape, back, GATED, w=w, state=dg, out=dg, x=dy, gate=gate, pre=t, is_transposed=True
-        )
-        run_sweep(shape, forth, GATED, w=w, state=y, out=dgate, x=g, gate=t)
+        shape = launch.sweep_shape(back, B, D, H, g.dtype, g.device)
+        run_sweep(shape, back, GATED, w=w, state=dg, out=dg, x=dy, gate=gate, pre=t)
+        run_sweep(shape, forth, GATED, w=transposed(w), state=y, out=dgate, x=g, gate=t)
         dw = weight_gradient(dg, y, back).sum(0).to(w.dtype)
     return dg, dgate, dw

@@ -8,28 +8,35 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import triton
 import triton.language as tl
 
 from . import IS_INTERPRETED
 
-#: Widest state (padded to a power of two) of which W stays in registers, by operand; beyond it the
-#: wide kernel. tests/triton/budget.json holds what these cost.
+#: Widest state (padded to a power of two) of which W stays on chip, by operand; beyond it the wide
+#: kernel. tests/triton/budget.json holds what these cost.
 _NARROW = {"float64": 16, "ieee": 64, "tf32": 128, "tf32x3": 64, "16 bit": 128}
-#: Columns made at once, states read at once, and warps, of the wide kernel.
+#: The same for chains in exact float32: a thread keeps its column of W in registers.
+_NARROW_CHAIN = 128
+#: Columns made at once, states read at once, and warps, of the wide kernel. Exact float32 has its
+#: own rule: 16 results to a thread, 512 multiply-adds for 64 reads of shared memory.
 _WIDE = {
-    "float64": (32, 32, 8), "ieee": (64, 32, 8), "tf32": (128, 32, 4), "tf32x3": (128, 32, 8),
-    "16 bit": (128, 64, 4),
+    "float64": (32, 32, 8), "tf32": (128, 32, 4), "tf32x3": (128, 32, 8), "16 bit": (256, 64, 8),
 }  # fmt: skip
 #: Padded C times padded H up to which u = w_ih x + bias is made in the sweep, not by a GEMM before.
 _FUSED_INPUT = {"float64": 0, "ieee": 2048, "tf32": 4096, "tf32x3": 2048, "16 bit": 4096}
 #: dW is summed inside the backward sweep up to this padded H, otherwise by its own kernel.
 _FUSED_WEIGHTS = {"float64": 16, "ieee": 32, "tf32": 64, "tf32x3": 32, "16 bit": 64}
-#: Elements of the projection's accumulators (K x rows x H) that a program can carry.
-_PROJECTION = 8192
+#: Accumulators of the projection (K x rows x H) that a thread can carry.
+_PROJECTION = 80
+#: Widest input that is multiplied column by column.
+_COLUMNS = 8
+#: Shortest masked chain of which rows are sorted: sorting is three more launches.
+_SORTED = 64
 #: From this H there is one launch for each group, its columns spread over programs: one program
 #: would wait for all of W at every step.
 _STEPWISE = 512
@@ -47,6 +54,7 @@ class Shape:
         block_h: H padded, or the columns of a wide state made at once.
         block_k: H padded, or the columns of a wide state read at once.
         num_warps: warps of a program.
+        parts: sums of a product that run side by side.
     """
 
     is_wide: bool
@@ -56,6 +64,7 @@ class Shape:
     block_h: int
     block_k: int
     num_warps: int
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,17 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def kept(dtype: torch.dtype) -> torch.dtype:
+    """What operands of products are kept in: as they are, but see `types`."""
+    return torch.float32 if IS_INTERPRETED and dtype == torch.bfloat16 else dtype
+
+
+def stages(shape: Shape, dtype: torch.dtype) -> int:
+    """Blocks of W that the wide kernel has in flight, as many as 96 KB hold."""
+    block = shape.block_k * (shape.block_h + shape.block_j * shape.block_r) * dtype.itemsize
+    return max(1, min(4, 96 * 1024 // block))
+
+
 def precision(dtype: torch.dtype) -> str:
     """How products of float32 are made: exactly, unless the user allows TF32 for matrix products.
 
@@ -132,30 +152,37 @@ def _operand(dtype: torch.dtype) -> str:
     return precision(dtype) if dtype == torch.float32 else "16 bit"
 
 
-def sweep_shape(
-    tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, device, *, has_gate: bool = False
-) -> Shape:
+def sweep_shape(tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, device) -> Shape:
     """The tile of a sweep.
 
-    Chains take one visit and 16 rows; graphs with independent visits take up to 32 (visit, row)
-    pairs, with as many rows as leave a program for each multiprocessor.
+    Chains: one visit, and 16 rows, which tensor cores want. Exact float32 has no such wish: there
+    a program is one row and a thread one column of W, so a step is as short as it can be and all
+    multiprocessors take part; only very many narrow rows are cheaper together.
+
+    Graphs with independent visits: tiles of (visit, row) pairs, with as many rows as leave a
+    program for each multiprocessor; few pairs where every thread makes its products for itself, so
+    that several programs hide each other's latencies.
     """
-    operand = _operand(dtype)
+    operand, width = _operand(dtype), padded(H)
+    is_exact, many = operand == "ieee", num_multiprocessors(device)
+    is_wide = width > _NARROW[operand]
     block_j, block_r = 1, 16
     if tables.width >= 2:
-        block_j, block_r = 8, 4
-        while block_r > 1 and block_r * num_multiprocessors(device) > D * B:
+        block_j, block_r = 8, 2 if is_exact else 4
+        while block_r > 1 and block_r * many > D * B:
             block_j, block_r = 2 * block_j, block_r // 2
-    if padded(H) > _NARROW[operand]:
+    elif is_exact and width <= _NARROW_CHAIN and (width > 32 or D * B // many <= 32):
+        return Shape(False, False, 1, 1, width, width, max(1, width // 32), 4 if width > 32 else 1)
+    if not is_wide:
+        num_warps = 4 if width <= (32 if is_exact else 64) else 8
+        return Shape(False, False, block_j, block_r, width, width, num_warps)
+    is_stepwise = H >= _STEPWISE
+    if is_exact:
+        block_h = 64 if 0 < H % 128 <= 64 else 128
+        block_k, num_warps = 32, block_j * block_r * block_h // 512
+    else:
         block_h, block_k, num_warps = _WIDE[operand]
-        block_h = min(block_h, padded(H))
-        return Shape(True, H >= _STEPWISE, block_j, block_r, block_h, block_k, num_warps)
-    # Exact products are made by every thread for itself: few threads would run out of registers.
-    most_for_four = 64
-    if operand == "ieee":
-        most_for_four = 32 if has_gate else 16
-    num_warps = 4 if padded(H) <= most_for_four else 8
-    return Shape(False, False, block_j, block_r, padded(H), padded(H), num_warps)
+    return Shape(True, is_stepwise, block_j, block_r, min(block_h, width), block_k, num_warps)
 
 
 def weights_shape(H: int, dtype: torch.dtype) -> tuple[int, int, int]:
@@ -172,20 +199,39 @@ def fuses_input(C: int, H: int, dtype: torch.dtype) -> bool:
 
 def fuses_weights(shape: Shape, dtype: torch.dtype) -> bool:
     """Whether dW is summed inside the backward sweep."""
-    return not shape.is_wide and shape.block_h <= _FUSED_WEIGHTS[_operand(dtype)]
+    rows = shape.block_j * shape.block_r  # over which that product sums: 16 at least
+    return not shape.is_wide and rows >= 16 and shape.block_h <= _FUSED_WEIGHTS[_operand(dtype)]
 
 
 def fuses_projection(shape: Shape, K: int) -> bool:
     """Whether s = projection h is summed inside the sweep, so that h need not be kept."""
-    return not shape.is_wide and padded(K) * shape.block_r * shape.block_h <= _PROJECTION
+    rows = shape.block_j * shape.block_r
+    threads = 32 * shape.num_warps
+    return not shape.is_wide and K * rows * shape.block_h <= _PROJECTION * threads
 
 
-def with_projection(shape: Shape) -> Shape:
-    """The shape with no more warps than columns of the projection's sums.
+def wants_frontier(shape: Shape, H: int, dtype: torch.dtype) -> bool:
+    """Whether predecessors' states are kept a second time, in padded rows.
 
-    More would add up a column together, through shared memory.
+    A graph reads up to three states for each that it writes; from rows that are no multiple of 8
+    bytes it would read them number by number.
     """
-    return replace(shape, num_warps=min(shape.num_warps, shape.block_r * shape.block_h // 32))
+    return shape.block_j > 1 and H * dtype.itemsize % 8 != 0
+
+
+def sorts_rows(shape: Shape, B: int, N: int) -> bool:
+    """Whether sorting the rows of a masked chain by length takes less time than it saves."""
+    return shape.block_j == 1 and 1 < shape.block_r < B and N >= _SORTED
+
+
+def block_c(C: int) -> int:
+    """Padded C for a product of blocks; 0 where C is so small that it is made column by column."""
+    return 0 if C <= _COLUMNS else padded(C)
+
+
+def index_type(numel: int):
+    """The integers that number the elements of a tensor."""
+    return tl.int32 if numel < 2**31 else tl.int64
 
 
 @lru_cache
@@ -198,7 +244,12 @@ def num_multiprocessors(device: torch.device) -> int:
 
 def num_programs(device: torch.device) -> int:
     """Programs of a launch whose programs loop over tiles: a few for each multiprocessor."""
-    return 4 * num_multiprocessors(device)
+    return 8 * num_multiprocessors(device)
+
+
+def shared_out(tiles: int, most: int) -> int:
+    """Programs, at most `most`, that take equally many tiles each, but for the last."""
+    return triton.cdiv(tiles, triton.cdiv(tiles, max(1, most)))
 
 
 def on(tensor: torch.Tensor):

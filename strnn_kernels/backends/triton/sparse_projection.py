@@ -23,7 +23,9 @@ def project_kernel(
     in_ptr,  # row q of (b, d) is row b * D * num_in + d * in_direction + q * in_stride, of H
     weight_ptr,  # (D, K, N)
     out_ptr,  # as in_ptr
-    D, H, num_in, num_out, in_direction, in_stride, out_direction, out_stride,
+    num_in, num_out, in_direction, in_stride, out_direction, out_stride,
+    D: tl.constexpr,
+    H: tl.constexpr,
     TRANSPOSED: tl.constexpr,  # from K to N
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
@@ -56,12 +58,15 @@ def project_kernel(
     tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=is_stored)
 
 
-@triton.jit(do_not_specialize=["B", "N", "K", "share"])
+@triton.jit(do_not_specialize=["B", "N", "share"])
 def project_weights_kernel(
     ds_ptr,  # (B, D, K, H)
     h_ptr,  # (B, N, D, H)
     dweight_ptr,  # (programs, D, K, N)
-    B, N, D, H, K, share,
+    B, N, share,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -98,7 +103,7 @@ def _project(source, weight, out, is_transposed):
     block_h = min(launch.padded(H), 64)
     block_in, block_out = min(launch.padded(num_in), 32), min(launch.padded(num_out), 32)
     project_kernel[B * D, triton.cdiv(num_out, block_out), triton.cdiv(H, block_h)](
-        source, weight, out, D, H, num_in, num_out, *at_in, *at_out,
+        source, weight, out, num_in, num_out, *at_in, *at_out, D=D, H=H,
         TRANSPOSED=is_transposed, BLOCK_IN=block_in, BLOCK_OUT=block_out, BLOCK_H=block_h,
         **launch.types(weight.dtype), **launch.options(4, 128),
     )  # fmt: skip
@@ -121,7 +126,8 @@ def projection_weight_gradient(ds: torch.Tensor, h: torch.Tensor) -> torch.Tenso
     programs = triton.cdiv(B, share)
     partial = h.new_empty((programs, D, K, N), dtype=launch.accumulator(h.dtype))
     project_weights_kernel[programs, D, blocks](
-        ds, h, partial, B, N, D, H, K, share, BLOCK_K=block_k, BLOCK_N=block_n, BLOCK_H=block_h,
+        ds, h, partial, B, N, share, D=D, H=H, K=K,
+        BLOCK_K=block_k, BLOCK_N=block_n, BLOCK_H=block_h,
         **launch.types(h.dtype), **launch.options(8, 168),
     )  # fmt: skip
     return partial.sum(0).to(h.dtype)

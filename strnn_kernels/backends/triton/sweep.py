@@ -21,45 +21,60 @@ from .tile import DERIVATIVE, FORWARD
 def run_sweep(
     shape: Shape, tables: Tables, mode, *, w, state, out, x=None, w_ih=None, bias=None, mask=None,
     h0=None, entry=None, projection=None, ds=None, gate=None, pre=None, s=None, has_dw=False,
-    activation=0, is_transposed=False, has_slots=False,
+    activation=0,
 ):  # fmt: skip
-    """One sweep in a mode of tile.py; partial sums of dW, (programs, D, H, H), if wanted."""
-    B, num_states, D, H = out.shape
-    N, K = tables.num_nodes, 0 if projection is None else projection.shape[1]
+    """One sweep in a mode of tile.py; partial sums of dW, (programs, D, H, H), if wanted.
+
+    Row k of `w` is what state k adds: W^T forward, W backward. Predecessors' states are read from
+    `state`, which `out` is if they are made here; without it from a scratch of the launch's own.
+    """
+    like = gate if x is None else x
+    B, D, H, N = like.shape[0], w.shape[0], w.shape[1], tables.num_nodes
+    K = 0 if projection is None else projection.shape[1]
+    C = 0 if w_ih is None else w_ih.shape[2]
     tiles = triton.cdiv(B, shape.block_r)
     options = {
         "MODE": mode.value,
         "ACTIVATION": activation,
-        "TRANSPOSED": is_transposed,
         "BLOCK_J": shape.block_j,
         "BLOCK_R": shape.block_r,
         "BLOCK_H": shape.block_h,
+        "D": D,
+        "H": H,
+        "K": K,
         **launch.types(w.dtype),
     }
+    options["INDEX"] = launch.index_type(B * N * max(C, D * H))
     if shape.is_wide:
-        steps = range(tables.num_groups) if shape.is_stepwise else (0,)
-        stride = 1 if shape.is_stepwise else tables.num_groups
-        blocks = triton.cdiv(H, shape.block_h) if shape.is_stepwise else 1
-        for g in steps:
+        groups, rows = tables.num_groups, shape.block_j * shape.block_r
+        blocks, step = (triton.cdiv(H, shape.block_h), 1) if shape.is_stepwise else (1, groups)
+        parts = triton.cdiv(H, shape.block_k)
+        pitch = parts * shape.block_k
+        sums = w.new_empty((tiles, D, blocks, rows, pitch), dtype=launch.kept(w.dtype))
+        # With more registers to fill, the compiler loads ahead of need until it spills.
+        limits = launch.options(shape.num_warps, 128 if shape.num_warps >= 4 else 168)
+        for g in range(0, groups, step):
             sweep_wide_kernel[tiles, D, blocks](
-                x, w, mask, h0, entry, projection, ds, gate, state, out, pre, tables.program,
-                B, N, D, H, K, tables.num_groups, tables.num_edges, g, g + stride,
-                BLOCK_K=shape.block_k, **options, **launch.options(shape.num_warps, 160),
+                x, w, mask, h0, entry, projection, ds, gate, state, sums, out, pre, tables.program,
+                B, N, groups, tables.num_edges, g, g + step, parts,
+                BLOCK_K=shape.block_k, STAGES=launch.stages(shape, w.dtype),
+                W_CAST=w.dtype != launch.kept(w.dtype), **options, **limits,
             )  # fmt: skip
         return None
-    programs, dw = tiles, None
+    programs, dw, frontier = tiles, None, None
     if has_dw:
-        programs = min(tiles, max(1, launch.num_programs(out.device) // D))
-        dw = out.new_empty((programs, D, H, H), dtype=launch.accumulator(w.dtype))
-    C = 1 if w_ih is None else w_ih.shape[2]
+        programs = launch.shared_out(tiles, launch.num_programs(w.device) // D)
+        dw = w.new_empty((programs, D, H, H), dtype=launch.accumulator(w.dtype))
+    if state is None or (out is state and launch.wants_frontier(shape, H, w.dtype)):
+        slots = (tables.num_slots, shape.block_r, shape.block_h)
+        frontier = w.new_empty((programs, D, *slots))
     registers = 255 if has_dw or shape.num_warps < 8 else 168
     sweep_kernel[programs, D](
-        x, w_ih, bias, w, mask, h0, entry, projection, ds, gate, state, out, pre, s, dw,
-        tables.program,
-        B, N, D, C, H, K, tables.num_groups, tables.num_edges, num_states,
-        SLOTS=has_slots, CARRY=shape.block_j == 1 and out is state,
-        UNROLL=1 if tables.is_chain else 3,
-        BLOCK_C=launch.padded(C), BLOCK_K=launch.padded(K) if s is not None else 1,
+        x, w_ih, bias, w, mask, rows_by_length(shape, mask), h0, entry, projection, ds, gate, state,
+        frontier, out, pre, s, dw, tables.program,
+        B, N, tables.num_groups, tables.num_edges, tables.num_slots, H,
+        C=C, CARRY=shape.block_j == 1 and out is state, UNROLL=3,
+        BLOCK_C=launch.block_c(C), PARTS=shape.parts,
         **options, **launch.options(shape.num_warps, registers),
     )  # fmt: skip
     return dw
@@ -87,16 +102,13 @@ def sweep_fwd(
         ):
             x, w_ih, bias = _input(x, w_ih, bias), None, None
         is_fused = K > 0 and launch.fuses_projection(shape, K)
-        if is_fused:
-            shape = launch.with_projection(shape)
-        states, has_slots = h, False
-        if not keep_h:
-            has_slots = is_fused
-            states = x.new_empty((B, tables.num_slots if is_fused else N, D, H))
+        states = h if keep_h else None
+        if not keep_h and not is_fused:
+            states = x.new_empty((B, N, D, H))
         run_sweep(
-            shape, tables, FORWARD, w=w_hh, state=states, out=states, x=x, w_ih=w_ih, bias=bias,
-            mask=mask, h0=h0, entry=entry, projection=projection if is_fused else None,
-            s=s if is_fused else None, activation=activation, has_slots=has_slots,
+            shape, tables, FORWARD, w=transposed(w_hh), state=states, out=states, x=x, w_ih=w_ih,
+            bias=bias, mask=mask, h0=h0, entry=entry, projection=projection if is_fused else None,
+            s=s if is_fused else None, activation=activation,
         )  # fmt: skip
         if K and not is_fused:
             projection_forward(states, projection, s)
@@ -126,7 +138,7 @@ def sweep_bwd(
         partial = run_sweep(
             shape, tables, DERIVATIVE, w=w_hh, state=du, out=du, x=dh, mask=mask,
             projection=projection if ds is not None else None, ds=ds, gate=h, has_dw=has_dw,
-            activation=activation, is_transposed=True,
+            activation=activation,
         )  # fmt: skip
         if partial is None:
             partial = weight_gradient(du, h, tables)
@@ -156,6 +168,21 @@ def sweep_bwd(
                 projection_weight_gradient(ds, h) if has_ds else torch.zeros_like(projection)
             )
         return dx, dw_ih, dbias, dw_hh.to(x.dtype), dh0.contiguous(), dprojection
+
+
+def rows_by_length(shape: Shape, mask):
+    """Rows in order of how many nodes take part, the most first; None where they stay as they are.
+
+    A tile of a chain ends with its longest row: equal lengths belong together.
+    """
+    if mask is None or not launch.sorts_rows(shape, *mask.shape):
+        return None
+    return mask.sum(1).argsort(descending=True)
+
+
+def transposed(w):
+    """W^T of all directions, (D, H, H): a forward sweep reads its weights by rows too."""
+    return w.transpose(1, 2).contiguous()
 
 
 def _contiguous(*tensors):

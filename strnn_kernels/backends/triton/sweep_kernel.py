@@ -10,21 +10,43 @@ to BLOCK_J visits of one group, which do not depend on each other, so M = BLOCK_
 share one product with W. BLOCK_J = 1 suits chains, a larger one grids; launch.py chooses.
 
 Triton has no addressable fast memory, so predecessors' states are read back from global memory (the
-output itself, or, where it is not kept, a scratch of slots, which lives in L2): the program wrote
-them itself, and a barrier between groups orders that. With BLOCK_J = 1 the state of the visit just
-made stays in registers: a chain reads nothing back. Tables and inputs of the next chunk are loaded
-before this one is computed, since their latency would otherwise add to every step.
+output itself, or, where it is not kept or its rows are odd, a scratch of slots in padded rows that
+lives in L2): the program wrote them itself, and a barrier between groups orders that. With
+BLOCK_J = 1 the state of the visit just made stays in registers, and nothing is read back along a
+chain. Inputs that are tiles are loaded before the chunk ahead of them is computed.
 
-Floor of a step, counted in the compiled code (sm_90, Triton 3.9), not measured: a multiprocessor
-issues four instructions a cycle, so a step takes at least a quarter of instructions of a warp x
-warps in cycles, and two to ten barriers (changes of layout go through shared memory). On a chain a
-warp issues about 560 instructions (H = 30, float32, 4 warps), 390 forward and 320 backward (H =
-128, bfloat16, 8 warps); of a chunk of 8 visits x 4 rows of a grid 1790 forward with a projection
-(H = 30, float32, 4 warps; 510 of them are the products), 950 backward (8 warps); of 32 x 1 (H =
-128, bfloat16, 8 warps) 830 and 690. The rest of a grid's step is one read of L2 after the barrier.
+A masked chain begins and ends a tile where its rows do (`_part`); rows of equal length share tiles.
+
+W is held once per program. In exact float32 with one row to a program a thread has one column of W
+in its registers and one sum to make: PARTS cuts that sum into four that do not wait for each other,
+so the chain of multiply-adds is H / 4 long. With more rows W lies in shared memory, rows along n: a
+warp's reads then fall on different banks (along k, as W lies in memory, all on the same ones:
+that cost 16 turns for each read).
+
+Instructions of a warp for one step, counted in the compiled code (sm_90, Triton 3.9; 3.6 differs by
+a few percent), outside the branch for more than three predecessors:
+
+    SEED forward, relu      400 (148 multiply-adds), tile 8 x 2, 4 warps; before: 1790, 8 x 4, 4
+    the same, tanh, K = 10  454 (188)
+    SEED backward           583 (256, dW included), 4 warps; before: about 1000, 8 x 4, 8 warps
+    chain, H = 30           146, 1 row, 1 warp; before: 560, 16 rows, 8 warps
+    chain, H = 128          224 (128), 1 row, 4 warps, 4 barriers; before: the wide kernel
+    chain, H = 128, bfloat16   about 170, 16 rows, 8 warps
+    image, H = 128, bfloat16   529, 32 rows, 8 warps
+
+Predicted from these, not measured. SEED forward: 576 programs on 132 multiprocessors, five on the
+busiest, 20 warps on 4 schedulers, 13 steps: 5 * 400 * 13 = 26 000 cycles, 13 us at 1.98 GHz, and a
+transposed copy of W before it; the aim of 12 us is missed by the count. What is left are tables (a
+count and three edges for each row), addresses of gathered rows and the 40 % of rows in which a
+level has no visit. SEED backward: 5 * 583 * 13 = 38 000 cycles, 19 us, then the sum of the parts of
+dW and the GEMMs for dw_ih and dx: within the aim of 30 us if those stay under 10. A chain of
+H = 128 in exact float32: per step 128 multiply-adds on each scheduler, four barriers and a round
+through shared memory, 300 to 400 cycles: 0.2 us, 100 us for T = 512. Bytes never bind here: SEED
+moves 9 MB (2 us), the chain 34 MB (7 us).
 
 Weight gradients (dw_ptr): dW = sum_n (sum of successors' du)[n] (x) h[n], both at hand here; each
-program writes its partial sum, and the caller adds those in order.
+program writes its partial sum, and the caller adds those in order. A tile of fewer than 16 rows
+leaves them to sweep_weights.py.
 """
 
 from __future__ import annotations
@@ -32,10 +54,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile import FORWARD, add_h0, add_projected, finish, load_keep, load_rows
+from .tile import (
+    FORWARD,
+    add_h0,
+    add_projected,
+    finish,
+    is_column,
+    load_keep,
+    load_rows,
+    load_state,
+    tables_of,
+)
 
 # Sizes of the call: a new value must never compile a new kernel.
-_SIZES = ["B", "N", "C", "K", "num_groups", "num_edges", "num_states"]
+_SIZES = ["B", "N", "num_groups", "num_edges", "num_slots", "w_stride"]
 
 
 @triton.jit
@@ -54,20 +86,65 @@ def _visit(i0, node_ptr, own_ptr, pred_ptr, edge_ptr, N, BLOCK_J: tl.constexpr):
 
 @triton.jit
 def _inputs(
-    i0, end, visit, b, in_b, d, j, col, in_c, N, D, C, H, node_ptr, x_ptr, w_ih_ptr, gate_ptr,
-    MODE: tl.constexpr, ACC: tl.constexpr, BLOCK_J: tl.constexpr,
+    i0, end, visit, b, in_b, d, j, col, N, D: tl.constexpr, C: tl.constexpr, H: tl.constexpr,
+    node_ptr, x_ptr, w_ih_ptr, gate_ptr, MODE: tl.constexpr, BLOCK_J: tl.constexpr,
+    BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The chunk's rows of x (or u) and of the gate."""
+    """The chunk's rows of x (or u) and of the gate, those that are loaded as a tile."""
     i = i0 + j
     is_live = in_b & (i < end)
     n = visit + j if BLOCK_J == 1 else tl.load(node_ptr + i, mask=i < end, other=0)
     row = b * N + n
+    x, gate = i0, i0
     if w_ih_ptr is None:
-        u = load_rows(x_ptr, row * D + d, H, col, is_live, ACC)
-    else:
-        u = load_rows(x_ptr, row, C, in_c, is_live, ACC)
-    gate = i0 if MODE == FORWARD else load_rows(gate_ptr, row * D + d, H, col, is_live, ACC)
-    return u, gate
+        x = load_rows(x_ptr, row * D + d, H, col, is_live, ACC)
+    elif BLOCK_C > 0:
+        x = load_rows(x_ptr, row, C, tl.arange(0, BLOCK_C), is_live, ACC)
+    if MODE != FORWARD:
+        gate = load_rows(gate_ptr, row * D + d, H, col, is_live, ACC)
+    return x, gate
+
+
+@triton.jit
+def _part(mask_ptr, node_ptr, b, in_b, N):
+    """The visits [first, last + 1) outside which no row of the tile takes part."""
+    first, stop = N, N * 0
+    for i0 in range(0, N, 64):
+        i = i0 + tl.arange(0, 64)
+        n = tl.load(node_ptr + i, mask=i < N, other=0)
+        at = (b * N)[:, None] + n[None, :]
+        is_on = tl.load(mask_ptr + at, mask=in_b[:, None] & (i < N)[None, :], other=0) != 0
+        first = tl.minimum(first, tl.min(tl.min(tl.where(is_on, i[None, :], N), 1), 0))
+        stop = tl.maximum(stop, tl.max(tl.max(tl.where(is_on, i[None, :] + 1, 0), 1), 0))
+    return tl.minimum(first, stop), stop
+
+
+@triton.jit
+def _fill(
+    first, stop, b, in_b, d, col, node_ptr, N, D: tl.constexpr, H: tl.constexpr, out_ptr
+):  # fmt: skip
+    """Zeros at the visits [first, stop)."""
+    if out_ptr is not None:
+        for i in range(first, stop):
+            row = (b * N + tl.load(node_ptr + i)) * D + d
+            at = row[:, None] * H + col[None, :]
+            tl.store(out_ptr + at, 0.0, mask=in_b[:, None] & is_column(col, H))
+
+
+@triton.jit
+def _add_parts(
+    a, total, w, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """Adds total w as four sums that do not wait for each other; exact products only."""
+    quarters = tl.permute(tl.reshape(total, [BLOCK_M, 2, 2, BLOCK_H // 4]), 0, 3, 1, 2)
+    even, odd = tl.split(quarters)
+    t_0, t_2 = tl.split(even)
+    t_1, t_3 = tl.split(odd)
+    a = tl.dot(t_0, w[0], a, input_precision="ieee", out_dtype=ACC)
+    a_1 = tl.dot(t_1, w[1], input_precision="ieee", out_dtype=ACC)
+    a_2 = tl.dot(t_2, w[2], input_precision="ieee", out_dtype=ACC)
+    a_3 = tl.dot(t_3, w[3], input_precision="ieee", out_dtype=ACC)
+    return (a + a_1) + (a_2 + a_3)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -75,31 +152,36 @@ def sweep_kernel(
     x_ptr,  # (B, N, C), or u (B, N, D, H) without w_ih; None: zero
     w_ih_ptr,  # (D, H, C) or None
     bias_ptr,  # (D, H) or None
-    w_ptr,  # (D, H, H)
+    w_ptr,  # (D, H, H): row k is what state k adds, W[d]^T forward and W[d] backward
     mask_ptr,  # (B, N) or None
+    rows_ptr,  # (B,): the order in which tiles take the rows of B; None: as they are
     h0_ptr,  # (B, D, H) or None
     entry_ptr,  # (B, D) or None
     projection_ptr,  # (D, K, N) or None
     ds_ptr,  # (B, D, K, H) or None
     gate_ptr,  # (B, N, D, H): h or gate, by MODE
-    state_ptr,  # (B, num_states, D, H): where predecessors' states are read
-    out_ptr,  # (B, num_states, D, H): where this one goes; the same, if there is a recurrence
+    state_ptr,  # (B, N, D, H): where predecessors' states are read; None: from the frontier
+    frontier_ptr,  # (programs, D, num_slots, BLOCK_R, BLOCK_H) or None
+    out_ptr,  # (B, N, D, H), state_ptr itself if there is a recurrence; None: not kept
     pre_ptr,  # (B, N, D, H) or None: a
     s_ptr,  # (B, D, K, H) or None
     dw_ptr,  # (programs, D, H, H) or None
     program_ptr,  # the sweep program
-    B, N, D, C, H, K, num_groups, num_edges, num_states,
+    B, N, num_groups, num_edges, num_slots, w_stride,
+    D: tl.constexpr,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
     MODE: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    TRANSPOSED: tl.constexpr,  # W[d]^T in place of W[d]
-    SLOTS: tl.constexpr,  # num_states counts slots, not nodes
-    CARRY: tl.constexpr,  # the last visit's state stays in registers (BLOCK_J = 1 and out is state)
+    CARRY: tl.constexpr,  # the last visit's state stays in registers (one visit, a recurrence)
     UNROLL: tl.constexpr,  # predecessors that are loaded at once
     BLOCK_J: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,  # 0: column by column
+    PARTS: tl.constexpr,  # 1, or 4: quarters of the states apart, for a thread with one column
+    INDEX: tl.constexpr,  # holds the number of any element
     ACC: tl.constexpr,
     DOT: tl.constexpr,  # dtype of the products' operands
     PRECISION: tl.constexpr,
@@ -109,160 +191,206 @@ def sweep_kernel(
     m = tl.arange(0, BLOCK_J * BLOCK_R)
     j = m // BLOCK_R
     col = tl.arange(0, BLOCK_H)
-    in_c = tl.arange(0, BLOCK_C)
-    in_k = tl.arange(0, BLOCK_K)
-    in_h = col < H
+    in_h = is_column(col, H)
+    node_ptr, own_ptr, group_ptr, pred_ptr, edge_ptr = tables_of(
+        program_ptr, d, N, D, num_groups, num_edges, frontier_ptr is not None
+    )
 
-    node_ptr = program_ptr + d * N
-    group_ptr = program_ptr + 3 * D * N + d * (num_groups + 1)
-    pred_ptr = program_ptr + 3 * D * N + D * (num_groups + 1) + d * (N + 1)
-    edge_ptr = program_ptr + 3 * D * N + D * (num_groups + 1) + D * (N + 1)
-    own_ptr = node_ptr
-    if SLOTS:
-        own_ptr += D * N
-    else:
-        edge_ptr += num_edges
-
-    # w[k, n]: what state k adds to n.
-    w_at = col[:, None] * H + col[None, :] if TRANSPOSED else col[None, :] * H + col[:, None]
-    w = tl.load(w_ptr + d * H * H + w_at, mask=in_h[:, None] & in_h[None, :], other=0.0)
-    w = w.to(ACC).to(DOT)
+    # The stride is an argument so that its divisors are unknown: a thread then loads single
+    # numbers, in the layout in which the product takes them, and where it takes no others W stays
+    # in registers; else in shared memory, in rows along n, which a warp reads without conflicts.
+    w_ptr += d * H * H
+    w = ()  # Triton has no unpacking: tuples grow by addition
+    for part in tl.static_range(PARTS):
+        of = tl.arange(0, BLOCK_H // PARTS) + part * (BLOCK_H // PARTS)
+        w_at = of[:, None] * w_stride + col[None, :]
+        block = tl.load(w_ptr + w_at, mask=tl.trans(is_column(of, H)) & in_h, other=0.0)
+        w = w + (block.to(ACC).to(DOT),)  # noqa: RUF005
+    w_ih = ()
     if w_ih_ptr is not None:
-        u_at = (d * H + col[None, :]) * C + in_c[:, None]
-        w_ih = tl.load(w_ih_ptr + u_at, mask=(in_c < C)[:, None] & in_h[None, :], other=0.0)
-        w_ih = w_ih.to(ACC).to(DOT)
+        w_ih_ptr += d * H * C
+        if BLOCK_C == 0:
+            for c in tl.static_range(C):
+                column = tl.load(w_ih_ptr + col * C + c, mask=col < H, other=0.0)
+                w_ih = w_ih + (column.to(ACC),)  # noqa: RUF005
+        else:
+            in_c = tl.arange(0, BLOCK_C)
+            is_inside = tl.trans(is_column(in_c, C)) & in_h
+            block = tl.load(w_ih_ptr + col[None, :] * C + in_c[:, None], mask=is_inside, other=0.0)
+            w_ih = (block.to(ACC).to(DOT),)
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + d * H + col, mask=in_h, other=0.0).to(ACC)
+        bias = tl.load(bias_ptr + d * H + col, mask=col < H, other=0.0).to(ACC)
     if dw_ptr is not None:
         dw = tl.zeros([BLOCK_H, BLOCK_H], ACC)
+    if frontier_ptr is not None:
+        share = (tl.program_id(0) * D + d).to(tl.int64) * num_slots
+        frontier_ptr += share * (BLOCK_R * BLOCK_H)
 
     # Partial sums are kept over several tiles; without them a program takes one.
-    if dw_ptr is None:
-        tiles, step = tl.program_id(0) + 1, 1
-    else:
-        tiles, step = tl.cdiv(B, BLOCK_R), tl.num_programs(0)
-    for tile in range(tl.program_id(0), tiles, step):
-        b = (tile * BLOCK_R + m % BLOCK_R).to(tl.int64)
+    tiles = tl.program_id(0) + 1 if dw_ptr is None else tl.cdiv(B, BLOCK_R)
+    tile = tl.program_id(0)
+    while tile < tiles:
+        b = (tile * BLOCK_R + m % BLOCK_R).to(INDEX)
         in_b = b < B
+        if rows_ptr is not None:
+            b = tl.load(rows_ptr + b, mask=in_b, other=0).to(INDEX)
+        # State p of the rows lies at read_ptr + p * STRIDE.
+        if frontier_ptr is not None:
+            read_ptr = frontier_ptr + (m % BLOCK_R)[:, None] * BLOCK_H + col[None, :]
+            STRIDE: tl.constexpr = BLOCK_R * BLOCK_H
+            WIDTH: tl.constexpr = BLOCK_H
+        else:
+            read_ptr = state_ptr + (b * N * D + d)[:, None] * H + col[None, :]
+            STRIDE: tl.constexpr = D * H
+            WIDTH: tl.constexpr = H
+        s = ()
         if s_ptr is not None:
-            s = tl.zeros([BLOCK_K, BLOCK_R * BLOCK_H], ACC)
+            for _ in tl.static_range(K):
+                s = s + (tl.zeros([BLOCK_J * BLOCK_R, BLOCK_H], ACC),)  # noqa: RUF005
         if CARRY:
-            last_own = m * 0 - 1
+            last_own = -1
             last = tl.zeros([BLOCK_J * BLOCK_R, BLOCK_H], ACC)
 
-        i0 = tl.load(group_ptr)
-        end = tl.load(group_ptr + 1)
-        g = i0 + 1
+        if BLOCK_J == 1:
+            # Every visit is a chunk; those at which no row of the tile takes part are left out.
+            i0, stop = num_groups * 0, N
+            if mask_ptr is not None:
+                i0, stop = _part(mask_ptr, node_ptr, b, in_b, N)
+                _fill(0, i0, b, in_b, d, col, node_ptr, N, D, H, out_ptr)
+                if frontier_ptr is not None:
+                    for i in range(0, i0):
+                        slot = tl.load(own_ptr + i) * BLOCK_R + m
+                        at = slot[:, None] * BLOCK_H + col[None, :]
+                        tl.store(frontier_ptr + at, 0.0)
+                _fill(stop, N, b, in_b, d, col, node_ptr, N, D, H, out_ptr)
+                tl.debug_barrier()
+            end = stop
+        else:
+            i0, stop = tl.load(group_ptr), N
+            end = tl.load(group_ptr + 1)
+        g = num_groups * 0 + 1
         visit, v_own, v_first, v_count, v_edge = _visit(
             i0, node_ptr, own_ptr, pred_ptr, edge_ptr, N, BLOCK_J
         )
-        u, gate = _inputs(
-            i0, end, visit, b, in_b, d, j, col, in_c, N, D, C, H,
-            node_ptr, x_ptr, w_ih_ptr, gate_ptr, MODE, ACC, BLOCK_J,
+        x, gate = _inputs(
+            i0, end, visit, b, in_b, d, j, col, N, D, C, H,
+            node_ptr, x_ptr, w_ih_ptr, gate_ptr, MODE, BLOCK_J, BLOCK_C, ACC,
         )  # fmt: skip
-        while i0 < N:
+        while i0 < stop:
             # Only scalars and tiles are carried: vectors would be moved between layouts.
             i = i0 + j
             is_visit = i < end
             is_live = in_b & is_visit
             if BLOCK_J == 1:
-                n, own, first, count, edge = (
-                    visit + j, v_own + j, v_first + j, v_count + j, v_edge + j,
-                )  # fmt: skip
-                most = v_count
+                n, own, first, count = visit + j, v_own + j, v_first + j, v_count + j
             else:
                 n = tl.load(node_ptr + i, mask=is_visit, other=0)
                 own = tl.load(own_ptr + i, mask=is_visit, other=0)
                 first = tl.load(pred_ptr + i, mask=is_visit, other=0)
                 count = tl.load(pred_ptr + i + 1, mask=is_visit, other=0) - first
-                edge = tl.load(edge_ptr + first, mask=count > 0, other=-2)
-                most = tl.max(count, 0)
             row = b * N + n
             keep = load_keep(mask_ptr, row, is_live)
 
             # The sum of the predecessors' states.
             total = tl.zeros([BLOCK_J * BLOCK_R, BLOCK_H], ACC)
-            for p in tl.static_range(UNROLL):
-                has = is_live & (p < count)
-                at = edge if p == 0 else tl.load(edge_ptr + first + p, mask=has, other=-2)
-                if CARRY:
-                    is_last = has & (at == last_own)
-                    total += tl.where(is_last[:, None], last, 0.0)
-                    has = has & (at != last_own)
-                total += load_rows(state_ptr, (b * num_states + at) * D + d, H, col, has, ACC)
-            for p in range(UNROLL, most):
-                has = is_live & (p < count)
-                at = tl.load(edge_ptr + first + p, mask=has, other=-2)
-                total += load_rows(state_ptr, (b * num_states + at) * D + d, H, col, has, ACC)
+            if BLOCK_J == 1:
+                # All scalars: what is in registers is not loaded as well.
+                at = v_edge
+                for p in range(v_count):
+                    if CARRY and at == last_own:
+                        total += last
+                    else:
+                        total += load_state(read_ptr, at.to(INDEX) * STRIDE, in_b, WIDTH, col, ACC)
+                    at = tl.load(edge_ptr + v_first + p + 1, mask=p + 1 < v_count, other=0)
+            else:
+                for p in tl.static_range(UNROLL):
+                    has = is_live & (p < count)
+                    at = tl.load(edge_ptr + first + p, mask=has, other=0).to(INDEX)
+                    total += load_state(read_ptr, (at * STRIDE)[:, None], has, WIDTH, col, ACC)
+                for p in range(UNROLL, tl.max(count, 0)):
+                    has = is_live & (p < count)
+                    at = tl.load(edge_ptr + first + p, mask=has, other=0).to(INDEX)
+                    total += load_state(read_ptr, (at * STRIDE)[:, None], has, WIDTH, col, ACC)
             total = add_h0(total, h0_ptr, entry_ptr, b, n, count, is_live, d, D, H, col, ACC)
 
             # The next chunk, and its inputs.
             next_i0 = tl.minimum(i0 + BLOCK_J, end)
-            next_g = tl.where(next_i0 == end, g + 1, g)
-            next_end = tl.load(group_ptr + tl.minimum(next_g, num_groups))
+            next_g, next_end = g, end
+            if BLOCK_J > 1:
+                next_g = tl.where(next_i0 == end, g + 1, g)
+                next_end = tl.load(group_ptr + tl.minimum(next_g, num_groups))
             next_visit, next_own, next_first, next_count, next_edge = _visit(
                 next_i0, node_ptr, own_ptr, pred_ptr, edge_ptr, N, BLOCK_J
             )
-            next_u, next_gate = _inputs(
-                next_i0, next_end, next_visit, b, in_b, d, j, col, in_c, N, D, C, H,
-                node_ptr, x_ptr, w_ih_ptr, gate_ptr, MODE, ACC, BLOCK_J,
+            next_x, next_gate = _inputs(
+                next_i0, next_end, next_visit, b, in_b, d, j, col, N, D, C, H,
+                node_ptr, x_ptr, w_ih_ptr, gate_ptr, MODE, BLOCK_J, BLOCK_C, ACC,
             )  # fmt: skip
 
-            if w_ih_ptr is None:
-                a = u
-            else:
-                a = tl.dot(u.to(DOT), w_ih, input_precision=PRECISION, out_dtype=ACC)
+            a = x if w_ih_ptr is None else tl.zeros([BLOCK_J * BLOCK_R, BLOCK_H], ACC)
             if bias_ptr is not None:
                 a += bias[None, :]
+            if w_ih_ptr is not None:
+                if BLOCK_C == 0:
+                    for c in tl.static_range(C):
+                        x_c = tl.load(x_ptr + row * C + c, mask=is_live, other=0.0).to(ACC)
+                        a += x_c[:, None] * w_ih[c][None, :]
+                else:
+                    a = tl.dot(x.to(DOT), w_ih[0], a, input_precision=PRECISION, out_dtype=ACC)
             a = add_projected(a, ds_ptr, projection_ptr, b, n, is_live, d, N, D, H, K, col, ACC)
-            a = tl.dot(total.to(DOT), w, a, input_precision=PRECISION, out_dtype=ACC)
+            if PARTS == 1:
+                a = tl.dot(total.to(DOT), w[0], a, input_precision=PRECISION, out_dtype=ACC)
+            else:
+                a = _add_parts(a, total, w, BLOCK_J * BLOCK_R, BLOCK_H, ACC)
             y = finish(a, gate, keep, MODE, ACTIVATION)
 
-            if SLOTS:
-                tl.debug_barrier()  # a slot that a predecessor leaves here may be taken here
-            is_stored = is_live[:, None] & in_h[None, :]
-            at = ((b * num_states + own) * D + d)[:, None] * H + col[None, :]
-            tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=is_stored)
+            is_stored = is_live[:, None] & in_h
+            at = (row * D + d)[:, None] * H + col[None, :]
+            if out_ptr is not None:
+                tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=is_stored)
             if pre_ptr is not None:
-                at = (row * D + d)[:, None] * H + col[None, :]
                 tl.store(pre_ptr + at, a.to(pre_ptr.dtype.element_ty), mask=is_stored)
+            if frontier_ptr is not None:
+                tl.debug_barrier()  # a slot that a predecessor leaves here may be taken here
+                at = (own * BLOCK_R + m % BLOCK_R)[:, None] * BLOCK_H + col[None, :]
+                stored = y.to(frontier_ptr.dtype.element_ty)
+                tl.store(frontier_ptr + at, stored, mask=is_live[:, None])
             if dw_ptr is not None:
                 product = tl.dot(
                     tl.trans(total.to(DOT)), gate.to(DOT), input_precision=PRECISION, out_dtype=ACC
                 )
                 dw += product
             if s_ptr is not None:
-                at = i0 + tl.arange(0, BLOCK_J)
-                nodes = tl.load(node_ptr + at, mask=at < end, other=0)
-                g_at = (d * K + in_k)[:, None] * N + nodes[None, :]
-                g_mask = (in_k < K)[:, None] & (at < end)[None, :]
-                weight = tl.load(projection_ptr + g_at, mask=g_mask, other=0.0).to(ACC)
-                states = tl.reshape(y, [BLOCK_J, BLOCK_R * BLOCK_H])
-                if BLOCK_J == 1:
-                    s += weight * states
-                else:
-                    # Without the zero Triton 3.6 makes a product in TF32 of this.
-                    s += tl.sum(weight[:, :, None] * states[None, :, :] + 0.0, 1)
+                sums = ()
+                for k in tl.static_range(K):
+                    g_at = (d * K + k) * N + n
+                    weight = tl.load(projection_ptr + g_at, mask=is_live, other=0.0).to(ACC)
+                    sums = sums + (s[k] + weight[:, None] * y,)  # noqa: RUF005
+                s = sums
             tl.debug_barrier()  # what is read by the next group has been written
 
             if CARRY:
                 last = y
-                last_own = own
+                last_own = v_own
             i0 = next_i0
             g = next_g
             end = next_end
             visit, v_own, v_first, v_count, v_edge = (
                 next_visit, next_own, next_first, next_count, next_edge,
             )  # fmt: skip
-            u, gate = next_u, next_gate
+            x, gate = next_x, next_gate
 
         if s_ptr is not None:
-            rh = tl.arange(0, BLOCK_R * BLOCK_H)
-            b_s = (tile * BLOCK_R + rh // BLOCK_H).to(tl.int64)
-            c_s = rh % BLOCK_H
-            at = ((b_s * D + d)[None, :] * K + in_k[:, None]) * H + c_s[None, :]
-            is_stored = (in_k < K)[:, None] & ((b_s < B) & (c_s < H))[None, :]
-            tl.store(s_ptr + at, s.to(s_ptr.dtype.element_ty), mask=is_stored)
+            r = tl.arange(0, BLOCK_R)
+            b_s = (tile * BLOCK_R + r).to(tl.int64)
+            is_stored = (b_s < B)[:, None] & in_h
+            if rows_ptr is not None:
+                b_s = tl.load(rows_ptr + b_s, mask=b_s < B, other=0).to(tl.int64)
+            for k in tl.static_range(K):
+                rows = tl.sum(tl.reshape(s[k], [BLOCK_J, BLOCK_R, BLOCK_H]), 0)
+                at = ((b_s * D + d) * K + k)[:, None] * H + col[None, :]
+                tl.store(s_ptr + at, rows.to(s_ptr.dtype.element_ty), mask=is_stored)
+        tile += tl.num_programs(0)
     if dw_ptr is not None:
         at = ((tl.program_id(0) * D + d) * H + col[:, None]) * H + col[None, :]
-        tl.store(dw_ptr + at, dw, mask=in_h[:, None] & in_h[None, :])
+        tl.store(dw_ptr + at, dw, mask=tl.trans(in_h) & in_h)

@@ -22,7 +22,9 @@ def sweep_weights_kernel(
     h_ptr,  # (B, N, D, H)
     dw_ptr,  # (programs, D, H, H)
     program_ptr,  # the reversed sweep program
-    B, N, D, H, num_groups, num_edges, rows_per_program,
+    B, N, num_groups, num_edges, rows_per_program,
+    D: tl.constexpr,
+    H: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
     ACC: tl.constexpr,
@@ -72,7 +74,7 @@ def weight_gradient(du: torch.Tensor, h: torch.Tensor, tables: launch.Tables) ->
     share = triton.cdiv(triton.cdiv(rows, programs), block_m) * block_m
     partial = h.new_empty((programs, D, H, H), dtype=launch.accumulator(h.dtype))
     sweep_weights_kernel[programs, D, blocks](
-        du, h, partial, tables.program, B, N, D, H, tables.num_groups, tables.num_edges, share,
+        du, h, partial, tables.program, B, N, tables.num_groups, tables.num_edges, share, D=D, H=H,
         BLOCK_M=block_m, BLOCK_H=block_h, **types, **launch.options(num_warps, 168),
     )  # fmt: skip
     return partial

@@ -16,6 +16,24 @@ GATED: tl.constexpr = tl.constexpr(2)  # y = gate * a
 
 
 @triton.jit
+def tables_of(program_ptr, d, N, D, num_groups, num_edges, HAS_SLOTS: tl.constexpr):
+    """Of direction d: nodes, own places, groups, ranges of predecessors, and their places.
+
+    A place is a slot or a node.
+    """
+    node_ptr = program_ptr + d * N
+    group_ptr = program_ptr + 3 * D * N + d * (num_groups + 1)
+    pred_ptr = program_ptr + 3 * D * N + D * (num_groups + 1) + d * (N + 1)
+    edge_ptr = program_ptr + 3 * D * N + D * (num_groups + 1) + D * (N + 1)
+    if HAS_SLOTS:
+        own_ptr = node_ptr + D * N
+    else:
+        own_ptr = node_ptr
+        edge_ptr += num_edges
+    return node_ptr, own_ptr, group_ptr, pred_ptr, edge_ptr
+
+
+@triton.jit
 def activate(a, ACTIVATION: tl.constexpr):
     """act(a); codes as in notation.ACTIVATIONS. A NaN stays one."""
     if ACTIVATION == 1:
@@ -57,15 +75,27 @@ def finish(a, gate, keep, MODE: tl.constexpr, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def load_rows(ptr, row, width, col, is_live, ACC: tl.constexpr):
+def load_rows(ptr, row, WIDTH: tl.constexpr, col, is_live, ACC: tl.constexpr):
     """Rows ``row`` (M,) of a matrix of this width, columns ``col``; zero where absent."""
     if ptr is None:
         tile = tl.zeros([row.shape[0], col.shape[0]], ACC)
     else:
-        at = row[:, None] * width + col[None, :]
-        is_inside = is_live[:, None] & (col < width)[None, :]
-        tile = tl.load(ptr + at, mask=is_inside, other=0.0).to(ACC)
+        at = row[:, None] * WIDTH + col[None, :]
+        tile = tl.load(ptr + at, mask=is_live[:, None] & is_column(col, WIDTH), other=0.0).to(ACC)
     return tile
+
+
+@triton.jit
+def load_state(ptr, offset, is_live, WIDTH: tl.constexpr, col, ACC: tl.constexpr):
+    """The tile (M, BLOCK) that lies at ptr + offset; zero where absent."""
+    mask = is_live[:, None] & is_column(col, WIDTH)
+    return tl.load(ptr + offset, mask=mask, other=0.0).to(ACC)
+
+
+@triton.jit
+def is_column(col, WIDTH: tl.constexpr):
+    """Which columns exist (1, BLOCK); where all do the compiler need not compare."""
+    return (col < WIDTH)[None, :]
 
 
 @triton.jit
@@ -76,7 +106,9 @@ def load_keep(mask_ptr, row, is_live):
 
 
 @triton.jit
-def add_h0(total, h0_ptr, entry_ptr, b, n, count, is_live, d, D, H, col, ACC: tl.constexpr):
+def add_h0(
+    total, h0_ptr, entry_ptr, b, n, count, is_live, d, D, H: tl.constexpr, col, ACC: tl.constexpr
+):  # fmt: skip
     """Adds h0 where it enters: at node entry[b, d], or at nodes without predecessors."""
     if h0_ptr is not None:
         if entry_ptr is None:
@@ -88,7 +120,9 @@ def add_h0(total, h0_ptr, entry_ptr, b, n, count, is_live, d, D, H, col, ACC: tl
 
 
 @triton.jit
-def add_projected(a, ds_ptr, projection_ptr, b, n, is_live, d, N, D, H, K, col, ACC: tl.constexpr):
+def add_projected(
+    a, ds_ptr, projection_ptr, b, n, is_live, d, N, D, H: tl.constexpr, K, col, ACC: tl.constexpr
+):  # fmt: skip
     """Adds sum_k projection[d, k, n] ds[b, d, k]; exact zeros load nothing."""
     if ds_ptr is not None:
         for k in range(K):

@@ -1,0 +1,105 @@
+"""Contestants that only a GPU session asks for: compiled loops, and FlashRNN where it is installed.
+
+What has to be compiled first may take minutes: `within` gives up on it, and the row says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from bench import contestants
+from bench.contestants import MODES, PythonCellLoop, Runner
+from strnn_kernels.testing import Case
+
+#: Seconds that a contestant may take to compile and to be checked.
+COMPILE_SECONDS = 45
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError inside after that many seconds; on the main thread only."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"not compiled and checked within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@dataclass(frozen=True)
+class CompiledCellLoop(PythonCellLoop):
+    """The loop over cells through `torch.compile`."""
+
+    name: str = "cell loop compiled"
+
+    def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
+        """As the loop itself, its module compiled; that happens at the first calls."""
+        plain = contestants.CellLoopOverTime
+
+        def compiled(loop: torch.nn.Module) -> Callable[..., Tensor]:
+            return torch.compile(plain(loop), dynamic=False)
+
+        with patch.object(contestants, "CellLoopOverTime", compiled):
+            return super().prepare(case, inputs, dy)
+
+
+@dataclass(frozen=True)
+class FlashRNN:
+    """FlashRNN's Elman cell, a call for each direction, as its documentation describes it.
+
+    Its input product is made by a GEMM, as its own layers do; bfloat16 and tanh only.
+    """
+
+    name: str = "FlashRNN"
+    is_peer: bool = True
+    modes: tuple[str, ...] = MODES
+
+    def refusal(self, case: Case) -> str | None:
+        """Needs the package; has no lengths, no initial state and no projection."""
+        if find_spec("flashrnn") is None:
+            return "flashrnn is not installed"
+        if case.op != "temporal_rnn" or case.has_lengths or case.has_h0 or case.K:
+            return "plain chains only"
+        if case.dtype != torch.bfloat16 or case.activation != "tanh":
+            return "its Elman cell takes tanh and bfloat16"
+        return None
+
+    def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
+        """One head of width H; gates, heads and states are axes of one."""
+        flashrnn = importlib.import_module("flashrnn").flashrnn
+        leaves = contestants.leaves_of(inputs)
+        call = partial(flashrnn, function="elman", backend="cuda_fused", dtype="bfloat16")
+
+        def forward() -> Tensor:
+            states = []
+            for d in range(case.D):
+                u = leaves["x"] @ leaves["w_ih"][d].t()
+                u = u.flip(1) if d else u
+                bias = leaves["bias"][d] if case.has_bias else u.new_zeros(case.H)
+                h, _ = call(u[:, :, None, None], leaves["w_hh"][d][None, None], bias[None, None])
+                h = h.reshape(case.B, case.N, case.H)
+                states.append(h.flip(1) if d else h)
+            return torch.stack(states, 2)
+
+        values = list(leaves.values())
+        return Runner(
+            forward=forward,
+            step=lambda: torch.autograd.grad(forward(), values, dy, allow_unused=True),
+            output=lambda out: out,
+            gradients=contestants.gradients_by_name(leaves),
+        )

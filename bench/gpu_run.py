@@ -309,7 +309,12 @@ def time_all(names, device, cases, seconds: float) -> Iterator[dict[str, Any]]:
 
 
 def _row(case: Case, contestant: Contestant, status: str) -> dict[str, Any]:
-    return {"case": case.name, "who": contestant.name, "status": status}
+    return {
+        "case": case.name,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "who": contestant.name,
+        "status": status,
+    }
 
 
 def time_case(
@@ -395,14 +400,14 @@ def verify(expected: Expected, runner: Any, who: str) -> None:
 def captured(runner: Any, device: torch.device) -> dict[str, tuple[Callable[[], Any], bool]]:
     """Each mode as something to call, and whether that replays a graph.
 
-    "inference" keeps nothing for gradients, "step" is a forward and a backward pass.
+    "inference" keeps nothing for gradients, "training" is a forward and a backward pass.
     """
 
     def inference() -> Any:
         with torch.no_grad():
             return runner.forward()
 
-    calls = {"inference": inference, "step": runner.step}
+    calls = {"inference": inference, "training": runner.step}
     if device.type != "cuda":
         return {mode: (call, False) for mode, call in calls.items()}
     return {mode: as_graph(call) for mode, call in calls.items()}

@@ -64,6 +64,13 @@ struct Exchanged {
 void exchange(const char* what, unsigned mask, const void* mine, size_t bytes, Exchanged& all);
 unsigned lane();
 
+// The tensor core's instructions of ptx.cuh (tensor_core.cpp); all 32 lanes take part.
+enum class Operands { kBFloat16, kHalf, kTf32 };
+void mma(Operands, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+uint32_t to_tf32(float);
+uint32_t transpose_8x8(uint32_t);
+void load_transposed(uint32_t (&r)[4], const void* address, const uint32_t (&row)[4]);
+
 }  // namespace emu
 
 extern "C" {

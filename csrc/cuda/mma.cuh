@@ -69,6 +69,28 @@ struct TensorCore {
   static __device__ __forceinline__ Operand operand(const Piece& a, const Piece& b) {
     return {{a.w[0], b.w[0], a.w[1], b.w[1]}};
   }
+  // The piece of item g + 8 * half.
+  static __device__ __forceinline__ Piece part(const Operand& x, int half) {
+    return {{x.r[half], x.r[half + 2]}};
+  }
+  // The same unit with items for columns and columns for items, for a sum over items; its i-th row
+  // of a lane is column row_of_transposed(i).
+  static __device__ __forceinline__ Operand transposed(const Operand& x) {
+    return {{transpose_8x8(x.r[0]), transpose_8x8(x.r[2]), transpose_8x8(x.r[1]),
+             transpose_8x8(x.r[3])}};
+  }
+  static __device__ __forceinline__ int row_of_transposed(int i) {
+    const int g = threadIdx.x % 32 / 4;
+    return 4 * (g / 2) + 2 * i + g % 2;
+  }
+  // The right operand of a sum over items, from a unit in shared memory with `ld` elements from item
+  // to item; columns in their own order, 8t + 2q + e.
+  static __device__ __forceinline__ Weight transposed(const S* x, int64_t ld) {
+    const int lane = threadIdx.x % 32;
+    Weight w;
+    load_transposed(w.r, x + lane % 16 * ld + lane / 16 * 8);
+    return w;
+  }
   // From weight(j, k) of output column j and summed column k.
   template <typename F>
   static __device__ __forceinline__ Weight weight(const F& weight) {

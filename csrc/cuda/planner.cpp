@@ -79,12 +79,12 @@ constexpr int64_t kTensorMma = 8;
 
 bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
   const bool is_16_bit = z.dtype == Dtype::kBFloat16 || z.dtype == Dtype::kFloat16;
-  if (!is_16_bit || device.architecture < 80 || z.is_backward || z.H > kTensorMaxH || z.N < 1 ||
+  if (!is_16_bit || device.architecture < 80 || z.H > kTensorMaxH || z.N < 1 ||
       z.N > kTensorMaxNodes || z.S > kTensorMaxNodes)
     return false;
   const int64_t units = ceil_div(z.H, 16), width = ceil_div(z.N, z.G);
   plan.steps = units <= 1 ? 1 : units <= 2 ? 2 : units <= 4 ? 4 : units <= 8 ? 8 : 16;
-  plan.own = plan.steps <= 4 ? plan.steps : 2;
+  plan.own = tensor_own(plan.steps, z.is_backward);
   const int warps = plan.steps / plan.own;
   plan.threads = 32 * warps;
   plan.slots_in_shared = true;
@@ -116,6 +116,7 @@ bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
       if (best >= 0 && cost >= best) continue;
       best = cost;
       plan = candidate;
+      plan.parts = std::min(ceil_div(z.B, rows), std::max<int64_t>(1, resident / z.D));
     }
   }
   plan.family = Family::kTensorCore;
@@ -126,7 +127,7 @@ bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
 
 TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan) {
   const int64_t rows = int64_t{1} << plan.rows_log2, items = 16 * plan.items;
-  const int64_t units_x = ceil_div(z.C, 16);
+  const int64_t units_x = z.is_backward ? 0 : ceil_div(z.C, 16);
   TensorLayout l{};
   // Of an odd number of units: neighbouring rows of 16 bytes meet in no bank.
   l.ld_state = 16 * (plan.steps | 1), l.ld_x = 16 * (units_x | 1);
@@ -134,13 +135,16 @@ TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan) {
   l.input_weights = units_x * plan.steps * 32;
   l.slots = plan.steps * z.S * rows * 16;
   l.exchange = plan.steps > plan.own ? 2 * plan.items * plan.steps * 32 : 0;
-  const bool is_there[kTensorStreams] = {z.C == 0, z.is_gated, false, false};
+  const bool keeps_sums = plan.steps <= kTensorSumsSteps;
+  const bool is_there[kTensorStreams] = {
+      z.is_backward ? !z.is_gated || keeps_sums : z.C == 0, z.is_backward || z.is_gated,
+      z.is_backward && z.is_gated, z.is_backward && z.is_gated};
   for (int s = 0; s < kTensorStreams; ++s) {
     l.stream[s] = l.stage;
     l.stage += is_there[s] ? items * l.ld_state : 0;
   }
   l.x = l.stage;
-  l.stage += z.C ? items * l.ld_x : 0;
+  l.stage += units_x ? items * l.ld_x : 0;
   l.ring = kTensorRing * l.stage;
   return l;
 }

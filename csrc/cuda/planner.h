@@ -58,6 +58,14 @@ constexpr int64_t kTensorMaxH = 256;
 constexpr int64_t kTensorMaxNodes = 32767;  // and slots: 16 bits each
 constexpr int kTensorRing = 4;
 constexpr int kTensorStreams = 4;  // inputs of the shape of the states
+constexpr int kTensorSumsSteps = 8;  // most units of a state whose dw_hh stays in registers
+
+// Units of 16 columns of a warp, of `steps` in all. Forward, one warp has all of them up to H = 64;
+// backward its registers also hold its rows of dw_hh.
+constexpr int tensor_own(int steps, bool is_backward) {
+  if (is_backward) return steps == 1 || steps == 8 ? 1 : 2;
+  return steps <= 4 ? steps : 2;
+}
 
 // Shared memory of the tensor_core family's CTA: records and parts of products 16 bytes each, the
 // others in elements of the storage type; the kernels carve their arrays in this order.
@@ -83,6 +91,7 @@ struct Plan {
   WarpLayout warp;  // of the family warp_per_row
   // Of the family tensor_core: units of 16 columns of a warp and of all warps.
   int own, steps;
+  int64_t parts;  // backward: CTAs of a direction, each with its part of dw_hh
   TensorLayout tensor;
 };
 

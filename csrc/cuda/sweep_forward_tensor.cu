@@ -39,10 +39,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
     });
   };
   Weight weights[kSteps][kOwn];
-#pragma unroll
-  for (int k = 0; k < kSteps; ++k)
-#pragma unroll
-    for (int own = 0; own < kOwn; ++own) weights[k][own] = weight_of(f.w_hh, tile.unit(own), k, H);
+  tile.load_weights(weights, [&](int own, int k) { return weight_of(f.w_hh, tile.unit(own), k, H); });
   // Those of the input product are read again by every tile: a lane its own.
   const auto input_weight = [&](int unit_x, int own) {
     return tile.input_weights + (unit_x * kSteps + tile.unit(own)) * Tile::kQuads * 32 + tile.lane;
@@ -135,7 +132,7 @@ void sweep_forward_tensor(const SweepForward& a, Dtype dtype, const Plan& plan, 
       static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),
       static_cast<unsigned>(a.D));
   with_tensor_dtype(dtype, [&](auto s) {
-    with_tensor_shape(plan, [&](auto own, auto steps) {
+    with_tensor_shape<false>(plan, [&](auto own, auto steps) {
       launch("sweep_forward_tensor",
              sweep_forward_tensor_kernel<decltype(s), decltype(own)::value, decltype(steps)::value>,
              grid, plan.threads, plan.shared_bytes, stream, f);

@@ -208,10 +208,13 @@ struct TensorTile {
   __device__ __forceinline__ S* slot(int own, int index, int r) const {
     return slots + (((unit(own) * a.program.S + index) << a.rows_log2) + r) * kUnit + kPiece * q;
   }
-  // The lane's columns of a stream's item in stage `at` of the ring.
-  __device__ __forceinline__ S* staged(int at, int stream, int tile, int half, int own) const {
+  // A stream's items of a tile in stage `at` of the ring, and the lane's columns of one.
+  __device__ __forceinline__ S* staged_rows(int at, int stream, int tile) const {
     return ring + at * a.layout.stage + a.layout.stream[stream] +
-           (tile * kUnit + g + 8 * half) * a.layout.ld_state + column(own);
+           tile * kUnit * a.layout.ld_state;
+  }
+  __device__ __forceinline__ S* staged(int at, int stream, int tile, int half, int own) const {
+    return staged_rows(at, stream, tile) + (g + 8 * half) * a.layout.ld_state + column(own);
   }
   __device__ __forceinline__ S* staged_x(int at, int tile, int half, int unit_x) const {
     return ring + at * a.layout.stage + a.layout.x +
@@ -297,6 +300,24 @@ struct TensorTile {
     return x;
   }
 
+  // weights[k][own] = weight(own, k). Of many, each goes through shared memory: the compiler would
+  // keep all of them unpacked until the last is there, and spill.
+  template <typename F>
+  __device__ __forceinline__ void load_weights(Weight (&weights)[kSteps][kOwn],
+                                               const F& weight) const {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        weights[k][own] = weight(own, k);
+        if constexpr (kSteps > 8) {
+          put(exchanged(0, 0, unit(own)), weights[k][own]);
+          __syncwarp();
+          weights[k][own] = get(exchanged(0, 0, unit(own)));
+        }
+      }
+  }
+
   // The sweep over a tile of rows. extra as above; start(at, tile, acc) says what the product is
   // added to; finish(at, tile, items, sums, acc) takes the result. at: stage of the ring; sums: of
   // the own columns.
@@ -371,18 +392,37 @@ void with_tensor_dtype(Dtype dtype, const F& f) {
     f(__half{});
 }
 
-// Calls f with the shapes (kOwn, kSteps) that the kernels exist for.
-template <typename F>
+// Calls f with the shapes (kOwn, kSteps) that tensor_shape chooses.
+template <bool kIsBackward, typename F>
 void with_tensor_shape(const Plan& plan, const F& f) {
-  using std::integral_constant;
-  const auto is = [&](int own, int steps) { return plan.own == own && plan.steps == steps; };
-  if (is(1, 1)) return f(integral_constant<int, 1>{}, integral_constant<int, 1>{});
-  if (is(2, 2)) return f(integral_constant<int, 2>{}, integral_constant<int, 2>{});
-  if (is(4, 4)) return f(integral_constant<int, 4>{}, integral_constant<int, 4>{});
-  if (is(2, 8)) return f(integral_constant<int, 2>{}, integral_constant<int, 8>{});
-  f(integral_constant<int, 2>{}, integral_constant<int, 16>{});
+  const auto call = [&](auto steps) {
+    constexpr int kSteps = decltype(steps)::value;
+    f(std::integral_constant<int, tensor_own(kSteps, kIsBackward)>{}, steps);
+  };
+  switch (plan.steps) {
+    case 1:
+      return call(std::integral_constant<int, 1>{});
+    case 2:
+      return call(std::integral_constant<int, 2>{});
+    case 4:
+      return call(std::integral_constant<int, 4>{});
+    case 8:
+      return call(std::integral_constant<int, 8>{});
+    default:
+      return call(std::integral_constant<int, 16>{});
+  }
 }
 
+// What the backward sweep reads and leaves for the sums that follow it.
+struct TensorGradients {
+  const void* dh;  // (B, N, D, H) or null
+  void* du;        // (B, N, D, H) or null
+  void* q;         // (B, N, D, H), without dw_hh
+  float* dw_hh;    // [plan.parts][D][H][H] or null
+};
+
 void sweep_forward_tensor(const SweepForward&, Dtype, const Plan&, void* stream);
+void sweep_backward_tensor(const SweepBackward&, const TensorGradients&, Dtype, const Plan&,
+                           void* stream);
 
 }  // namespace strnn::cuda

@@ -28,7 +28,7 @@ CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 BUILD = ROOT / "build" / "cuda_host"
 KERNELS = (
     "sweep_forward.cu", "sweep_forward_warp.cu", "sweep_forward_tensor.cu", "sweep_backward.cu",
-    "sweep_backward_warp.cu", "sparse_projection_kernel.cu",
+    "sweep_backward_warp.cu", "sweep_backward_tensor.cu", "sparse_projection_kernel.cu",
 )  # fmt: skip
 RUNTIME = ("scheduler.cpp", "checker.cpp", "tensor_core.cpp")
 COMMON = ["-std=c++17", "-g1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas"]

@@ -73,15 +73,16 @@ struct TensorCore {
   static __device__ __forceinline__ Piece part(const Operand& x, int half) {
     return {{x.r[half], x.r[half + 2]}};
   }
-  // The same unit with items for columns and columns for items, for a sum over items; its i-th row
-  // of a lane is column row_of_transposed(i).
+  // The lane's column of an operand's t-th tile of 8, in the order of a unit.
+  static __device__ __forceinline__ int row_of(int t) {
+    const int g = threadIdx.x % 32 / 4;
+    return 4 * (g / 2) + 2 * t + g % 2;
+  }
+  // The same unit with items for columns and columns for items, for a sum over items; the lane's
+  // rows are columns row_of(0) and row_of(1).
   static __device__ __forceinline__ Operand transposed(const Operand& x) {
     return {{transpose_8x8(x.r[0]), transpose_8x8(x.r[2]), transpose_8x8(x.r[1]),
              transpose_8x8(x.r[3])}};
-  }
-  static __device__ __forceinline__ int row_of_transposed(int i) {
-    const int g = threadIdx.x % 32 / 4;
-    return 4 * (g / 2) + 2 * i + g % 2;
   }
   // The right operand of a sum over items, from a unit in shared memory with `ld` elements from item
   // to item; columns in their own order, 8t + 2q + e.
@@ -91,18 +92,26 @@ struct TensorCore {
     load_transposed(w.r, x + lane % 16 * ld + lane / 16 * 8);
     return w;
   }
-  // From weight(j, k) of output column j and summed column k.
+  // 16 x 16 weights of a matrix whose 4 columns from 4q on of row i block(i) gives; each row is a
+  // column of the output, or, transposed, a summed one.
   template <typename F>
-  static __device__ __forceinline__ Weight weight(const F& weight) {
-    const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+  static __device__ __forceinline__ Weight weight(const F& block) {
     Weight w;
 #pragma unroll
-    for (int t = 0; t < 2; ++t)
+    for (int t = 0; t < 2; ++t) {
+      const Piece p = block(row_of(t));
+      w.r[2 * t] = p.w[0], w.r[2 * t + 1] = p.w[1];
+    }
+    return w;
+  }
+  template <typename F>
+  static __device__ __forceinline__ Weight weight_transposed(const F& block) {
+    Weight w;
 #pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        const int j = 4 * (g / 2) + 2 * t + g % 2, k = 4 * q + 2 * s;
-        w.r[2 * t + s] = pack(weight(j, k), weight(j, k + 1), S{});
-      }
+    for (int s = 0; s < 2; ++s) {
+      const Piece p = block(row_of(s));
+      w.r[s] = transpose_8x8(p.w[0]), w.r[2 + s] = transpose_8x8(p.w[1]);
+    }
     return w;
   }
   // acc[t][2i + e] is column 4q + 2t + e of item g + 8i.

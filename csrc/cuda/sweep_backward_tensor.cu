@@ -2,8 +2,6 @@
 // for the formulas. Up to H = 128 dw_hh grows in registers over all tiles of a CTA, as products over
 // their 16 items (a warp has the rows of its own columns), and the reduction that follows adds the
 // CTAs up in their order; beyond, q goes to memory and a product over all rows follows.
-#include <type_traits>
-
 #include "sweep_tensor.cuh"
 
 namespace strnn::cuda {
@@ -34,13 +32,12 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   const int H = a.H, d = tile.d;
 
   typename Tile::Weight weights[kSteps][kOwn];
-  const S* w = static_cast<const S*>(f.w_hh) + static_cast<int64_t>(d) * H * H;
-  tile.load_weights(weights, [&](int own, int step) {
-    return Core::weight([&](int j, int k) {
-      j += tile.unit(own) * kUnit, k += step * kUnit;
-      return j < H && k < H ? to_acc(w[static_cast<int64_t>(k) * H + j]) : 0.f;
-    });
-  });
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own)
+      weights[k][own] = Core::weight_transposed(
+          [&](int i) { return tile.block_row(f.w_hh, k, tile.unit(own), H, i); });
   float dw[kSums ? kOwn : 1][kSums ? kSteps : 1][2][4] = {};
 
   const auto extra = [](const TensorItem&, int, float(&)[kPiece]) {};
@@ -62,7 +59,6 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const TensorItem& item = items[half];
-      const int64_t to = tile.state(item);
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
         const int column = tile.column(own), valid = item.is_inside ? H - column : 0;
@@ -75,8 +71,8 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
           input(3, other);
 #pragma unroll
           for (int e = 0; e < kPiece; ++e) v[e] = acc[own][e / 2][2 * half + e % 2] * other[e];
-          store_piece(static_cast<S*>(f.dgate) + to + column, Core::piece(v), valid,
-                      alignment_of<S>(f.dgate, H));
+          store_piece(static_cast<S*>(f.dgate) + item.state + column, Core::piece(v), valid,
+                      a.alignment);
           input(2, other);
         } else {
           input(0, other);
@@ -92,10 +88,10 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         if (item.slot != kNoSlot)
           *reinterpret_cast<Piece*>(tile.slot(own, item.slot, item.row)) = du;
         if (f.du)
-          store_piece(static_cast<S*>(f.du) + to + column, du, valid, alignment_of<S>(f.du, H));
+          store_piece(static_cast<S*>(f.du) + item.state + column, du, valid, a.alignment);
         if constexpr (!kSums)
-          store_piece(static_cast<S*>(f.q) + to + column, Core::part(q[own], half), valid,
-                      alignment_of<S>(f.q, H));
+          store_piece(static_cast<S*>(f.q) + item.state + column, Core::part(q[own], half), valid,
+                      a.alignment);
       }
     }
     if constexpr (kSums) {
@@ -122,7 +118,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       for (int k = 0; k < kSteps; ++k)
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
-          const int row = tile.unit(own) * kUnit + Core::row_of_transposed(e % 4 / 2);
+          const int row = tile.unit(own) * kUnit + Core::row_of(e % 4 / 2);
           const int column = k * kUnit + 8 * (e / 4) + 2 * tile.q + e % 2;
           if (row < H && column < H)
             to[static_cast<int64_t>(row) * H + column] = dw[own][k][e / 4][e % 4];
@@ -135,7 +131,8 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 void sweep_backward_tensor(const SweepBackward& a, const TensorGradients& to, Dtype dtype,
                            const Plan& plan, void* stream) {
   TensorBackwardArgs f{};
-  f.sweep = tensor_sweep(a, a.program, plan);
+  f.sweep = tensor_sweep(a, a.program, plan,
+                         {a.h, to.dh, a.gate, a.pre, a.dgate, to.du, to.q});
   if (!a.gate || to.dw_hh) f.sweep.stream[0] = a.h;
   f.sweep.stream[1] = to.dh, f.sweep.stream[2] = a.gate, f.sweep.stream[3] = a.pre;
   f.w_hh = a.w_hh;

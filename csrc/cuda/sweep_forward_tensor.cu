@@ -1,6 +1,4 @@
 // Forward sweep on tensor cores; see sweep_tensor.cuh for the plan and sweep_forward.cu for the op.
-#include <type_traits>
-
 #include "kernels.h"
 #include "sweep_tensor.cuh"
 
@@ -31,15 +29,15 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   const TensorSweep& a = f.sweep;
   const int H = a.H, C = a.C, d = tile.d, units_x = (C + kUnit - 1) / kUnit;
 
-  const auto weight_of = [&](const void* matrix, int unit, int unit_k, int width) {
-    const S* w = static_cast<const S*>(matrix) + static_cast<int64_t>(d) * H * width;
-    return Core::weight([&](int j, int k) {
-      j += unit * kUnit, k += unit_k * kUnit;
-      return j < H && k < width ? to_acc(w[static_cast<int64_t>(j) * width + k]) : 0.f;
-    });
+  const auto weight_of = [&](const void* matrix, int own, int step, int width) {
+    return Core::weight(
+        [&](int i) { return tile.block_row(matrix, tile.unit(own), step, width, i); });
   };
   Weight weights[kSteps][kOwn];
-  tile.load_weights(weights, [&](int own, int k) { return weight_of(f.w_hh, tile.unit(own), k, H); });
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) weights[k][own] = weight_of(f.w_hh, own, k, H);
   // Those of the input product are read again by every tile: a lane its own.
   const auto input_weight = [&](int unit_x, int own) {
     return tile.input_weights + (unit_x * kSteps + tile.unit(own)) * Tile::kQuads * 32 + tile.lane;
@@ -48,7 +46,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
   for (int own = 0; own < kOwn; ++own) {
     for (int unit_x = 0; unit_x < units_x; ++unit_x)
-      Tile::put(input_weight(unit_x, own), weight_of(f.w_ih, tile.unit(own), unit_x, C));
+      Tile::put(input_weight(unit_x, own), weight_of(f.w_ih, own, unit_x, C));
 #pragma unroll
     for (int e = 0; e < kPiece; ++e)
       if (f.bias && tile.column(own) + e < H)
@@ -88,7 +86,6 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const TensorItem& item = items[half];
-      const int64_t to = tile.state(item);
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
         const int column = tile.column(own), valid = item.is_inside ? H - column : 0;
@@ -96,8 +93,8 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
         for (int e = 0; e < kPiece; ++e) v[e] = acc[own][e / 2][2 * half + e % 2];
         if (f.pre)
-          store_piece(static_cast<S*>(f.pre) + to + column, Core::piece(v), valid,
-                      alignment_of<S>(f.pre, H));
+          store_piece(static_cast<S*>(f.pre) + item.state + column, Core::piece(v), valid,
+                      a.alignment);
         if (a.stream[1]) {
           float gate[kPiece];
           Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, 1, number, half, own)),
@@ -111,7 +108,8 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         const Piece state = Core::piece(v);
         if (item.slot != kNoSlot)
           *reinterpret_cast<Piece*>(tile.slot(own, item.slot, item.row)) = state;
-        if (f.h) store_piece(static_cast<S*>(f.h) + to + column, state, valid, alignment_of<S>(f.h, H));
+        if (f.h)
+          store_piece(static_cast<S*>(f.h) + item.state + column, state, valid, a.alignment);
       }
     }
   };
@@ -122,9 +120,11 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 
 void sweep_forward_tensor(const SweepForward& a, Dtype dtype, const Plan& plan, void* stream) {
   TensorForwardArgs f{};
-  f.sweep = tensor_sweep(a, a.program, plan);
+  const void* u = a.C ? nullptr : a.x;
+  f.sweep = tensor_sweep(a, a.program, plan, {u, a.gate, a.h, a.pre});
   f.sweep.C = static_cast<int>(a.C);
-  (a.C ? f.sweep.x : f.sweep.stream[0]) = a.x;
+  f.sweep.x = a.C ? a.x : nullptr, f.sweep.alignment_x = alignment_of<uint16_t>(a.x, a.C);
+  f.sweep.stream[0] = u;
   f.sweep.stream[1] = a.gate;
   f.w_ih = a.w_ih, f.bias = a.C ? a.bias : nullptr, f.w_hh = a.w_hh, f.h0 = a.h0, f.entry = a.entry;
   f.activation = a.activation, f.h = a.h, f.pre = a.pre;

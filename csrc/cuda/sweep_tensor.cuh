@@ -17,6 +17,10 @@
 // slot freed by a node may be taken by a later one of its group, so all of a tile's are read before
 // one is written, and a node whose state nobody reads does not write its slot at all.
 #pragma once
+#include <algorithm>
+#include <initializer_list>
+#include <type_traits>
+
 #include "../common/sweep.h"
 #include "activation.cuh"
 #include "launch.cuh"
@@ -43,6 +47,7 @@ struct TensorSweep {
   const bool* mask;
   const void* stream[kTensorStreams];  // (B, N, D, H) or null
   const void* x;                       // (B, N, C) or null
+  int alignment, alignment_x;          // of rows of H elements and of x, in bytes
 };
 
 // Consecutive nodes of one group, by position.
@@ -53,21 +58,31 @@ struct TensorChunk {
 // A pair (node, row) as its lane sees it.
 struct TensorItem {
   int position, node, slot, count, pred[3], row;
+  int64_t state;   // element of (B, N, D, H) where its state starts
   bool is_inside;  // of the chunk and of the batch: may be read and written
   bool is_live;    // and not masked
 };
 
+// Bytes, at most 16, to which the rows of `width` elements from `data` on are aligned.
+template <typename S>
+__host__ __device__ __forceinline__ int alignment_of(const void* data, int64_t width) {
+  const auto bits = static_cast<int>(reinterpret_cast<uintptr_t>(data) | width * sizeof(S) | 16);
+  return bits & -bits;
+}
+
+template <typename S>
+constexpr int kPieceBytes = kPiece * static_cast<int>(sizeof(S));
+
 // Four neighbouring columns from global to shared memory, zero from `valid` on; alignment: of all
-// such addresses in global memory, in bytes.
+// such addresses in global memory.
 template <typename S>
 __device__ __forceinline__ void copy_piece(S* to, const S* from, int valid, int alignment) {
-  constexpr int kBytes = kPiece * static_cast<int>(sizeof(S));
   const int bytes = (valid < 0 ? 0 : valid > kPiece ? kPiece : valid) * static_cast<int>(sizeof(S));
-  if (alignment >= kBytes) {
-    cp_async<kBytes>(to, from, bytes);
+  if (alignment >= kPieceBytes<S>) {
+    cp_async<kPieceBytes<S>>(to, from, bytes);
   } else if (alignment >= 4) {
 #pragma unroll
-    for (int at = 0; at < kBytes; at += 4) {
+    for (int at = 0; at < kPieceBytes<S>; at += 4) {
       const int rest = bytes - at;
       cp_async<4>(reinterpret_cast<char*>(to) + at, reinterpret_cast<const char*>(from) + at,
                   rest < 0 ? 0 : rest > 4 ? 4 : rest);
@@ -79,24 +94,29 @@ __device__ __forceinline__ void copy_piece(S* to, const S* from, int valid, int 
 }
 
 template <typename S>
-__device__ __forceinline__ void store_piece(S* to, const typename TensorCore<S>::Piece& piece,
-                                            int valid, int alignment) {
-  if (alignment >= kPiece * static_cast<int>(sizeof(S))) {
-    if (valid > 0) *reinterpret_cast<typename TensorCore<S>::Piece*>(to) = piece;
-  } else {
-    float v[kPiece];
-    TensorCore<S>::values(piece, v);
+__device__ __forceinline__ typename TensorCore<S>::Piece load_piece(const S* from, int valid,
+                                                                    int alignment) {
+  if (alignment >= kPieceBytes<S>)
+    return valid > 0 ? *reinterpret_cast<const typename TensorCore<S>::Piece*>(from)
+                     : typename TensorCore<S>::Piece{};
+  float v[kPiece];
 #pragma unroll
-    for (int e = 0; e < kPiece; ++e)
-      if (e < valid) to[e] = from_acc<S>(v[e]);
-  }
+  for (int e = 0; e < kPiece; ++e) v[e] = e < valid ? to_acc(from[e]) : 0.f;
+  return TensorCore<S>::piece(v);
 }
 
-// Bytes, at most 16, to which the rows of `width` elements from `data` on are aligned.
 template <typename S>
-__device__ __forceinline__ int alignment_of(const void* data, int64_t width) {
-  const auto bits = static_cast<int>(reinterpret_cast<uintptr_t>(data) | width * sizeof(S) | 16);
-  return bits & -bits;
+__device__ __forceinline__ void store_piece(S* to, const typename TensorCore<S>::Piece& piece,
+                                            int valid, int alignment) {
+  if (alignment >= kPieceBytes<S>) {
+    if (valid > 0) *reinterpret_cast<typename TensorCore<S>::Piece*>(to) = piece;
+    return;
+  }
+  float v[kPiece];
+  TensorCore<S>::values(piece, v);
+#pragma unroll
+  for (int e = 0; e < kPiece; ++e)
+    if (e < valid) to[e] = from_acc<S>(v[e]);
 }
 
 template <typename S, int kOwn, int kSteps>
@@ -110,7 +130,7 @@ struct TensorTile {
 
   const TensorSweep& a;
   int d, lane, g, q, warp, rows, tile_rows;
-  int64_t b0;
+  int64_t b0, first_state[2];  // of the lane's two rows
   int4* records;  // by position: node | end of the group, slot | number of predecessors, slots of
                   // the first three | live rows; 16 bits each
   uint4* input_weights;  // [unit of C][unit of H][quad][lane]
@@ -159,6 +179,9 @@ struct TensorTile {
   __device__ __forceinline__ void begin(int64_t first_row) {
     b0 = first_row;
     tile_rows = static_cast<int>(a.B - b0 < rows ? a.B - b0 : rows);
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      first_state[half] = (row(row_of(half), 0) * a.D + d) * a.H;
     sync();  // the records are there, the tile before is done
     for (int i = threadIdx.x; i < a.N; i += kThreads) {
       const int n = records[i].x & 0xffff;
@@ -172,10 +195,8 @@ struct TensorTile {
   __device__ __forceinline__ int unit(int own) const { return warp * kOwn + own; }
   __device__ __forceinline__ int column(int own) const { return unit(own) * kUnit + kPiece * q; }
   __device__ __forceinline__ int64_t row(int r, int n) const { return (b0 + r) * a.N + n; }
-  // Of an item's state in (B, N, D, H).
-  __device__ __forceinline__ int64_t state(const TensorItem& item) const {
-    return (row(item.row, item.node) * a.D + d) * a.H;
-  }
+  // All items g + 8 * half of a lane are of one row.
+  __device__ __forceinline__ int row_of(int half) const { return (g + 8 * half) & (rows - 1); }
 
   __device__ __forceinline__ TensorChunk chunk(int begin) const {
     const int N = static_cast<int>(a.N);
@@ -193,13 +214,14 @@ struct TensorTile {
     const int index = tile * kUnit + g + 8 * half;
     const int i = c.begin + (index >> a.rows_log2);
     TensorItem item{};
-    item.position = i, item.row = index & (rows - 1), item.slot = kNoSlot;
+    item.position = i, item.row = row_of(half), item.slot = kNoSlot;
     if (i >= c.end) return item;
     const int4 r = records[i];
     item.node = r.x & 0xffff;
     item.slot = r.y & 0xffff, item.count = static_cast<int>(static_cast<unsigned>(r.y) >> 16);
     item.pred[0] = r.z & 0xffff, item.pred[1] = static_cast<int>(static_cast<unsigned>(r.z) >> 16);
     item.pred[2] = r.w & 0xffff;
+    item.state = first_state[half] + static_cast<int64_t>(item.node) * (static_cast<int>(a.D) * a.H);
     item.is_inside = item.row < tile_rows;
     item.is_live = r.w >> (16 + item.row) & 1;
     return item;
@@ -228,24 +250,33 @@ struct TensorTile {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const TensorItem item = this->item(c, tile, half);
-        const int64_t from = state(item);
-#pragma unroll
-        for (int s = 0; s < kTensorStreams; ++s)
-          if (a.stream[s])
-#pragma unroll
-            for (int own = 0; own < kOwn; ++own)
-              copy_piece(staged(at, s, tile, half, own),
-                         static_cast<const S*>(a.stream[s]) + from + column(own),
-                         item.is_inside ? a.H - column(own) : 0, alignment_of<S>(a.stream[s], a.H));
+        if (a.alignment >= kPieceBytes<S>)
+          stage_item<true>(item, at, tile, half);
+        else
+          stage_item<false>(item, at, tile, half);
         if (a.x)
           for (int unit_x = warp; unit_x * kUnit < a.C; unit_x += kWarps) {
             const int at_column = unit_x * kUnit + kPiece * q;
             copy_piece(staged_x(at, tile, half, unit_x),
                        static_cast<const S*>(a.x) + row(item.row, item.node) * a.C + at_column,
-                       item.is_live ? a.C - at_column : 0, alignment_of<S>(a.x, a.C));
+                       item.is_live ? a.C - at_column : 0, a.alignment_x);
           }
       }
     cp_async_commit();
+  }
+  template <bool kIsAligned>
+  __device__ __forceinline__ void stage_item(const TensorItem& item, int at, int tile,
+                                             int half) const {
+#pragma unroll(kIsAligned ? kTensorStreams : 1)
+    for (int s = 0; s < kTensorStreams; ++s) {
+      if (!a.stream[s]) continue;
+#pragma unroll(kIsAligned ? kOwn : 1)
+      for (int own = 0; own < kOwn; ++own)
+        copy_piece(staged(at, s, tile, half, own),
+                   static_cast<const S*>(a.stream[s]) + item.state + column(own),
+                   item.is_inside ? a.H - column(own) : 0,
+                   kIsAligned ? kPieceBytes<S> : a.alignment);
+    }
   }
 
   __device__ __forceinline__ void add_slot(float (&sum)[kPiece], int own, int index, int r) const {
@@ -300,22 +331,13 @@ struct TensorTile {
     return x;
   }
 
-  // weights[k][own] = weight(own, k). Of many, each goes through shared memory: the compiler would
-  // keep all of them unpacked until the last is there, and spill.
-  template <typename F>
-  __device__ __forceinline__ void load_weights(Weight (&weights)[kSteps][kOwn],
-                                               const F& weight) const {
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k)
-#pragma unroll
-      for (int own = 0; own < kOwn; ++own) {
-        weights[k][own] = weight(own, k);
-        if constexpr (kSteps > 8) {
-          put(exchanged(0, 0, unit(own)), weights[k][own]);
-          __syncwarp();
-          weights[k][own] = get(exchanged(0, 0, unit(own)));
-        }
-      }
+  // The 4 columns from 4q on of a row of a 16 x 16 block of direction d of (D, H, width).
+  __device__ __forceinline__ Piece block_row(const void* matrix, int block, int block_column,
+                                             int width, int i) const {
+    const int row = block * kUnit + i, column = block_column * kUnit + kPiece * q;
+    const S* from = static_cast<const S*>(matrix) +
+                    (static_cast<int64_t>(d) * a.H + row) * width + column;
+    return load_piece(from, row < a.H ? width - column : 0, alignment_of<S>(matrix, width));
   }
 
   // The sweep over a tile of rows. extra as above; start(at, tile, acc) says what the product is
@@ -372,7 +394,9 @@ struct TensorTile {
   }
 };
 
-inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Plan& plan) {
+// states: all arrays of rows of H elements, null or not.
+inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Plan& plan,
+                                std::initializer_list<const void*> states) {
   TensorSweep sweep{};
   sweep.program = program;
   sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
@@ -380,6 +404,9 @@ inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Pl
   sweep.rows_log2 = plan.rows_log2, sweep.tiles = plan.items;
   sweep.layout = plan.tensor;
   sweep.mask = a.mask;
+  sweep.alignment = 16;
+  for (const void* state : states)
+    sweep.alignment = std::min(sweep.alignment, alignment_of<uint16_t>(state, a.H));
   return sweep;
 }
 

@@ -23,6 +23,19 @@ __device__ __forceinline__ T activate(int activation, T u) {
   }
 }
 
+// The same of several, with one piece of code for the two that need tanh.
+template <typename T, int kCount>
+__device__ __forceinline__ void activate(int activation, T (&u)[kCount]) {
+  if (activation == kTanh || activation == kSigmoid) {
+    const T scale = activation == kTanh ? T(1) : T(0.5), shift = T(1) - scale;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) u[i] = shift + scale * tanh_of(scale * u[i]);
+  } else if (activation == kRelu) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) u[i] = u[i] < 0 ? T(0) : u[i];
+  }
+}
+
 template <typename T>
 __device__ __forceinline__ T derivative(int activation, T h) {
   switch (activation) {

@@ -16,11 +16,10 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "families.h"
 #include "gemm.cuh"
 #include "kernels.h"
 #include "sweep_kernel.cuh"
-#include "sweep_tensor.cuh"
-#include "sweep_warp.cuh"
 #include "workspace.h"
 
 namespace strnn::cuda {

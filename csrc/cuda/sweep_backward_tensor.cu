@@ -77,8 +77,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         } else {
           input(0, other);
 #pragma unroll
-          for (int e = 0; e < kPiece; ++e)
-            other[e] = item.is_live ? derivative(f.activation, other[e]) : 0.f;
+          for (int e = 0; e < kPiece; ++e) other[e] = derivative(f.activation, other[e]);
         }
         // Not 0 * t, which may be NaN where the node is masked.
 #pragma unroll

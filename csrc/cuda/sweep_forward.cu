@@ -9,10 +9,9 @@
 // batches.
 #include <type_traits>
 
+#include "families.h"
 #include "kernels.h"
 #include "sweep_kernel.cuh"
-#include "sweep_tensor.cuh"
-#include "sweep_warp.cuh"
 #include "workspace.h"
 
 namespace strnn::cuda {

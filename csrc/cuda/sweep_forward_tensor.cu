@@ -45,6 +45,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   float bias[kOwn][kPiece] = {};
 #pragma unroll
   for (int own = 0; own < kOwn; ++own) {
+#pragma unroll 1
     for (int unit_x = 0; unit_x < units_x; ++unit_x)
       Tile::put(input_weight(unit_x, own), weight_of(f.w_ih, own, unit_x, C));
 #pragma unroll
@@ -72,6 +73,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
         for (int e = 0; e < kPiece; ++e) acc[own][e / 2][2 * half + e % 2] = u[e];
       }
+#pragma unroll 1
     for (int unit_x = 0; unit_x < units_x; ++unit_x) {
       const auto x = Core::operand(
           *reinterpret_cast<const Piece*>(tile.staged_x(at, number, 0, unit_x)),
@@ -102,8 +104,8 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
           for (int e = 0; e < kPiece; ++e) v[e] *= gate[e];
         } else {
-#pragma unroll
-          for (int e = 0; e < kPiece; ++e) v[e] = item.is_live ? activate(f.activation, v[e]) : 0.f;
+          activate(f.activation, v);
+          if (!item.is_live) v[0] = v[1] = v[2] = v[3] = 0;
         }
         const Piece state = Core::piece(v);
         if (item.slot != kNoSlot)

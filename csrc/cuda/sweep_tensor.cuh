@@ -23,6 +23,7 @@
 
 #include "../common/sweep.h"
 #include "activation.cuh"
+#include "families.h"
 #include "launch.cuh"
 #include "mma.cuh"
 #include "planner.h"
@@ -96,9 +97,11 @@ __device__ __forceinline__ void copy_piece(S* to, const S* from, int valid, int 
 template <typename S>
 __device__ __forceinline__ typename TensorCore<S>::Piece load_piece(const S* from, int valid,
                                                                     int alignment) {
-  if (alignment >= kPieceBytes<S>)
-    return valid > 0 ? *reinterpret_cast<const typename TensorCore<S>::Piece*>(from)
-                     : typename TensorCore<S>::Piece{};
+  typename TensorCore<S>::Piece piece{};
+  if (alignment >= kPieceBytes<S>) {
+    if (valid > 0) piece = *reinterpret_cast<const typename TensorCore<S>::Piece*>(from);
+    return piece;
+  }
   float v[kPiece];
 #pragma unroll
   for (int e = 0; e < kPiece; ++e) v[e] = e < valid ? to_acc(from[e]) : 0.f;
@@ -108,15 +111,20 @@ __device__ __forceinline__ typename TensorCore<S>::Piece load_piece(const S* fro
 template <typename S>
 __device__ __forceinline__ void store_piece(S* to, const typename TensorCore<S>::Piece& piece,
                                             int valid, int alignment) {
+  constexpr int kWordElements = 4 / static_cast<int>(sizeof(S));
   if (alignment >= kPieceBytes<S>) {
     if (valid > 0) *reinterpret_cast<typename TensorCore<S>::Piece*>(to) = piece;
-    return;
-  }
-  float v[kPiece];
-  TensorCore<S>::values(piece, v);
+  } else if (alignment >= 4) {  // then no row ends inside of a word
 #pragma unroll
-  for (int e = 0; e < kPiece; ++e)
-    if (e < valid) to[e] = from_acc<S>(v[e]);
+    for (int i = 0; i < kPiece / kWordElements; ++i)
+      if (i * kWordElements < valid) reinterpret_cast<decltype(piece.w[0] + 0)*>(to)[i] = piece.w[i];
+  } else {
+    float v[kPiece];
+    TensorCore<S>::values(piece, v);
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e)
+      if (e < valid) to[e] = from_acc<S>(v[e]);
+  }
 }
 
 template <typename S, int kOwn, int kSteps>
@@ -159,6 +167,7 @@ struct TensorTile {
 
   __device__ __forceinline__ void load_records() const {
     const Program& p = a.program;
+#pragma unroll 1
     for (int i = threadIdx.x; i < p.N; i += kThreads) {
       const int32_t* range = p.pred_ptr + d * (p.N + 1) + i;
       const int begin = range[0], count = range[1] - begin;
@@ -169,8 +178,10 @@ struct TensorTile {
                     count > 2 ? pred[2] : 0};
     }
     sync();
+#pragma unroll 1
     for (int group = threadIdx.x; group < p.G; group += kThreads) {
       const int32_t* bounds = p.group_ptr + d * (p.G + 1) + group;
+#pragma unroll 1
       for (int i = bounds[0]; i < bounds[1]; ++i) records[i].x |= bounds[1] << 16;
     }
   }
@@ -183,6 +194,7 @@ struct TensorTile {
     for (int half = 0; half < 2; ++half)
       first_state[half] = (row(row_of(half), 0) * a.D + d) * a.H;
     sync();  // the records are there, the tile before is done
+#pragma unroll 1
     for (int i = threadIdx.x; i < a.N; i += kThreads) {
       const int n = records[i].x & 0xffff;
       int live = 0;
@@ -246,6 +258,7 @@ struct TensorTile {
   // Starts the copies of a chunk's inputs: each lane what it will read itself, but x by all.
   __device__ __forceinline__ void stage(const TensorChunk& c, int at) const {
     const int tiles = num_tiles(c);
+#pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -255,6 +268,7 @@ struct TensorTile {
         else
           stage_item<false>(item, at, tile, half);
         if (a.x)
+#pragma unroll 1
           for (int unit_x = warp; unit_x * kUnit < a.C; unit_x += kWarps) {
             const int at_column = unit_x * kUnit + kPiece * q;
             copy_piece(staged_x(at, tile, half, unit_x),
@@ -303,6 +317,7 @@ struct TensorTile {
         if (item.count > 3) {
           const int32_t* pred =
               a.program.pred_slot + __ldg(a.program.pred_ptr + d * (a.N + 1) + item.position);
+#pragma unroll 1
           for (int p = 3; p < item.count; ++p) add_slot(sum, own, __ldg(pred + p), item.row);
         }
         extra(item, column(own), sum);
@@ -347,11 +362,13 @@ struct TensorTile {
   __device__ __forceinline__ void sweep(const Weight (&weights)[kSteps][kOwn], const Extra& extra,
                                         const Start& start, const Finish& finish) const {
     TensorChunk now = chunk(0), ahead = now;
+#pragma unroll 1
     for (int s = 0; s < kTensorRing - 1; ++s, ahead = chunk(ahead.end)) stage(ahead, s);
     int at = 0, parity = 0;
     while (now.begin < now.end) {
       const int tiles = num_tiles(now);
       Operand sums[kOwn];
+#pragma unroll 1
       for (int tile = 0; tile < tiles; ++tile) {
         gather(now, tile, extra, sums);
         if constexpr (kWarps > 1) {
@@ -363,6 +380,7 @@ struct TensorTile {
       sync();
       stage(ahead, (at + kTensorRing - 1) % kTensorRing);
       ahead = chunk(ahead.end);
+#pragma unroll 1
       for (int tile = 0; tile < tiles; ++tile) {
         float acc[kOwn][2][4];
         start(at, tile, acc);
@@ -439,17 +457,5 @@ void with_tensor_shape(const Plan& plan, const F& f) {
       return call(std::integral_constant<int, 16>{});
   }
 }
-
-// What the backward sweep reads and leaves for the sums that follow it.
-struct TensorGradients {
-  const void* dh;  // (B, N, D, H) or null
-  void* du;        // (B, N, D, H) or null
-  void* q;         // (B, N, D, H), without dw_hh
-  float* dw_hh;    // [plan.parts][D][H][H] or null
-};
-
-void sweep_forward_tensor(const SweepForward&, Dtype, const Plan&, void* stream);
-void sweep_backward_tensor(const SweepBackward&, const TensorGradients&, Dtype, const Plan&,
-                           void* stream);
 
 }  // namespace strnn::cuda

@@ -1,9 +1,9 @@
-// A state as the tensor core takes it. A unit is 16 columns of a tile of 16 items; lane 4g + q holds
-// columns 4q..4q+3 of items g and g + 8, as output and as left operand alike. So an output becomes
-// the next product's operand without leaving its lane, and 4 neighbouring columns are one piece in
-// memory. mma's own order of columns differs, but a column may have any place as long as both
-// operands agree: column 4q + 2t + e of a unit is column 2q + e of its t-th tile of 8 as output, and
-// as operand row or column 2q + e of the t-th 8 (tf32: q + 4e of the t-th product).
+// A state as the tensor core takes it. A unit is 16 columns of a tile of 16 items; lane 4g + q
+// holds columns 4q..4q+3 of items g and g + 8, as output and as left operand alike. So an output
+// becomes the next product's operand without leaving its lane, and 4 neighbouring columns are one
+// piece in memory. mma's own order of columns differs, but a column may have any place as long as
+// both operands agree: column 4q + 2t + e of a unit is column 2q + e of its t-th tile of 8 as
+// output, and as operand row or column 2q + e of the t-th 8 (tf32: q + 4e of the t-th product).
 #pragma once
 #include <cstring>
 
@@ -12,8 +12,8 @@
 
 namespace strnn::cuda {
 
-constexpr int kUnit = 16;   // columns of a unit, and items of a tile
-constexpr int kPiece = 4;   // columns of a lane
+constexpr int kUnit = 16;  // columns of a unit, and items of a tile
+constexpr int kPiece = 4;  // columns of a lane
 
 __device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
@@ -84,13 +84,20 @@ struct TensorCore {
     return {{transpose_8x8(x.r[0]), transpose_8x8(x.r[2]), transpose_8x8(x.r[1]),
              transpose_8x8(x.r[3])}};
   }
-  // The right operand of a sum over items, from a unit in shared memory with `ld` elements from item
-  // to item; columns in their own order, 8t + 2q + e.
+  // The right operand of a sum over items, from a unit in shared memory with `ld` elements from
+  // item to item; columns in their own order, 8t + 2q + e.
   static __device__ __forceinline__ Weight transposed(const S* x, int64_t ld) {
     const int lane = threadIdx.x % 32;
     Weight w;
     load_transposed(w.r, x + lane % 16 * ld + lane / 16 * 8);
     return w;
+  }
+  // The left operand of the same sum, its rows the columns of a unit that lies likewise.
+  static __device__ __forceinline__ Operand left_of_columns(const S* x, int64_t ld) {
+    const int lane = threadIdx.x % 32;
+    Operand a;
+    load_transposed(a.r, x + (lane / 16 * 8 + lane % 8) * ld + lane / 8 % 2 * 8);
+    return a;
   }
   // 16 x 16 weights of a matrix whose 4 columns from 4q on of row i block(i) gives; each row is a
   // column of the output, or, transposed, a summed one.

@@ -111,8 +111,7 @@ bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
       const int64_t waves = ceil_div(ctas, resident);
       const int64_t in_turn = ceil_div(std::min(ctas, resident) * warps, 4 * device.num_sms);
       const int64_t cost =
-          waves * chunks *
-          std::max(kTensorChain + of_chunk * issue, of_chunk * issue * in_turn);
+          waves * chunks * std::max(kTensorChain + of_chunk * issue, of_chunk * issue * in_turn);
       if (best >= 0 && cost >= best) continue;
       best = cost;
       plan = candidate;
@@ -136,9 +135,9 @@ TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan) {
   l.slots = plan.steps * z.S * rows * 16;
   l.exchange = plan.steps > plan.own ? 2 * plan.items * plan.steps * 32 : 0;
   const bool keeps_sums = plan.steps <= kTensorSumsSteps;
-  const bool is_there[kTensorStreams] = {
-      z.is_backward ? !z.is_gated || keeps_sums : z.C == 0, z.is_backward || z.is_gated,
-      z.is_backward && z.is_gated, z.is_backward && z.is_gated};
+  const bool is_there[kTensorStreams] = {z.is_backward ? !z.is_gated || keeps_sums : z.C == 0,
+                                         z.is_backward || z.is_gated, z.is_backward && z.is_gated,
+                                         z.is_backward && z.is_gated};
   for (int s = 0; s < kTensorStreams; ++s) {
     l.stream[s] = l.stage;
     l.stage += is_there[s] ? items * l.ld_state : 0;

@@ -57,7 +57,7 @@ struct WarpLayout {
 constexpr int64_t kTensorMaxH = 256;
 constexpr int64_t kTensorMaxNodes = 32767;  // and slots: 16 bits each
 constexpr int kTensorRing = 4;
-constexpr int kTensorStreams = 4;  // inputs of the shape of the states
+constexpr int kTensorStreams = 4;    // inputs of the shape of the states
 constexpr int kTensorSumsSteps = 8;  // most units of a state whose dw_hh stays in registers
 
 // Units of 16 columns of a warp, of `steps` in all. Forward, one warp has all of them up to H = 64;

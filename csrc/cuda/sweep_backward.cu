@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(128) sum_entered_kernel(const Entered a) {
     if (n >= 0 && n < N) sum = to_acc(du[n * D * a.H]);
   } else {
     for (int64_t i = 0; i < N; ++i)
-      if (a.program.num_succ[d * N + i] == 0) sum += to_acc(du[a.program.node[d * N + i] * D * a.H]);
+      if (a.program.num_succ[d * N + i] == 0)
+        sum += to_acc(du[a.program.node[d * N + i] * D * a.H]);
   }
   static_cast<T*>(a.e)[at] = sum;
 }
@@ -130,9 +131,9 @@ struct Scratch {
     e = workspace.take<T>(a.h0 ? a.B * a.D * a.H : 0);
     slots = workspace.take<T>(
         plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
-    parts_hh = has_q ? choose_splits(gemm_tiles(a.H, a.H) * a.D, rows, device) : plan.parts;
-    parts_ih = choose_splits(gemm_tiles(a.H, a.C) * a.D, rows, device);
-    parts_bias = choose_splits(gemm_tiles(a.H, 1) * a.D, rows, device);
+    parts_hh = has_q ? choose_splits(gemm_tiles<Du, S>(a.H, a.H) * a.D, rows, device) : plan.parts;
+    parts_ih = choose_splits(gemm_tiles<Du, S>(a.H, a.C) * a.D, rows, device);
+    parts_bias = choose_splits(gemm_tiles<float, float>(a.H, 1) * a.D, rows, device);
     dw_hh = workspace.take<T>((parts_hh + 1) * a.D * a.H * a.H);
     dw_ih = workspace.take<T>(a.dw_ih ? parts_ih * a.D * a.H * a.C : 0);
     dbias = workspace.take<T>(a.dbias ? parts_bias * a.D * a.H : 0);

@@ -1,7 +1,7 @@
 // Derivative of the sweep on tensor cores; see sweep_tensor.cuh for the plan and sweep_backward.cu
-// for the formulas. Up to H = 128 dw_hh grows in registers over all tiles of a CTA, as products over
-// their 16 items (a warp has the rows of its own columns), and the reduction that follows adds the
-// CTAs up in their order; beyond, q goes to memory and a product over all rows follows.
+// for the formulas. Up to H = 128 dw_hh grows in registers over all tiles of a CTA, as products
+// over their 16 items (a warp has the rows of its own columns), and the reduction that follows adds
+// the CTAs up in their order; beyond, q goes to memory and a product over all rows follows.
 #include "sweep_tensor.cuh"
 
 namespace strnn::cuda {
@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
           [&](int i) { return tile.block_row(f.w_hh, k, tile.unit(own), H, i); });
   float dw[kSums ? kOwn : 1][kSums ? kSteps : 1][2][4] = {};
 
-  const auto extra = [](const TensorItem&, int, float(&)[kPiece]) {};
-  const auto start = [&](int at, int number, float(&acc)[kOwn][2][4]) {
+  const auto extra = [](const TensorItem&, int, float (&)[kPiece]) {};
+  const auto start = [&](int at, int number, float (&acc)[kOwn][2][4]) {
 #pragma unroll
     for (int own = 0; own < kOwn; ++own)
 #pragma unroll
@@ -54,15 +54,14 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       }
   };
   const auto finish = [&](int at, int number, const TensorItem(&items)[2],
-                          const typename Tile::Operand(&q)[kOwn],
-                          const float(&acc)[kOwn][2][4]) {
+                          const typename Tile::Operand(&q)[kOwn], const float (&acc)[kOwn][2][4]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const TensorItem& item = items[half];
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
         const int column = tile.column(own), valid = item.is_inside ? H - column : 0;
-        const auto input = [&](int stream, float(&v)[kPiece]) {
+        const auto input = [&](int stream, float (&v)[kPiece]) {
           Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, stream, number, half, own)),
                        v);
         };
@@ -86,8 +85,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         const Piece du = Core::piece(v);
         if (item.slot != kNoSlot)
           *reinterpret_cast<Piece*>(tile.slot(own, item.slot, item.row)) = du;
-        if (f.du)
-          store_piece(static_cast<S*>(f.du) + item.state + column, du, valid, a.alignment);
+        if (f.du) store_piece(static_cast<S*>(f.du) + item.state + column, du, valid, a.alignment);
         if constexpr (!kSums)
           store_piece(static_cast<S*>(f.q) + item.state + column, Core::part(q[own], half), valid,
                       a.alignment);
@@ -130,8 +128,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 void sweep_backward_tensor(const SweepBackward& a, const TensorGradients& to, Dtype dtype,
                            const Plan& plan, void* stream) {
   TensorBackwardArgs f{};
-  f.sweep = tensor_sweep(a, a.program, plan,
-                         {a.h, to.dh, a.gate, a.pre, a.dgate, to.du, to.q});
+  f.sweep = tensor_sweep(a, a.program, plan, {a.h, to.dh, a.gate, a.pre, a.dgate, to.du, to.q});
   if (!a.gate || to.dw_hh) f.sweep.stream[0] = a.h;
   f.sweep.stream[1] = to.dh, f.sweep.stream[2] = a.gate, f.sweep.stream[3] = a.pre;
   f.w_hh = a.w_hh;

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         bias[own][e] = to_acc(static_cast<const S*>(f.bias)[d * H + tile.column(own) + e]);
   }
   tile.begin(static_cast<int64_t>(blockIdx.x) << a.rows_log2);
-  const auto extra = [&](const TensorItem& item, int column, float(&sum)[kPiece]) {
+  const auto extra = [&](const TensorItem& item, int column, float (&sum)[kPiece]) {
     if (!f.h0 || !item.is_inside) return;
     const int64_t at = (tile.b0 + item.row) * a.D + d;
     if (f.entry ? f.entry[at] != item.node : item.count != 0) return;
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
     for (int e = 0; e < kPiece; ++e)
       if (column + e < H) sum[e] += to_acc(static_cast<const S*>(f.h0)[at * H + column + e]);
   };
-  const auto start = [&](int at, int number, float(&acc)[kOwn][2][4]) {
+  const auto start = [&](int at, int number, float (&acc)[kOwn][2][4]) {
 #pragma unroll
     for (int own = 0; own < kOwn; ++own)
 #pragma unroll
@@ -75,16 +75,16 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       }
 #pragma unroll 1
     for (int unit_x = 0; unit_x < units_x; ++unit_x) {
-      const auto x = Core::operand(
-          *reinterpret_cast<const Piece*>(tile.staged_x(at, number, 0, unit_x)),
-          *reinterpret_cast<const Piece*>(tile.staged_x(at, number, 1, unit_x)));
+      const auto x =
+          Core::operand(*reinterpret_cast<const Piece*>(tile.staged_x(at, number, 0, unit_x)),
+                        *reinterpret_cast<const Piece*>(tile.staged_x(at, number, 1, unit_x)));
 #pragma unroll
       for (int own = 0; own < kOwn; ++own)
         Core::multiply(acc[own], x, Tile::get(input_weight(unit_x, own)));
     }
   };
   const auto finish = [&](int at, int number, const TensorItem(&items)[2], const auto&,
-                          const float(&acc)[kOwn][2][4]) {
+                          const float (&acc)[kOwn][2][4]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const TensorItem& item = items[half];
@@ -110,8 +110,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         const Piece state = Core::piece(v);
         if (item.slot != kNoSlot)
           *reinterpret_cast<Piece*>(tile.slot(own, item.slot, item.row)) = state;
-        if (f.h)
-          store_piece(static_cast<S*>(f.h) + item.state + column, state, valid, a.alignment);
+        if (f.h) store_piece(static_cast<S*>(f.h) + item.state + column, state, valid, a.alignment);
       }
     }
   };

@@ -1,10 +1,10 @@
 // The sweep on tensor cores, 16-bit storage, H <= 256: a CTA per (tile of rows of B, direction), W
 // in registers for the whole sweep.
 //
-// Of the columns, in units of 16 (mma.cuh), each of kSteps / kOwn warps owns kOwn: it alone gathers,
-// produces and keeps them. The items of a product are 16 pairs (node, row) of one group of the
-// program, which do not depend on each other: 16 rows of a chain's node, or 16 nodes of a grid's
-// diagonal of one row. For each chunk of nodes of a group:
+// Of the columns, in units of 16 (mma.cuh), each of kSteps / kOwn warps owns kOwn: it alone
+// gathers, produces and keeps them. The items of a product are 16 pairs (node, row) of one group of
+// the program, which do not depend on each other: 16 rows of a chain's node, or 16 nodes of a
+// grid's diagonal of one row. For each chunk of nodes of a group:
 //
 //   gather  sum of the predecessors' states from the slots of own columns, rounded to the storage
 //           type; several warps hand it to each other through `exchange` (a warp alone keeps it)
@@ -86,7 +86,9 @@ __device__ __forceinline__ void copy_piece(S* to, const S* from, int valid, int 
     for (int at = 0; at < kPieceBytes<S>; at += 4) {
       const int rest = bytes - at;
       cp_async<4>(reinterpret_cast<char*>(to) + at, reinterpret_cast<const char*>(from) + at,
-                  rest < 0 ? 0 : rest > 4 ? 4 : rest);
+                  rest < 0   ? 0
+                  : rest > 4 ? 4
+                             : rest);
     }
   } else {
 #pragma unroll
@@ -117,7 +119,8 @@ __device__ __forceinline__ void store_piece(S* to, const typename TensorCore<S>:
   } else if (alignment >= 4) {  // then no row ends inside of a word
 #pragma unroll
     for (int i = 0; i < kPiece / kWordElements; ++i)
-      if (i * kWordElements < valid) reinterpret_cast<decltype(piece.w[0] + 0)*>(to)[i] = piece.w[i];
+      if (i * kWordElements < valid)
+        reinterpret_cast<decltype(piece.w[0] + 0)*>(to)[i] = piece.w[i];
   } else {
     float v[kPiece];
     TensorCore<S>::values(piece, v);
@@ -191,8 +194,7 @@ struct TensorTile {
     b0 = first_row;
     tile_rows = static_cast<int>(a.B - b0 < rows ? a.B - b0 : rows);
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      first_state[half] = (row(row_of(half), 0) * a.D + d) * a.H;
+    for (int half = 0; half < 2; ++half) first_state[half] = (row(row_of(half), 0) * a.D + d) * a.H;
     sync();  // the records are there, the tile before is done
 #pragma unroll 1
     for (int i = threadIdx.x; i < a.N; i += kThreads) {
@@ -233,7 +235,8 @@ struct TensorTile {
     item.slot = r.y & 0xffff, item.count = static_cast<int>(static_cast<unsigned>(r.y) >> 16);
     item.pred[0] = r.z & 0xffff, item.pred[1] = static_cast<int>(static_cast<unsigned>(r.z) >> 16);
     item.pred[2] = r.w & 0xffff;
-    item.state = first_state[half] + static_cast<int64_t>(item.node) * (static_cast<int>(a.D) * a.H);
+    item.state =
+        first_state[half] + static_cast<int64_t>(item.node) * (static_cast<int>(a.D) * a.H);
     item.is_inside = item.row < tile_rows;
     item.is_live = r.w >> (16 + item.row) & 1;
     return item;
@@ -244,15 +247,14 @@ struct TensorTile {
   }
   // A stream's items of a tile in stage `at` of the ring, and the lane's columns of one.
   __device__ __forceinline__ S* staged_rows(int at, int stream, int tile) const {
-    return ring + at * a.layout.stage + a.layout.stream[stream] +
-           tile * kUnit * a.layout.ld_state;
+    return ring + at * a.layout.stage + a.layout.stream[stream] + tile * kUnit * a.layout.ld_state;
   }
   __device__ __forceinline__ S* staged(int at, int stream, int tile, int half, int own) const {
     return staged_rows(at, stream, tile) + (g + 8 * half) * a.layout.ld_state + column(own);
   }
   __device__ __forceinline__ S* staged_x(int at, int tile, int half, int unit_x) const {
-    return ring + at * a.layout.stage + a.layout.x +
-           (tile * kUnit + g + 8 * half) * a.layout.ld_x + unit_x * kUnit + kPiece * q;
+    return ring + at * a.layout.stage + a.layout.x + (tile * kUnit + g + 8 * half) * a.layout.ld_x +
+           unit_x * kUnit + kPiece * q;
   }
 
   // Starts the copies of a chunk's inputs: each lane what it will read itself, but x by all.
@@ -350,8 +352,8 @@ struct TensorTile {
   __device__ __forceinline__ Piece block_row(const void* matrix, int block, int block_column,
                                              int width, int i) const {
     const int row = block * kUnit + i, column = block_column * kUnit + kPiece * q;
-    const S* from = static_cast<const S*>(matrix) +
-                    (static_cast<int64_t>(d) * a.H + row) * width + column;
+    const S* from =
+        static_cast<const S*>(matrix) + (static_cast<int64_t>(d) * a.H + row) * width + column;
     return load_piece(from, row < a.H ? width - column : 0, alignment_of<S>(matrix, width));
   }
 
@@ -397,8 +399,7 @@ struct TensorTile {
 #pragma unroll
           for (int k = 0; k < kSteps; ++k)
 #pragma unroll
-            for (int own = 0; own < kOwn; ++own)
-              Core::multiply(acc[own], sums[k], weights[k][own]);
+            for (int own = 0; own < kOwn; ++own) Core::multiply(acc[own], sums[k], weights[k][own]);
         }
         const TensorItem items[2] = {item(now, tile, 0), item(now, tile, 1)};
         finish(at, tile, items, sums, acc);

@@ -12,7 +12,8 @@ constexpr unsigned kAllLanes = ~0u;
 
 float value(Operands operands, uint32_t word, int half) {
   const auto bits = static_cast<unsigned short>(word >> 16 * half);
-  if (operands == Operands::kBFloat16) return __bfloat162float(__nv_bfloat16(__nv_bfloat16_raw{bits}));
+  if (operands == Operands::kBFloat16)
+    return __bfloat162float(__nv_bfloat16(__nv_bfloat16_raw{bits}));
   if (operands == Operands::kHalf) return __half2float(__half(__half_raw{bits}));
   float x;
   word &= ~0x1fffu;  // the hardware does not look at what is below a tf32

@@ -26,7 +26,9 @@ HALVES = (torch.bfloat16, torch.float16)
 
 def smooth(case, **changes):
     """The case without kinks: in 16 bits rounding decides a ReLU's derivative at many states."""
-    return replace(case, activation="tanh" if case.activation == "relu" else case.activation, **changes)
+    return replace(
+        case, activation="tanh" if case.activation == "relu" else case.activation, **changes
+    )
 
 
 def widened(name, H):

@@ -72,9 +72,9 @@ bool plan_warp_per_row(const SweepSizes& z, const Device& device, Plan& plan) {
 
 // What a chunk of the tensor_core family costs, in cycles: predictions, which only choose between
 // tiles. The serial chain (gather, exchange, first products, activation), and what a warp issues
-// for each product of 16 items, with each mma of 16 x 8 x 16 taking the tensor core 8 cycles.
-constexpr int64_t kTensorChain = 500;
-constexpr int64_t kTensorIssue = 120;
+// for 8 items of a unit of columns, with each mma of 16 x 8 x 16 taking the tensor core 8 cycles.
+constexpr int64_t kTensorChain = 400;
+constexpr int64_t kTensorIssue = 80;
 constexpr int64_t kTensorMma = 8;
 
 bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
@@ -88,7 +88,7 @@ bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
   const int warps = plan.steps / plan.own;
   plan.threads = 32 * warps;
   plan.slots_in_shared = true;
-  const int64_t issue = kTensorIssue + 2 * plan.own * plan.steps * kTensorMma;
+  const int64_t issue = plan.own * (kTensorIssue + plan.steps * kTensorMma);  // of half a product
   int64_t best = -1;
   Plan candidate = plan;
   for (int rows_log2 = kMaxRowsLog2; rows_log2 >= 0; --rows_log2) {
@@ -101,8 +101,9 @@ bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
       candidate.tensor = TensorLayout::of(z, candidate);
       candidate.shared_bytes = candidate.tensor.bytes(z.dtype);
       if (candidate.shared_bytes > device.shared_per_block) continue;
-      const int64_t products = ceil_div(width * rows, 16), chunks = z.G * ceil_div(products, tiles);
-      const int64_t of_chunk = std::min(products, tiles);
+      // A product of which only one half has items costs half.
+      const int64_t halves = ceil_div(width * rows, 8), chunks = z.G * ceil_div(halves, 2 * tiles);
+      const int64_t of_chunk = std::min(halves, 2 * tiles);
       const int64_t resident =
           std::clamp<int64_t>(device.shared_per_sm / (candidate.shared_bytes + 1024), 1,
                               kTensorMaxWarps / warps) *
@@ -125,13 +126,14 @@ bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
 }  // namespace
 
 TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan) {
-  const int64_t rows = int64_t{1} << plan.rows_log2, items = 16 * plan.items;
-  const int64_t units_x = z.is_backward ? 0 : ceil_div(z.C, 16);
+  const int64_t rows = int64_t{1} << plan.rows_log2;
+  const int items = 16 * plan.items;
+  const int units_x = z.is_backward ? 0 : static_cast<int>(ceil_div(z.C, 16));
   TensorLayout l{};
   // Of an odd number of units: neighbouring rows of 16 bytes meet in no bank.
   l.ld_state = 16 * (plan.steps | 1), l.ld_x = 16 * (units_x | 1);
   l.records = z.N;
-  l.input_weights = units_x * plan.steps * 32;
+  l.input_weights = int64_t{32} * units_x * plan.steps;
   l.slots = plan.steps * z.S * rows * 16;
   l.exchange = plan.steps > plan.own ? 2 * plan.items * plan.steps * 32 : 0;
   const bool keeps_sums = plan.steps <= kTensorSumsSteps;
@@ -144,7 +146,7 @@ TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan) {
   }
   l.x = l.stage;
   l.stage += units_x ? items * l.ld_x : 0;
-  l.ring = kTensorRing * l.stage;
+  l.ring = int64_t{kTensorRing} * l.stage;
   return l;
 }
 

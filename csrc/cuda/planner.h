@@ -72,7 +72,7 @@ constexpr int tensor_own(int steps, bool is_backward) {
 struct TensorLayout {
   int64_t records, input_weights, slots, exchange, ring;
   // Of a stage of the ring: elements, where each stream and x start, lengths of rows.
-  int64_t stage, stream[kTensorStreams], x, ld_state, ld_x;
+  int stage, stream[kTensorStreams], x, ld_state, ld_x;
 
   static TensorLayout of(const SweepSizes&, const struct Plan&);
   int64_t bytes(Dtype) const;

@@ -86,6 +86,13 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
   return y;
 }
 
+// tanh, relative error 2^-11.
+__device__ __forceinline__ float tanh_approx(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // The transpose of a warp's 8 x 8 matrix of 16-bit elements; a lane holds columns 2q and 2q + 1 of
 // row g.
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
@@ -142,6 +149,7 @@ inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   emu::mma(emu::Operands::kTf32, d, a, b0, b1);
 }
 inline uint32_t to_tf32(float x) { return emu::to_tf32(x); }
+inline float tanh_approx(float x) { return emu::tanh_approx(x); }
 inline uint32_t transpose_8x8(uint32_t x) { return emu::transpose_8x8(x); }
 inline void load_transposed(uint32_t (&r)[4], const void* row) {
   uint32_t mine[4];

@@ -53,44 +53,41 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         for (int e = 0; e < kPiece; ++e) acc[own][e / 2][2 * half + e % 2] = dh[e];
       }
   };
-  const auto finish = [&](int at, int number, const TensorItem(&items)[2],
+  const auto finish = [&](int at, int number, int half, const TensorItem& item,
                           const typename Tile::Operand(&q)[kOwn], const float (&acc)[kOwn][2][4]) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const TensorItem& item = items[half];
+    for (int own = 0; own < kOwn; ++own) {
+      const int column = tile.column(own), valid = item.is_inside ? H - column : 0;
+      const auto input = [&](int stream, float (&v)[kPiece]) {
+        Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, stream, number, half, own)),
+                     v);
+      };
+      float v[kPiece], other[kPiece];
+      if (f.is_gated) {
+        input(3, other);
 #pragma unroll
-      for (int own = 0; own < kOwn; ++own) {
-        const int column = tile.column(own), valid = item.is_inside ? H - column : 0;
-        const auto input = [&](int stream, float (&v)[kPiece]) {
-          Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, stream, number, half, own)),
-                       v);
-        };
-        float v[kPiece], other[kPiece];
-        if (f.is_gated) {
-          input(3, other);
+        for (int e = 0; e < kPiece; ++e) v[e] = acc[own][e / 2][2 * half + e % 2] * other[e];
+        store_piece(static_cast<S*>(f.dgate) + item.state + column, Core::piece(v), valid,
+                    a.alignment);
+        input(2, other);
+      } else {
+        input(0, other);
 #pragma unroll
-          for (int e = 0; e < kPiece; ++e) v[e] = acc[own][e / 2][2 * half + e % 2] * other[e];
-          store_piece(static_cast<S*>(f.dgate) + item.state + column, Core::piece(v), valid,
-                      a.alignment);
-          input(2, other);
-        } else {
-          input(0, other);
-#pragma unroll
-          for (int e = 0; e < kPiece; ++e) other[e] = derivative(f.activation, other[e]);
-        }
-        // Not 0 * t, which may be NaN where the node is masked.
-#pragma unroll
-        for (int e = 0; e < kPiece; ++e)
-          v[e] = item.is_live || f.is_gated ? other[e] * acc[own][e / 2][2 * half + e % 2] : 0.f;
-        const Piece du = Core::piece(v);
-        if (item.slot != kNoSlot)
-          *reinterpret_cast<Piece*>(tile.slot(own, item.slot, item.row)) = du;
-        if (f.du) store_piece(static_cast<S*>(f.du) + item.state + column, du, valid, a.alignment);
-        if constexpr (!kSums)
-          store_piece(static_cast<S*>(f.q) + item.state + column, Core::part(q[own], half), valid,
-                      a.alignment);
+        for (int e = 0; e < kPiece; ++e) other[e] = derivative(f.activation, other[e]);
       }
+      // Not 0 * t, which may be NaN where the node is masked.
+#pragma unroll
+      for (int e = 0; e < kPiece; ++e)
+        v[e] = item.is_live || f.is_gated ? other[e] * acc[own][e / 2][2 * half + e % 2] : 0.f;
+      const Piece du = Core::piece(v);
+      if (item.slot != kNoSlot) *reinterpret_cast<Piece*>(tile.slot(own, item.slot, half)) = du;
+      if (f.du) store_piece(static_cast<S*>(f.du) + item.state + column, du, valid, a.alignment);
+      if constexpr (!kSums)
+        store_piece(static_cast<S*>(f.q) + item.state + column, Core::part(q[own], half), valid,
+                    a.alignment);
     }
+  };
+  const auto after = [&](int at, int number, const typename Tile::Operand(&q)[kOwn]) {
     if constexpr (kSums) {
       const S* h = tile.staged_rows(at, 0, number);
 #pragma unroll
@@ -104,7 +101,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   };
   for (int64_t i = blockIdx.x; i < f.num_tiles; i += gridDim.x) {
     tile.begin(i << a.rows_log2);
-    tile.sweep(weights, extra, start, finish);
+    tile.sweep(weights, extra, start, finish, after);
   }
 
   if constexpr (kSums) {

@@ -83,38 +83,32 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         Core::multiply(acc[own], x, Tile::get(input_weight(unit_x, own)));
     }
   };
-  const auto finish = [&](int at, int number, const TensorItem(&items)[2], const auto&,
+  const auto finish = [&](int at, int number, int half, const TensorItem& item, const auto&,
                           const float (&acc)[kOwn][2][4]) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const TensorItem& item = items[half];
+    for (int own = 0; own < kOwn; ++own) {
+      const int column = tile.column(own), valid = item.is_inside ? H - column : 0;
+      float v[kPiece];
 #pragma unroll
-      for (int own = 0; own < kOwn; ++own) {
-        const int column = tile.column(own), valid = item.is_inside ? H - column : 0;
-        float v[kPiece];
+      for (int e = 0; e < kPiece; ++e) v[e] = acc[own][e / 2][2 * half + e % 2];
+      if (f.pre)
+        store_piece(static_cast<S*>(f.pre) + item.state + column, Core::piece(v), valid,
+                    a.alignment);
+      if (a.stream[1]) {
+        float gate[kPiece];
+        Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, 1, number, half, own)), gate);
 #pragma unroll
-        for (int e = 0; e < kPiece; ++e) v[e] = acc[own][e / 2][2 * half + e % 2];
-        if (f.pre)
-          store_piece(static_cast<S*>(f.pre) + item.state + column, Core::piece(v), valid,
-                      a.alignment);
-        if (a.stream[1]) {
-          float gate[kPiece];
-          Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, 1, number, half, own)),
-                       gate);
-#pragma unroll
-          for (int e = 0; e < kPiece; ++e) v[e] *= gate[e];
-        } else {
-          activate(f.activation, v);
-          if (!item.is_live) v[0] = v[1] = v[2] = v[3] = 0;
-        }
-        const Piece state = Core::piece(v);
-        if (item.slot != kNoSlot)
-          *reinterpret_cast<Piece*>(tile.slot(own, item.slot, item.row)) = state;
-        if (f.h) store_piece(static_cast<S*>(f.h) + item.state + column, state, valid, a.alignment);
+        for (int e = 0; e < kPiece; ++e) v[e] *= gate[e];
+      } else {
+        activate(f.activation, v, S{});
+        if (!item.is_live) v[0] = v[1] = v[2] = v[3] = 0;
       }
+      const Piece state = Core::piece(v);
+      if (item.slot != kNoSlot) *reinterpret_cast<Piece*>(tile.slot(own, item.slot, half)) = state;
+      if (f.h) store_piece(static_cast<S*>(f.h) + item.state + column, state, valid, a.alignment);
     }
   };
-  tile.sweep(weights, extra, start, finish);
+  tile.sweep(weights, extra, start, finish, [](int, int, const auto&) {});
 }
 
 }  // namespace

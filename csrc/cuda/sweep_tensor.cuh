@@ -142,6 +142,7 @@ struct TensorTile {
   const TensorSweep& a;
   int d, lane, g, q, warp, rows, tile_rows;
   int64_t b0, first_state[2];  // of the lane's two rows
+  int first_slot[2];           // and of the first own unit
   int4* records;  // by position: node | end of the group, slot | number of predecessors, slots of
                   // the first three | live rows; 16 bits each
   uint4* input_weights;  // [unit of C][unit of H][quad][lane]
@@ -194,7 +195,10 @@ struct TensorTile {
     b0 = first_row;
     tile_rows = static_cast<int>(a.B - b0 < rows ? a.B - b0 : rows);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) first_state[half] = (row(row_of(half), 0) * a.D + d) * a.H;
+    for (int half = 0; half < 2; ++half) {
+      first_state[half] = (row(row_of(half), 0) * a.D + d) * a.H;
+      first_slot[half] = unit(0) * slots_of_unit() + row_of(half) * kUnit + kPiece * q;
+    }
     sync();  // the records are there, the tile before is done
 #pragma unroll 1
     for (int i = threadIdx.x; i < a.N; i += kThreads) {
@@ -223,6 +227,10 @@ struct TensorTile {
     return (((c.end - c.begin) << a.rows_log2) + kUnit - 1) / kUnit;
   }
 
+  // Whether any lane's item g + 8 * half of a tile is inside of the chunk.
+  __device__ __forceinline__ bool has_items(const TensorChunk& c, int tile, int half) const {
+    return ((c.end - c.begin) << a.rows_log2) > tile * kUnit + 8 * half;
+  }
   // The lane's item g + 8 * half of a tile.
   __device__ __forceinline__ TensorItem item(const TensorChunk& c, int tile, int half) const {
     const int index = tile * kUnit + g + 8 * half;
@@ -242,8 +250,11 @@ struct TensorTile {
     return item;
   }
 
-  __device__ __forceinline__ S* slot(int own, int index, int r) const {
-    return slots + (((unit(own) * a.program.S + index) << a.rows_log2) + r) * kUnit + kPiece * q;
+  __device__ __forceinline__ int slots_of_unit() const {
+    return (static_cast<int>(a.program.S) << a.rows_log2) * kUnit;
+  }
+  __device__ __forceinline__ S* slot(int own, int index, int half) const {
+    return slots + (first_slot[half] + own * slots_of_unit() + (index << a.rows_log2) * kUnit);
   }
   // A stream's items of a tile in stage `at` of the ring, and the lane's columns of one.
   __device__ __forceinline__ S* staged_rows(int at, int stream, int tile) const {
@@ -295,9 +306,10 @@ struct TensorTile {
     }
   }
 
-  __device__ __forceinline__ void add_slot(float (&sum)[kPiece], int own, int index, int r) const {
+  __device__ __forceinline__ void add_slot(float (&sum)[kPiece], int own, int index,
+                                           int half) const {
     float v[kPiece];
-    Core::values(*reinterpret_cast<const Piece*>(slot(own, index, r)), v);
+    Core::values(*reinterpret_cast<const Piece*>(slot(own, index, half)), v);
 #pragma unroll
     for (int e = 0; e < kPiece; ++e) sum[e] += v[e];
   }
@@ -306,21 +318,22 @@ struct TensorTile {
   template <typename Extra>
   __device__ __forceinline__ void gather(const TensorChunk& c, int tile, const Extra& extra,
                                          Operand (&sums)[kOwn]) const {
-    Piece pieces[2][kOwn];
+    Piece pieces[2][kOwn] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
+      if (!has_items(c, tile, half)) break;
       const TensorItem item = this->item(c, tile, half);
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
         float sum[kPiece] = {};
 #pragma unroll
         for (int p = 0; p < 3; ++p)
-          if (p < item.count) add_slot(sum, own, item.pred[p], item.row);
+          if (p < item.count) add_slot(sum, own, item.pred[p], half);
         if (item.count > 3) {
           const int32_t* pred =
               a.program.pred_slot + __ldg(a.program.pred_ptr + d * (a.N + 1) + item.position);
 #pragma unroll 1
-          for (int p = 3; p < item.count; ++p) add_slot(sum, own, __ldg(pred + p), item.row);
+          for (int p = 3; p < item.count; ++p) add_slot(sum, own, __ldg(pred + p), half);
         }
         extra(item, column(own), sum);
         pieces[half][own] = Core::piece(sum);
@@ -358,11 +371,12 @@ struct TensorTile {
   }
 
   // The sweep over a tile of rows. extra as above; start(at, tile, acc) says what the product is
-  // added to; finish(at, tile, items, sums, acc) takes the result. at: stage of the ring; sums: of
-  // the own columns.
-  template <typename Extra, typename Start, typename Finish>
+  // added to; finish(at, tile, half, item, sums, acc) takes the result of half a tile's items, and
+  // after(at, tile, sums) follows. at: stage of the ring; sums: of the own columns.
+  template <typename Extra, typename Start, typename Finish, typename After>
   __device__ __forceinline__ void sweep(const Weight (&weights)[kSteps][kOwn], const Extra& extra,
-                                        const Start& start, const Finish& finish) const {
+                                        const Start& start, const Finish& finish,
+                                        const After& after) const {
     TensorChunk now = chunk(0), ahead = now;
 #pragma unroll 1
     for (int s = 0; s < kTensorRing - 1; ++s, ahead = chunk(ahead.end)) stage(ahead, s);
@@ -387,22 +401,32 @@ struct TensorTile {
         float acc[kOwn][2][4];
         start(at, tile, acc);
         if constexpr (kWarps > 1) {
+          // The products of odd units go to sums of their own: few columns are few mma that do not
+          // wait for each other.
+          float odd[kOwn][2][4] = {};
 #pragma unroll
           for (int k = 0; k < kSteps; ++k) {
             const Operand sum = get(exchanged(parity, tile, k));
 #pragma unroll
-            for (int own = 0; own < kOwn; ++own) Core::multiply(acc[own], sum, weights[k][own]);
+            for (int own = 0; own < kOwn; ++own)
+              Core::multiply(k % 2 ? odd[own] : acc[own], sum, weights[k][own]);
           }
 #pragma unroll
-          for (int own = 0; own < kOwn; ++own) sums[own] = get(exchanged(parity, tile, unit(own)));
+          for (int own = 0; own < kOwn; ++own) {
+            sums[own] = get(exchanged(parity, tile, unit(own)));
+#pragma unroll
+            for (int e = 0; e < 8; ++e) acc[own][e / 4][e % 4] += odd[own][e / 4][e % 4];
+          }
         } else {
 #pragma unroll
           for (int k = 0; k < kSteps; ++k)
 #pragma unroll
             for (int own = 0; own < kOwn; ++own) Core::multiply(acc[own], sums[k], weights[k][own]);
         }
-        const TensorItem items[2] = {item(now, tile, 0), item(now, tile, 1)};
-        finish(at, tile, items, sums, acc);
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          if (has_items(now, tile, half)) finish(at, tile, half, item(now, tile, half), sums, acc);
+        after(at, tile, sums);
       }
       __syncwarp();  // the slots are there
       now = chunk(now.end);

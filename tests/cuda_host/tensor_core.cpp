@@ -1,6 +1,7 @@
 // The tensor core's instructions of csrc/cuda/ptx.cuh: which lane holds what of a matrix, after the
 // PTX ISA. Products are added in double and rounded once, as no hardware does; kernels must not
 // depend on it. Compiled without -fsanitize=thread.
+#include <cmath>
 #include <cstring>
 
 #include "runtime.h"
@@ -56,6 +57,9 @@ uint32_t to_tf32(float x) {
   if ((bits & 0x7f800000u) != 0x7f800000u) bits += 0x1000u;
   return bits & ~0x1fffu;
 }
+
+// As far off as the instruction may be.
+float tanh_approx(float x) { return std::tanh(x) * (1 - 0x1p-11f); }
 
 uint32_t transpose_8x8(uint32_t x) {
   Exchanged all;

@@ -89,7 +89,8 @@ struct Plan {
   bool projects;  // the sparse projection is fused; else a second kernel reads h
   int64_t shared_bytes;
   WarpLayout warp;  // of the family warp_per_row
-  // Of the family tensor_core: units of 16 columns of a warp and of all warps.
+  // Of the family tensor_core, whose weights are in registers: units of 16 columns of a warp and of
+  // all warps.
   int own, steps;
   int64_t parts;  // backward: CTAs of a direction, each with its part of dw_hh
   TensorLayout tensor;

@@ -107,7 +107,8 @@ def cuda_extension():
     )
     architectures = os.environ["TORCH_CUDA_ARCH_LIST"]
     sources = ["planner.cpp", "sweep_forward.cu", "sweep_forward_warp.cu", "sweep_backward.cu"]
-    sources += ["sweep_backward_warp.cu", "sparse_projection_kernel.cu"]
+    sources += ["sweep_backward_warp.cu", "sweep_forward_tensor.cu", "sweep_backward_tensor.cu"]
+    sources += ["sparse_projection_kernel.cu"]
     return CUDAExtension(
         "strnn_kernels._C_cuda",
         [f"{CSRC}/bindings_cuda.cpp", *(f"{CSRC}/cuda/{source}" for source in sources)],

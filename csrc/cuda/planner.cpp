@@ -12,6 +12,8 @@ constexpr int64_t kRowsPerSplit =
 constexpr int64_t kMaxThreads = 256;
 constexpr int64_t kMaxItems = 32;
 constexpr int kMaxRowsLog2 = 4;
+constexpr int64_t kTensorMaxTiles = 4;   // products of a chunk
+constexpr int64_t kTensorMaxWarps = 16;  // of an SM at a time, for want of registers
 
 int64_t storage_bytes(Dtype dtype) {
   switch (dtype) {
@@ -68,7 +70,91 @@ bool plan_warp_per_row(const SweepSizes& z, const Device& device, Plan& plan) {
   return false;
 }
 
+// What a chunk of the tensor_core family costs, in cycles: predictions, which only choose between
+// tiles. The serial chain (gather, exchange, first products, activation), and what a warp issues
+// for 8 items of a unit of columns, with each mma of 16 x 8 x 16 taking the tensor core 8 cycles.
+constexpr int64_t kTensorChain = 400;
+constexpr int64_t kTensorIssue = 80;
+constexpr int64_t kTensorMma = 8;
+
+bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
+  const bool is_16_bit = z.dtype == Dtype::kBFloat16 || z.dtype == Dtype::kFloat16;
+  if (!is_16_bit || device.architecture < 80 || z.H > kTensorMaxH || z.N < 1 ||
+      z.N > kTensorMaxNodes || z.S > kTensorMaxNodes)
+    return false;
+  const int64_t units = ceil_div(z.H, 16), width = ceil_div(z.N, z.G);
+  plan.steps = units <= 1 ? 1 : units <= 2 ? 2 : units <= 4 ? 4 : units <= 8 ? 8 : 16;
+  plan.own = tensor_own(plan.steps, z.is_backward);
+  const int warps = plan.steps / plan.own;
+  plan.threads = 32 * warps;
+  plan.slots_in_shared = true;
+  const int64_t issue = plan.own * (kTensorIssue + plan.steps * kTensorMma);  // of half a product
+  int64_t best = -1;
+  Plan candidate = plan;
+  for (int rows_log2 = kMaxRowsLog2; rows_log2 >= 0; --rows_log2) {
+    const int64_t rows = int64_t{1} << rows_log2;
+    if (rows_log2 && rows / 2 >= z.B) continue;
+    // A warp alone keeps its sums in registers; several wait for each other once a chunk.
+    const int64_t wanted = warps == 1 || z.N == z.G ? 1 : ceil_div(2 * width * rows, 16);
+    for (int64_t tiles = std::min<int64_t>(wanted, kTensorMaxTiles); tiles >= 1; --tiles) {
+      candidate.rows_log2 = rows_log2, candidate.items = static_cast<int>(tiles);
+      candidate.tensor = TensorLayout::of(z, candidate);
+      candidate.shared_bytes = candidate.tensor.bytes(z.dtype);
+      if (candidate.shared_bytes > device.shared_per_block) continue;
+      // A product of which only one half has items costs half.
+      const int64_t halves = ceil_div(width * rows, 8), chunks = z.G * ceil_div(halves, 2 * tiles);
+      const int64_t of_chunk = std::min(halves, 2 * tiles);
+      const int64_t resident =
+          std::clamp<int64_t>(device.shared_per_sm / (candidate.shared_bytes + 1024), 1,
+                              kTensorMaxWarps / warps) *
+          device.num_sms;
+      const int64_t ctas = std::max<int64_t>(1, ceil_div(z.B, rows) * z.D);
+      const int64_t waves = ceil_div(ctas, resident);
+      const int64_t in_turn = ceil_div(std::min(ctas, resident) * warps, 4 * device.num_sms);
+      const int64_t cost =
+          waves * chunks * std::max(kTensorChain + of_chunk * issue, of_chunk * issue * in_turn);
+      if (best >= 0 && cost >= best) continue;
+      best = cost;
+      plan = candidate;
+      plan.parts = std::min(ceil_div(z.B, rows), std::max<int64_t>(1, resident / z.D));
+    }
+  }
+  plan.family = Family::kTensorCore;
+  return best >= 0;
+}
+
 }  // namespace
+
+TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan) {
+  const int64_t rows = int64_t{1} << plan.rows_log2;
+  const int items = 16 * plan.items;
+  const int units_x = z.is_backward ? 0 : static_cast<int>(ceil_div(z.C, 16));
+  TensorLayout l{};
+  // Of an odd number of units: neighbouring rows of 16 bytes meet in no bank.
+  l.ld_state = 16 * (plan.steps | 1), l.ld_x = 16 * (units_x | 1);
+  l.records = z.N;
+  l.input_weights = int64_t{32} * units_x * plan.steps;
+  l.slots = plan.steps * z.S * rows * 16;
+  l.exchange = plan.steps > plan.own ? 2 * plan.items * plan.steps * 32 : 0;
+  const bool keeps_sums = plan.steps <= kTensorSumsSteps;
+  const bool is_there[kTensorStreams] = {z.is_backward ? !z.is_gated || keeps_sums : z.C == 0,
+                                         z.is_backward || z.is_gated, z.is_backward && z.is_gated,
+                                         z.is_backward && z.is_gated};
+  for (int s = 0; s < kTensorStreams; ++s) {
+    l.stream[s] = l.stage;
+    l.stage += is_there[s] ? items * l.ld_state : 0;
+  }
+  l.x = l.stage;
+  l.stage += units_x ? items * l.ld_x : 0;
+  l.ring = int64_t{kTensorRing} * l.stage;
+  return l;
+}
+
+int64_t TensorLayout::bytes(Dtype dtype) const {
+  const int64_t s = storage_bytes(dtype);
+  return array_bytes(records, 16) + array_bytes(input_weights, 16) + array_bytes(slots, s) +
+         array_bytes(exchange, 16) + array_bytes(ring, s);
+}
 
 WarpLayout WarpLayout::of(const SweepSizes& z, int warps, bool projects) {
   const int64_t width_x = z.C == 0 ? 0 : z.C <= 8 ? 8 : 32;
@@ -117,6 +203,8 @@ Plan plan_sweep(const SweepSizes& z, const Device& device) {
   Plan plan{};
   if (plan_warp_per_row(z, device, plan)) return plan;
   plan = Plan{};
+  if (plan_tensor_core(z, device, plan)) return plan;
+  plan = Plan{};
   plan.family = Family::kGeneral;
   // Rows: as many as fill a block with the nodes of an average group, as long as every SM has a
   // tile.
@@ -157,7 +245,14 @@ Plan plan_sweep(const SweepSizes& z, const Device& device) {
 }
 
 const char* family_name(Family family) {
-  return family == Family::kGeneral ? "general" : "warp_per_row";
+  switch (family) {
+    case Family::kWarpPerRow:
+      return "warp_per_row";
+    case Family::kTensorCore:
+      return "tensor_core";
+    default:
+      return "general";
+  }
 }
 
 int64_t choose_splits(int64_t tiles, int64_t rows, const Device& device) {

@@ -7,6 +7,8 @@
 //                 fit, else in global memory, where the second-level cache serves them.
 //   warp_per_row  H <= 32, float32: a warp per (direction, row of B), a lane per hidden unit,
 //   weights in registers.
+//   tensor_core   H <= 256, 16-bit types: a CTA per (direction, tile of rows of B), products of 16
+//   (node, row) pairs by mma, weights in registers; a single warp where H <= 64.
 #pragma once
 #include <cstdint>
 
@@ -21,7 +23,7 @@ struct Device {
   int64_t shared_per_sm;
 };
 
-enum class Family { kGeneral, kWarpPerRow };
+enum class Family { kGeneral, kWarpPerRow, kTensorCore };
 
 // What a plan depends on; G and S are the groups and slots of the sweep program that the pass
 // follows.
@@ -51,17 +53,47 @@ struct WarpLayout {
   int64_t bytes() const;
 };
 
+// tensor_core: what its registers hold, its tables encode, and the inputs under way at a time.
+constexpr int64_t kTensorMaxH = 256;
+constexpr int64_t kTensorMaxNodes = 32767;  // and slots: 16 bits each
+constexpr int kTensorRing = 4;
+constexpr int kTensorStreams = 4;    // inputs of the shape of the states
+constexpr int kTensorSumsSteps = 8;  // most units of a state whose dw_hh stays in registers
+
+// Units of 16 columns of a warp, of `steps` in all. Forward, one warp has all of them up to H = 64;
+// backward its registers also hold its rows of dw_hh.
+constexpr int tensor_own(int steps, bool is_backward) {
+  if (is_backward) return steps == 1 || steps == 8 ? 1 : 2;
+  return steps <= 4 ? steps : 2;
+}
+
+// Shared memory of the tensor_core family's CTA: records and parts of products 16 bytes each, the
+// others in elements of the storage type; the kernels carve their arrays in this order.
+struct TensorLayout {
+  int64_t records, input_weights, slots, exchange, ring;
+  // Of a stage of the ring: elements, where each stream and x start, lengths of rows.
+  int stage, stream[kTensorStreams], x, ld_state, ld_x;
+
+  static TensorLayout of(const SweepSizes&, const struct Plan&);
+  int64_t bytes(Dtype) const;
+};
+
 struct Plan {
   Family family;
   int threads;    // of a CTA
-  int rows_log2;  // general: rows of a tile; warp_per_row: warps of a CTA
+  int rows_log2;  // general, tensor_core: rows of a tile; warp_per_row: warps of a CTA
   int items;  // general: (node, row) pairs in flight; warp_per_row: rows of a warp, one after the
-              // other
+              // other; tensor_core: products of 16 pairs between two barriers
   bool weights_in_shared;
   bool slots_in_shared;
   bool projects;  // the sparse projection is fused; else a second kernel reads h
   int64_t shared_bytes;
   WarpLayout warp;  // of the family warp_per_row
+  // Of the family tensor_core, whose weights are in registers: units of 16 columns of a warp and of
+  // all warps.
+  int own, steps;
+  int64_t parts;  // backward: CTAs of a direction, each with its part of dw_hh
+  TensorLayout tensor;
 };
 
 // Throws std::runtime_error with the limit if no tile fits the device.

@@ -9,9 +9,9 @@
 // batches.
 #include <type_traits>
 
+#include "families.h"
 #include "kernels.h"
 #include "sweep_kernel.cuh"
-#include "sweep_warp.cuh"
 #include "workspace.h"
 
 namespace strnn::cuda {
@@ -142,10 +142,13 @@ void run(const SweepForward& a, Dtype dtype, const Device& device, Workspace wor
   const SweepSizes sizes = sizes_of(a, dtype);
   const Plan plan = plan_sweep(sizes, device);
   const Scratch<S> scratch(a, plan, workspace);
-  if (plan.family == Family::kWarpPerRow) {
+  if (plan.family != Family::kGeneral) {
     SweepForward kept = a;
     if (!a.h) kept.h = scratch.h;
-    sweep_forward_warp(kept, plan, stream);
+    if (plan.family == Family::kWarpPerRow)
+      sweep_forward_warp(kept, plan, stream);
+    else
+      sweep_forward_tensor(kept, dtype, plan, stream);
     if (a.K && !plan.projects)
       sparse_projection({a.B, a.N, a.D, a.H, a.K, kept.h, a.projection, a.s}, dtype, stream);
     return;

@@ -64,6 +64,14 @@ struct Exchanged {
 void exchange(const char* what, unsigned mask, const void* mine, size_t bytes, Exchanged& all);
 unsigned lane();
 
+// The tensor core's instructions of ptx.cuh (tensor_core.cpp); all 32 lanes take part.
+enum class Operands { kBFloat16, kHalf, kTf32 };
+void mma(Operands, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+uint32_t to_tf32(float);
+float tanh_approx(float);
+uint32_t transpose_8x8(uint32_t);
+void load_transposed(uint32_t (&r)[4], const void* address, const uint32_t (&row)[4]);
+
 }  // namespace emu
 
 extern "C" {
@@ -103,6 +111,8 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   }
   return ballot;
 }
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 template <typename T>
 T __ldg(const T* p) {
   return *p;

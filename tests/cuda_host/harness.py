@@ -27,9 +27,10 @@ ROOT = HERE.parent.parent
 CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 BUILD = ROOT / "build" / "cuda_host"
 KERNELS = (
-    "sweep_forward.cu", "sweep_forward_warp.cu", "sweep_backward.cu", "sweep_backward_warp.cu",
-    "sparse_projection_kernel.cu",
+    "sweep_forward.cu", "sweep_forward_warp.cu", "sweep_forward_tensor.cu", "sweep_backward.cu",
+    "sweep_backward_warp.cu", "sweep_backward_tensor.cu", "sparse_projection_kernel.cu",
 )  # fmt: skip
+RUNTIME = ("scheduler.cpp", "checker.cpp", "tensor_core.cpp")
 COMMON = ["-std=c++17", "-g1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas"]
 MODES = {
     "fast": ["-O2"],
@@ -89,7 +90,7 @@ def build(mode: str = "fast", sources: Path = ROOT / "csrc" / "cuda") -> Path:
 
     `sources` may be a changed copy (the mutation test), beside a copy of csrc/common.
     """
-    runtime = [_compile(HERE / file, ["-O2"]) for file in ("scheduler.cpp", "checker.cpp")]
+    runtime = [_compile(HERE / file, ["-O2"]) for file in RUNTIME]
     kernels = [_compile(sources / file, MODES[mode], HERE / "cuda_host.h") for file in KERNELS]
     host = [_compile(file, ["-O2"]) for file in (sources / "planner.cpp", HERE / "entry.cpp")]
     objects = [*runtime, *kernels, *host]

@@ -336,7 +336,7 @@ void cp_async(void* to, const void* from, int bytes, int source_bytes) {
   if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
     fail("ALIGN: cp.async " + place(pc));
   if (grid.is_checked) {
-    check(reinterpret_cast<uintptr_t>(from), source_bytes, Access::kRead, pc);
+    if (source_bytes) check(reinterpret_cast<uintptr_t>(from), source_bytes, Access::kRead, pc);
     check(reinterpret_cast<uintptr_t>(to), bytes, Access::kCopyIssue, pc);
   }
   std::memset(to, 0xff, bytes);

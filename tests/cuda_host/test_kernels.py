@@ -1,5 +1,7 @@
 """The CUDA kernels, executed on the CPU, against the reference over the shared table of cases."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,6 +21,30 @@ SMALL = tuple(
 )  # fmt: skip
 #: Shared memory of devices so small that the general family must leave things out of it.
 LIMITS = {"slots-global": 24 * 1024, "all-global": 11 * 1024, "tiny": 3 * 1024}
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def smooth(case, **changes):
+    """The case without kinks: in 16 bits rounding decides a ReLU's derivative at many states."""
+    return replace(
+        case, activation="tanh" if case.activation == "relu" else case.activation, **changes
+    )
+
+
+def widened(name, H):
+    return smooth(testing.find(name), name=f"{name}-h{H}", H=H)
+
+
+#: Every shape of the tensor_core family (1, 2, 4, 8 and 16 units of columns), rows of each
+#: alignment, one to four predecessors, and every option of the ops.
+TENSOR = (
+    widened("corner-mask", 16), widened("corner-3x4-h30", 30), widened("corner-4x3-states", 33),
+    widened("sweep-mask-h0", 62), widened("chain-lengths-h0", 64), widened("line-3x5", 65),
+    widened("diamond", 70), widened("gated-corner", 40), widened("corner-no-bias", 128),
+    widened("chain-tanh-h0", 130), widened("gated-diamond", 136),
+)  # fmt: skip
+#: One CTA at a time on one multiprocessor: it goes through all tiles of rows.
+ONE_CTA = (80, 1, 160 * 1024, 8 * 1024)
 
 
 def check(switch, emulated, case, dtype=None):
@@ -38,6 +64,28 @@ def test_matches_reference(case, harness, switch, fast):
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_dtypes(case, dtype, harness, switch, fast):
     check(switch, harness.Emulated(fast), case, dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("case", TENSOR, ids=str)
+def test_tensor_core(case, dtype, harness, switch, fast):
+    check(switch, harness.Emulated(fast), case, dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_tensor_core_takes_the_whole_table(case, harness, switch, fast):
+    check(switch, harness.Emulated(fast), smooth(case), torch.bfloat16)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("case", TENSOR[::2], ids=str)
+def test_tensor_core_schedules(case, seed, harness, switch, fast):
+    check(switch, harness.Emulated(fast, ONE_CTA, seed=seed), case, torch.bfloat16)
+
+
+@pytest.mark.parametrize("case", TENSOR, ids=str)
+def test_no_races_on_the_tensor_core(case, harness, switch, race):
+    check(switch, harness.Emulated(race, ONE_CTA, seed=2), case, torch.bfloat16)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -79,12 +127,23 @@ def test_is_repeatable(case, harness, switch, fast):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("case", TENSOR[:4], ids=str)
+def test_tensor_core_is_repeatable(case, harness, switch, fast):
+    inputs = case.inputs(dtype=torch.bfloat16)
+    results = []
+    for seed in (0, 3):
+        with switch.running(harness.Emulated(fast, ONE_CTA, seed=seed)):
+            results.append(case.results(sk, inputs))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("forward, backward", [("cpu", "cuda_host"), ("cuda_host", "cpu")])
 @pytest.mark.parametrize("name", ["sweep-mask-h0", "sweep-diamond"])
-def test_mixed_pairs(name, forward, backward, harness, switch, fast):
+def test_mixed_pairs(name, forward, backward, dtype, harness, switch, fast):
     """Either backend's backward finishes the other's forward."""
     case = testing.find(name)
-    t = case.inputs()
+    t = case.inputs(dtype=dtype)
     u, w, h0, mask = t["u"], t["w"], t["h0"], t.get("mask")
     topology, activation = case.topology, ACTIVATIONS.index(case.activation)
     program, back = topology.program("levels"), topology.reversed().program("levels")
@@ -138,7 +197,11 @@ def test_too_large_for_the_device(harness, switch, fast):
         sk.sweep(u, w, sk.Topology.chain(2))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["warp", "general"])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.float64, torch.bfloat16],
+    ids=["warp", "general", "tensor"],
+)
 def test_what_a_masked_node_holds_does_not_leak(dtype, harness, switch, fast):
     """NaN at masked nodes reaches neither outputs nor gradients."""
     case = testing.find("corner-mask")

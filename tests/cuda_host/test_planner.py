@@ -26,7 +26,7 @@ def test_every_width_fits(H, dtype, is_backward, device):
 
 def test_weights_stay_on_chip_while_they_fit():
     assert plan(H=128)["weights_in_shared"]
-    assert plan(H=256, dtype="bfloat16", B=8)["weights_in_shared"]
+    assert plan(H=192, C=0, B=8)["weights_in_shared"]
     assert not plan(H=1024)["weights_in_shared"]
 
 
@@ -45,3 +45,33 @@ def test_too_wide_is_an_error_with_the_limit():
 def test_unknown_dtype():
     with pytest.raises(ValueError, match="dtype must be float32"):
         plan(dtype="int8")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_16_bit_types_go_to_the_tensor_core(is_backward, dtype):
+    for device in (H200, A100):
+        for H in (1, 30, 64, 128, 256):
+            found = plan(device, H=H, dtype=dtype, is_backward=is_backward)
+            assert found["family"] == "tensor_core", H
+        assert plan(device, H=257, dtype=dtype, is_backward=is_backward)["family"] == "general"
+    turing = (75, 40, 65536, 65536)
+    assert plan(turing, dtype=dtype, is_backward=is_backward)["family"] == "general"
+
+
+def test_float32_stays_exact():
+    assert plan(H=64)["family"] == "general"
+
+
+def test_a_product_is_full():
+    """16 rows of a chain's node, or the nodes of a grid's diagonal of as few rows as fill it."""
+    chain = dict(dtype="bfloat16", N=512, D=2, C=0, K=0, groups=512, slots=1)
+    assert plan(B=64, H=128, **chain)["rows"] == 16
+    grid = dict(dtype="bfloat16", N=1024, D=4, C=128, K=0, groups=63, slots=34)
+    assert plan(B=64, H=128, **grid)["rows"] <= 2
+
+
+def test_long_chains_have_no_table_in_shared_memory():
+    chain = dict(dtype="bfloat16", H=64, D=2, C=0, K=0, slots=1)
+    assert plan(N=4096, groups=4096, **chain)["family"] == "tensor_core"
+    assert plan(N=40_000, groups=40_000, **chain)["family"] == "general"

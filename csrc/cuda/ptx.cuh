@@ -7,6 +7,14 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
+
+// Kernels of clusters are compiled for every architecture, empty where there are none.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define STRNN_HAS_CLUSTERS 1
+#else
+#define STRNN_HAS_CLUSTERS 0
+#endif
 
 namespace strnn::cuda {
 
@@ -40,6 +48,72 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// d += a b by the warp's tensor core, m16n8k16: lane 4 g + q holds rows g, g + 8 of a and d, column
+// g of b, and of the summed index 2 q, 2 q + 1 and the same + 8.
+template <typename S>
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[2]) {
+  if constexpr (std::is_same_v<S, __nv_bfloat16>)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Four 8 x 8 matrices of 16-bit elements from shared memory. Lane l gives the address of row l % 8
+// of matrix l / 8 and receives elements 2 (l % 4) and one more of row l / 4 of each.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// Clusters of CTAs (sm_90 and later). A thread's writes before its arrival are seen by whoever has
+// waited; all threads of a warp arrive and wait together.
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank = 0;
+#if STRNN_HAS_CLUSTERS
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return rank;
+}
+__device__ __forceinline__ unsigned cluster_size() {
+  unsigned size = 1;
+#if STRNN_HAS_CLUSTERS
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+#endif
+  return size;
+}
+__device__ __forceinline__ void cluster_arrive() {
+#if STRNN_HAS_CLUSTERS
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if STRNN_HAS_CLUSTERS
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+// Writes 8 bytes to the place in the shared memory of CTA `rank` of the cluster that corresponds to
+// `to` in one's own.
+__device__ __forceinline__ void store_cluster(void* to, unsigned rank, uint2 value) {
+#if STRNN_HAS_CLUSTERS
+  asm volatile(
+      "{\n\t.reg .b32 at;\n\tmapa.shared::cluster.u32 at, %0, %1;\n\t"
+      "st.shared::cluster.v2.b32 [at], {%2, %3};\n\t}" ::"r"(shared_address(to)),
+      "r"(rank), "r"(value.x), "r"(value.y)
+      : "memory");
+#endif
+}
+
 // Divides dynamic shared memory into arrays, each aligned to 128 bytes.
 struct Carver {
   unsigned char* at;
@@ -63,6 +137,19 @@ inline void cp_async_commit() { emu::cp_commit(); }
 template <int kPending>
 inline void cp_async_wait() {
   emu::cp_wait(kPending);
+}
+
+template <typename S>
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  emu::mma_m16n8k16(d, a, b, std::is_same_v<S, __nv_bfloat16>);
+}
+inline void ldmatrix_x4(uint32_t (&to)[4], const void* row) { emu::ldmatrix_x4(to, row); }
+inline unsigned cluster_rank() { return emu::cluster_rank(); }
+inline unsigned cluster_size() { return emu::cluster_size(); }
+inline void cluster_arrive() { emu::cluster_arrive(); }
+inline void cluster_wait() { emu::cluster_wait(); }
+inline void store_cluster(void* to, unsigned rank, uint2 value) {
+  *static_cast<uint2*>(emu::cluster_map(to, rank)) = value;
 }
 
 struct Carver {

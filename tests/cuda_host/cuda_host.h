@@ -1,7 +1,7 @@
 // Executes CUDA kernel sources on the CPU: g++ -x c++ -include cuda_host.h kernel.cu. Every CUDA
-// thread is a fiber; one thread of the operating system runs them all, a few blocks at a time. What
-// is not declared here (atomics, clusters, grid barriers, static shared memory) does not compile:
-// the package's kernels use none of it.
+// thread is a fiber; one thread of the operating system runs them all, a few blocks or clusters at
+// a time. What is not declared here (atomics, grid barriers, static shared memory) does not
+// compile: the package's kernels use none of it.
 #pragma once
 #define STRNN_CUDA_HOST 1
 
@@ -32,6 +32,7 @@ namespace emu {
 struct Launch {
   dim3 grid, block;
   size_t smem;
+  unsigned cluster = 1;  // blocks of a cluster, neighbours along x
 };
 
 // Runs the grid; returns the number of findings (see emu_report).
@@ -63,6 +64,18 @@ struct Exchanged {
 // Hands `bytes` of every lane of the mask to all of them: of[l] is lane l's.
 void exchange(const char* what, unsigned mask, const void* mine, size_t bytes, Exchanged& all);
 unsigned lane();
+
+// d += a b of a warp, m16n8k16 with the fragments of mma.sync; of bfloat16 or of float16.
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool is_bfloat16);
+// Four 8 x 8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8.
+void ldmatrix_x4(uint32_t (&to)[4], const void* row);
+
+unsigned cluster_rank();
+unsigned cluster_size();
+void cluster_arrive();
+void cluster_wait();
+// The place in the shared memory of block `rank` of the cluster that corresponds to p in one's own.
+void* cluster_map(const void* p, unsigned rank);
 
 }  // namespace emu
 

@@ -514,12 +514,13 @@ py::dict plan_cuda_sweep(int64_t B, int64_t N, int64_t D, int64_t C, int64_t H, 
                                                   {"float16", Dtype::kFloat16}};
   for (const auto& [name, value] : dtypes) {
     if (dtype != name) continue;
-    const cuda::Plan plan =
-        cuda::plan_sweep({B, N, D, C, H, K, groups, slots, value, is_backward, is_gated},
-                         {device[0], device[1], device[2], device[3]});
+    const cuda::Plan plan = cuda::plan_sweep(
+        {B, N, D, C, H, K, groups, slots, value, is_backward, is_gated},
+        {device[0], device[1], device[2], device[3], device[0] >= 90 ? cuda::kMaxCluster : 0});
     py::dict found;
     found["family"] = cuda::family_name(plan.family);
     found["threads"] = plan.threads;
+    found["cluster"] = plan.cluster;
     found["rows"] = 1 << plan.rows_log2;
     found["items"] = plan.items;
     found["weights_in_shared"] = plan.weights_in_shared;

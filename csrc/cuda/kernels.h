@@ -9,6 +9,9 @@
 
 namespace strnn::cuda {
 
+// CTAs of the largest cluster that the current device, of sm_90 or later, can run.
+int64_t max_cluster();
+
 int64_t sweep_workspace(const SweepForward&, Dtype, const Device&);
 void sweep(const SweepForward&, Dtype, const Device&, void* workspace, void* stream);
 

@@ -40,8 +40,13 @@ void choose_items(const SweepSizes& z, Plan& plan) {
   plan.threads = static_cast<int>(std::clamp<int64_t>(ceil_div(threads, 32) * 32, 64, kMaxThreads));
 }
 
+bool may_be(Family family, const Device& device) {
+  return device.only < 0 || device.only == static_cast<int64_t>(family);
+}
+
 // False if it cannot; rows of a CTA (warps) and of a warp, one after the other, if it can.
 bool plan_warp_per_row(const SweepSizes& z, const Device& device, Plan& plan) {
+  if (!may_be(Family::kWarpPerRow, device)) return false;
   if (z.dtype != Dtype::kFloat32 || z.H > kWarpMaxH || z.C > kWarpMaxC || z.is_gated) return false;
   for (int warps_log2 = 2; warps_log2 >= 0; --warps_log2)
     for (const bool projects : {true, false}) {
@@ -68,7 +73,44 @@ bool plan_warp_per_row(const SweepSizes& z, const Device& device, Plan& plan) {
   return false;
 }
 
+// False if it cannot. As few CTAs as hold W, as many nodes to a chunk as an average group has.
+bool plan_cluster(const SweepSizes& z, const Device& device, Plan& plan) {
+  if (!may_be(Family::kCluster, device) || (device.only < 0 && z.H < kClusterMinH)) return false;
+  if (storage_bytes(z.dtype) != 2 || z.H > kClusterMaxH) return false;
+  plan.cluster = 2;
+  while (plan.cluster * kClusterSlice < z.H) plan.cluster *= 2;
+  if (plan.cluster > device.max_cluster) return false;
+  plan.family = Family::kCluster;
+  plan.threads = kClusterThreads;
+  plan.rows_log2 = kMaxRowsLog2;
+  plan.slots_in_shared = true;
+  for (int64_t nodes = std::clamp<int64_t>(ceil_div(z.N, z.G), 1, kClusterMaxNodes); nodes > 0;
+       --nodes) {
+    plan.items = static_cast<int>(nodes * kClusterRows);
+    plan.shared_bytes = ClusterLayout::of(z, plan).bytes();
+    if (plan.shared_bytes <= device.shared_per_block) return true;
+  }
+  return false;
+}
+
 }  // namespace
+
+int64_t cluster_slice(int64_t H, int cluster) { return ceil_div(ceil_div(H, cluster), 16) * 16; }
+
+ClusterLayout ClusterLayout::of(const SweepSizes& z, const Plan& plan) {
+  ClusterLayout l{};
+  l.ld = static_cast<int>(ceil_div(z.H, 16) * 16 + 8);  // rows of an ldmatrix in different banks
+  l.sums = 2 * plan.items * l.ld;
+  l.parts = 2 * 4 * kClusterRows * kClusterLdParts;
+  l.staged = 2 * 2 * (plan.items / kClusterRows) * kClusterThreads * 4;
+  l.slots = z.S * kClusterThreads * 4;
+  return l;
+}
+
+int64_t ClusterLayout::bytes() const {
+  return array_bytes(sums, 2) + array_bytes(parts, 4) + array_bytes(staged, 2) +
+         array_bytes(slots, 2);
+}
 
 WarpLayout WarpLayout::of(const SweepSizes& z, int warps, bool projects) {
   const int64_t width_x = z.C == 0 ? 0 : z.C <= 8 ? 8 : 32;
@@ -115,8 +157,13 @@ int64_t GeneralLayout::bytes(Dtype dtype) const {
 
 Plan plan_sweep(const SweepSizes& z, const Device& device) {
   Plan plan{};
-  if (plan_warp_per_row(z, device, plan)) return plan;
+  plan.cluster = 1;
+  if (plan_warp_per_row(z, device, plan) || plan_cluster(z, device, plan)) return plan;
+  if (!may_be(Family::kGeneral, device))
+    throw std::runtime_error("strnn_cuda: the kernels asked for do not take a sweep with H = " +
+                             std::to_string(z.H));
   plan = Plan{};
+  plan.cluster = 1;
   plan.family = Family::kGeneral;
   // Rows: as many as fill a block with the nodes of an average group, as long as every SM has a
   // tile.
@@ -157,7 +204,14 @@ Plan plan_sweep(const SweepSizes& z, const Device& device) {
 }
 
 const char* family_name(Family family) {
-  return family == Family::kGeneral ? "general" : "warp_per_row";
+  switch (family) {
+    case Family::kWarpPerRow:
+      return "warp_per_row";
+    case Family::kCluster:
+      return "cluster";
+    default:
+      return "general";
+  }
 }
 
 int64_t choose_splits(int64_t tiles, int64_t rows, const Device& device) {

@@ -5,6 +5,8 @@
 //   general       a CTA per (direction, tile of rows of B); any topology, H, dtype. Slots and
 //   weights in shared memory where they
 //                 fit, else in global memory, where the second-level cache serves them.
+//   cluster       256 < H <= 1024, bfloat16 and float16, sm_90 and later: a cluster per (direction,
+//   tile of rows of B), W shared out over the registers of its CTAs.
 //   warp_per_row  H <= 32, float32: a warp per (direction, row of B), a lane per hidden unit,
 //   weights in registers.
 #pragma once
@@ -19,9 +21,11 @@ struct Device {
   int64_t num_sms;
   int64_t shared_per_block;  // bytes that one CTA may ask for
   int64_t shared_per_sm;
+  int64_t max_cluster;  // CTAs of the largest cluster; 0: the device has none
+  int64_t only = -1;    // tests: the one Family that may be chosen, -1: any
 };
 
-enum class Family { kGeneral, kWarpPerRow };
+enum class Family { kGeneral, kWarpPerRow, kCluster };
 
 // What a plan depends on; G and S are the groups and slots of the sweep program that the pass
 // follows.
@@ -51,12 +55,34 @@ struct WarpLayout {
   int64_t bytes() const;
 };
 
+// cluster: a tile's rows are two operands of an mma, a slice is four. Shared memory of a CTA, in
+// elements: parts are float, the others of the storage type.
+constexpr int kClusterThreads = 256;
+constexpr int kClusterRows = 16;
+constexpr int64_t kClusterSlice = 64;
+constexpr int kClusterMaxNodes = 4;
+constexpr int kClusterLdParts = 68;  // a part is written and read without bank conflicts
+constexpr int64_t kMaxCluster = 16;  // CTAs
+constexpr int64_t kClusterMinH = 257, kClusterMaxH = 1024;
+
+struct Plan;
+struct ClusterLayout {
+  int64_t sums, parts, staged, slots;
+  int ld;  // of a row of sums
+
+  static ClusterLayout of(const SweepSizes&, const Plan&);
+  int64_t bytes() const;
+};
+// Hidden units of a CTA of a cluster.
+int64_t cluster_slice(int64_t H, int cluster);
+
 struct Plan {
   Family family;
   int threads;    // of a CTA
-  int rows_log2;  // general: rows of a tile; warp_per_row: warps of a CTA
-  int items;  // general: (node, row) pairs in flight; warp_per_row: rows of a warp, one after the
-              // other
+  int cluster;    // CTAs of a cluster, 1 if there are none
+  int rows_log2;  // general and cluster: rows of a tile; warp_per_row: warps of a CTA
+  int items;  // general and cluster: (node, row) pairs in flight; warp_per_row: rows of a warp, one
+              // after the other
   bool weights_in_shared;
   bool slots_in_shared;
   bool projects;  // the sparse projection is fused; else a second kernel reads h

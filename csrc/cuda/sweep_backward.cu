@@ -18,6 +18,7 @@
 
 #include "gemm.cuh"
 #include "kernels.h"
+#include "sweep_cluster.cuh"
 #include "sweep_kernel.cuh"
 #include "sweep_warp.cuh"
 #include "workspace.h"
@@ -114,6 +115,7 @@ struct Scratch {
   T *du, *q, *e, *slots, *dw_hh, *dw_ih, *dbias;
   int64_t parts_hh, parts_ih, parts_bias;
   void* projection;
+  uint4* fragments;
 
   Scratch(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
           Workspace& workspace) {
@@ -128,6 +130,8 @@ struct Scratch {
     e = workspace.take<T>(a.h0 ? a.B * a.D * a.H : 0);
     slots = workspace.take<T>(
         plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
+    fragments = workspace.take<uint4>(
+        plan.family == Family::kCluster ? cluster_weights(a.D, a.H, plan).count() : 0);
     parts_hh = choose_splits(gemm_tiles(a.H, a.H) * a.D, rows, device);
     parts_ih = choose_splits(gemm_tiles(a.H, a.C) * a.D, rows, device);
     parts_bias = choose_splits(gemm_tiles(a.H, 1) * a.D, rows, device);
@@ -191,17 +195,8 @@ void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
 }
 
 template <typename S>
-void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace workspace,
-         void* stream) {
-  const SweepSizes sizes = sizes_of(a, dtype);
-  const Plan plan = plan_sweep(sizes, device);
-  if (plan.family == Family::kWarpPerRow)
-    return sweep_backward_warp(a, plan, device, workspace, stream);
-  const Scratch<S> scratch(a, dtype, plan, device, workspace);
-  if (a.ds)
-    sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device,
-                               scratch.projection, stream);
-  if (a.dprojection && !a.ds) reduce<S>({a.D * a.K * a.N, 0, nullptr, a.dprojection}, stream);
+void sweep_backward_general(const SweepBackward& a, const SweepSizes& sizes, const Plan& plan,
+                            const Scratch<S>& scratch, const void* dh, void* dx, void* stream) {
   BackwardArgs f{};
   GeneralSweep& sweep = f.sweep;
   sweep.program = a.program;
@@ -211,12 +206,12 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
   sweep.layout = GeneralLayout::of(sizes, plan);
   sweep.ld_sum = sweep.layout.ld_sum, sweep.ld_weights = sweep.layout.ld_weights;
   sweep.weights = a.w_hh, sweep.weight_k = a.H, sweep.weight_j = 1;
-  sweep.input0 = a.ds ? scratch.dh : a.dh;
+  sweep.input0 = dh;
   sweep.input1 = a.gate ? a.gate : a.h;
   sweep.slots = scratch.slots;
   f.mask = a.mask, f.pre = a.pre, f.activation = a.activation, f.is_gated = a.gate != nullptr,
   f.dgate = a.dgate;
-  f.dx = a.C || scratch.du == a.dx ? nullptr : a.dx;
+  f.dx = dx;
   f.du = scratch.du, f.q = scratch.q;
   const dim3 grid(
       static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),
@@ -228,6 +223,29 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
              plan.threads, plan.shared_bytes, stream, f);
     });
   });
+}
+
+template <typename S>
+void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace workspace,
+         void* stream) {
+  const SweepSizes sizes = sizes_of(a, dtype);
+  const Plan plan = plan_sweep(sizes, device);
+  if (plan.family == Family::kWarpPerRow)
+    return sweep_backward_warp(a, plan, device, workspace, stream);
+  const Scratch<S> scratch(a, dtype, plan, device, workspace);
+  if (a.ds)
+    sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device,
+                               scratch.projection, stream);
+  if (a.dprojection && !a.ds) reduce<S>({a.D * a.K * a.N, 0, nullptr, a.dprojection}, stream);
+  const void* dh = a.ds ? scratch.dh : a.dh;
+  void* dx = a.C || scratch.du == a.dx ? nullptr : a.dx;
+  if (plan.family == Family::kCluster) {
+    if constexpr (sizeof(S) == 2)
+      sweep_backward_cluster(a, dtype, sizes, plan, dh, scratch.du, dx, scratch.q,
+                             scratch.fragments, stream);
+  } else {
+    sweep_backward_general<S>(a, sizes, plan, scratch, dh, dx, stream);
+  }
   run_sums<S>(a, scratch, stream);
 }
 

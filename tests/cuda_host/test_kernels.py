@@ -17,6 +17,7 @@ SMALL = tuple(
         "gated-diamond", "project",
     )
 )  # fmt: skip
+HALVES = (torch.bfloat16, torch.float16)
 #: Shared memory of devices so small that the general family must leave things out of it.
 LIMITS = {"slots-global": 24 * 1024, "all-global": 11 * 1024, "tiny": 3 * 1024}
 
@@ -57,6 +58,30 @@ def test_wide_weights_in_global_memory(harness, switch, fast):
     check(switch, harness.Emulated(fast, (80, 2, 16 * 1024, 16 * 1024)), testing.find("chain-wide"))
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("case", SMALL[:-1], ids=str)
+def test_clusters(case, dtype, harness, switch, fast):
+    check(switch, harness.Emulated(fast, family="cluster"), case, dtype)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("case", SMALL[1:-1:3], ids=str)
+def test_schedules_of_clusters(case, seed, harness, switch, fast):
+    check(switch, harness.Emulated(fast, seed=seed, family="cluster"), case, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["chain-causal", "chain-wide"])
+def test_several_ctas_of_a_cluster(name, harness, switch, race):
+    """Slices of the hidden width, full and not, with the checker on."""
+    emulated = harness.Emulated(race, seed=2, family="cluster")
+    check(switch, emulated, testing.find(name), torch.bfloat16)
+
+
+@pytest.mark.parametrize("case", SMALL[:-1], ids=str)
+def test_no_races_in_clusters(case, harness, switch, race):
+    check(switch, harness.Emulated(race, seed=2, family="cluster"), case, torch.bfloat16)
+
+
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_no_races(case, harness, switch, race):
     """Barriers, waits for copies, bounds and unwritten memory, checked access by access."""
@@ -68,30 +93,32 @@ def test_no_races_with_little_shared_memory(case, harness, switch, race):
     check(switch, harness.Emulated(race, (80, 2, 3 * 1024, 3 * 1024), seed=2), case)
 
 
+@pytest.mark.parametrize("family", [None, "cluster"])
 @pytest.mark.parametrize("case", SMALL[:4], ids=str)
-def test_is_repeatable(case, harness, switch, fast):
+def test_is_repeatable(case, family, harness, switch, fast):
     """The same bits whatever the order in which blocks and threads run."""
-    inputs = case.inputs()
-    with switch.running(harness.Emulated(fast, seed=0)):
+    inputs = case.inputs(dtype=torch.bfloat16 if family else None)
+    with switch.running(harness.Emulated(fast, seed=0, family=family)):
         first = case.results(sk, inputs)
-    with switch.running(harness.Emulated(fast, seed=3)):
+    with switch.running(harness.Emulated(fast, seed=3, family=family)):
         second = case.results(sk, inputs)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("forward, backward", [("cpu", "cuda_host"), ("cuda_host", "cpu")])
+@pytest.mark.parametrize("family", [None, "cluster"])
 @pytest.mark.parametrize("name", ["sweep-mask-h0", "sweep-diamond"])
-def test_mixed_pairs(name, forward, backward, harness, switch, fast):
+def test_mixed_pairs(name, family, forward, backward, harness, switch, fast):
     """Either backend's backward finishes the other's forward."""
     case = testing.find(name)
-    t = case.inputs()
+    t = case.inputs(dtype=torch.bfloat16 if family else None)
     u, w, h0, mask = t["u"], t["w"], t["h0"], t.get("mask")
     topology, activation = case.topology, ACTIVATIONS.index(case.activation)
     program, back = topology.program("levels"), topology.reversed().program("levels")
     tables = (program.table(u.device), back.table(u.device))
     sizes = [program.num_groups, program.num_slots, back.num_groups, back.num_slots]
     tensors = (None, None, w, mask, h0, None, None)
-    with switch.running(harness.Emulated(fast)):
+    with switch.running(harness.Emulated(fast, family=family)):
         ops = {b: getattr(torch.ops, f"strnn_{b}") for b in (forward, backward)}
         h, _ = ops[forward].sweep_fwd(u, *tensors, *tables, sizes, activation, True)
         du, _, _, dw, dh0, _ = ops[backward].sweep_bwd(
@@ -138,12 +165,15 @@ def test_too_large_for_the_device(harness, switch, fast):
         sk.sweep(u, w, sk.Topology.chain(2))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["warp", "general"])
-def test_what_a_masked_node_holds_does_not_leak(dtype, harness, switch, fast):
+@pytest.mark.parametrize(
+    "family, dtype",
+    [("warp_per_row", torch.float32), ("general", torch.float64), ("cluster", torch.bfloat16)],
+)
+def test_what_a_masked_node_holds_does_not_leak(family, dtype, harness, switch, fast):
     """NaN at masked nodes reaches neither outputs nor gradients."""
     case = testing.find("corner-mask")
     inputs = case.inputs(dtype=dtype)
     spoilt = inputs | {"x": torch.where(inputs["mask"][..., None], inputs["x"], torch.nan)}
-    with switch.running(harness.Emulated(fast)):
+    with switch.running(harness.Emulated(fast, family=family)):
         clean, actual = (case.results(sk, given) for given in (inputs, spoilt))
     assert all(torch.equal(clean[name], actual[name]) for name in clean)

@@ -18,7 +18,7 @@
 
 #include "gemm.cuh"
 #include "kernels.h"
-#include "sweep_cluster.cuh"
+#include "sweep_cluster.h"
 #include "sweep_kernel.cuh"
 #include "sweep_warp.cuh"
 #include "workspace.h"
@@ -115,7 +115,7 @@ struct Scratch {
   T *du, *q, *e, *slots, *dw_hh, *dw_ih, *dbias;
   int64_t parts_hh, parts_ih, parts_bias;
   void* projection;
-  uint4* fragments;
+  char* cluster_weights;
 
   Scratch(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
           Workspace& workspace) {
@@ -130,8 +130,8 @@ struct Scratch {
     e = workspace.take<T>(a.h0 ? a.B * a.D * a.H : 0);
     slots = workspace.take<T>(
         plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
-    fragments = workspace.take<uint4>(
-        plan.family == Family::kCluster ? cluster_weights(a.D, a.H, plan).count() : 0);
+    cluster_weights = workspace.take<char>(
+        plan.family == Family::kCluster ? cluster_weights_bytes(a.D, a.H, plan) : 0);
     parts_hh = choose_splits(gemm_tiles(a.H, a.H) * a.D, rows, device);
     parts_ih = choose_splits(gemm_tiles(a.H, a.C) * a.D, rows, device);
     parts_bias = choose_splits(gemm_tiles(a.H, 1) * a.D, rows, device);
@@ -242,7 +242,7 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
   if (plan.family == Family::kCluster) {
     if constexpr (sizeof(S) == 2)
       sweep_backward_cluster(a, dtype, sizes, plan, dh, scratch.du, dx, scratch.q,
-                             scratch.fragments, stream);
+                             scratch.cluster_weights, stream);
   } else {
     sweep_backward_general<S>(a, sizes, plan, scratch, dh, dx, stream);
   }

@@ -58,15 +58,16 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles == 8 ? 2 : 1)
 
 template <typename S>
 void run(const SweepBackward& a, const SweepSizes& sizes, const Plan& plan, const void* dh,
-         float* du, void* dx, float* q, uint4* fragments, void* stream) {
+         float* du, void* dx, float* q, void* scratch, void* stream) {
   ClusterBackwardArgs f{};
   f.sweep = cluster_sweep(a.program, a.B, a.H, sizes, plan);
   const void* other = a.gate ? a.gate : a.h;
   f.sweep.is_vector = are_quads(a.H, dh, other, a.pre, a.dgate, du, dx, q);
   ClusterWeights weights = cluster_weights(a.D, a.H, plan);
-  weights.from = a.w_hh, weights.step_j = 1, weights.step_k = a.H, weights.to = fragments;
+  weights.from = a.w_hh, weights.step_j = 1, weights.step_k = a.H,
+  weights.to = static_cast<uint4*>(scratch);
   arrange_weights<S>(weights, stream);
-  f.sweep.fragments = fragments;
+  f.sweep.fragments = weights.to;
   f.sweep.input0 = dh, f.sweep.input1 = other;
   f.mask = a.mask, f.pre = a.pre, f.activation = a.activation, f.is_gated = a.gate != nullptr;
   f.dgate = a.dgate, f.dx = dx, f.du = du, f.q = q;
@@ -80,11 +81,11 @@ void run(const SweepBackward& a, const SweepSizes& sizes, const Plan& plan, cons
 
 void sweep_backward_cluster(const SweepBackward& a, Dtype dtype, const SweepSizes& sizes,
                             const Plan& plan, const void* dh, float* du, void* dx, float* q,
-                            uint4* fragments, void* stream) {
-  if (dtype == Dtype::kBFloat16)
-    run<__nv_bfloat16>(a, sizes, plan, dh, du, dx, q, fragments, stream);
-  else
-    run<__half>(a, sizes, plan, dh, du, dx, q, fragments, stream);
+                            void* scratch, void* stream) {
+  with_dtype(dtype, [&](auto s) {
+    using S = decltype(s);
+    if constexpr (sizeof(S) == 2) run<S>(a, sizes, plan, dh, du, dx, q, scratch, stream);
+  });
 }
 
 }  // namespace strnn::cuda

@@ -30,6 +30,7 @@
 #include "planner.h"
 #include "ptx.cuh"
 #include "storage.cuh"
+#include "sweep_cluster.h"
 #include "sweep_kernel.cuh"
 
 namespace strnn::cuda {
@@ -376,12 +377,4 @@ void with_cluster_tiles(int64_t H, const F& f) {
 }
 
 // The states alone: x holds u, and bias is added to it.
-// fragments: room for cluster_weights(...).count() elements.
-void sweep_forward_cluster(const SweepForward&, Dtype, const SweepSizes&, const Plan&,
-                           uint4* fragments, void* stream);
-// du (float, or null), its copy in the storage type (or null) and q; see sweep_backward.cu.
-void sweep_backward_cluster(const SweepBackward&, Dtype, const SweepSizes&, const Plan&,
-                            const void* dh, float* du, void* dx, float* q, uint4* fragments,
-                            void* stream);
-
 }  // namespace strnn::cuda

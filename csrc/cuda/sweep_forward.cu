@@ -11,7 +11,7 @@
 
 #include "gemm.cuh"
 #include "kernels.h"
-#include "sweep_cluster.cuh"
+#include "sweep_cluster.h"
 #include "sweep_kernel.cuh"
 #include "sweep_warp.cuh"
 #include "workspace.h"
@@ -126,7 +126,7 @@ template <typename S>
 struct Scratch {
   S *w_hh, *w_ih, *h, *u;
   acc_t<S>* slots;
-  uint4* fragments;
+  char* cluster_weights;
 
   Scratch(const SweepForward& a, const Plan& plan, Workspace& workspace) {
     const int64_t tiles = (a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2;
@@ -137,8 +137,8 @@ struct Scratch {
     h = workspace.take<S>(a.K && !plan.projects && !a.h ? a.B * a.N * a.D * a.H : 0);
     slots = workspace.take<acc_t<S>>(
         plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
-    fragments = workspace.take<uint4>(
-        plan.family == Family::kCluster ? cluster_weights(a.D, a.H, plan).count() : 0);
+    cluster_weights = workspace.take<char>(
+        plan.family == Family::kCluster ? cluster_weights_bytes(a.D, a.H, plan) : 0);
   }
 };
 
@@ -164,7 +164,7 @@ void run(const SweepForward& a, Dtype dtype, const Device& device, Workspace wor
     if (plan.family == Family::kCluster) {
       if (a.C) input_product<S>(a, scratch.u, stream), kept.x = scratch.u;
       if (!a.C) kept.bias = nullptr;
-      sweep_forward_cluster(kept, dtype, sizes, plan, scratch.fragments, stream);
+      sweep_forward_cluster(kept, dtype, sizes, plan, scratch.cluster_weights, stream);
     } else {
       sweep_forward_warp(kept, plan, stream);
     }

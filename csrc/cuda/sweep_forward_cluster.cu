@@ -62,15 +62,16 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles == 8 ? 2 : 1)
 }
 
 template <typename S>
-void run(const SweepForward& a, const SweepSizes& sizes, const Plan& plan, uint4* fragments,
+void run(const SweepForward& a, const SweepSizes& sizes, const Plan& plan, void* scratch,
          void* stream) {
   ClusterForwardArgs f{};
   f.sweep = cluster_sweep(a.program, a.B, a.H, sizes, plan);
   f.sweep.is_vector = are_quads(a.H, a.x, a.gate, a.h0, a.bias, a.h, a.pre);
   ClusterWeights weights = cluster_weights(a.D, a.H, plan);
-  weights.from = a.w_hh, weights.step_j = a.H, weights.step_k = 1, weights.to = fragments;
+  weights.from = a.w_hh, weights.step_j = a.H, weights.step_k = 1,
+  weights.to = static_cast<uint4*>(scratch);
   arrange_weights<S>(weights, stream);
-  f.sweep.fragments = fragments;
+  f.sweep.fragments = weights.to;
   f.sweep.input0 = a.x, f.sweep.input1 = a.gate;
   f.mask = a.mask, f.h0 = a.h0, f.entry = a.entry, f.bias = a.bias;
   f.activation = a.activation, f.is_gated = a.gate != nullptr;
@@ -99,12 +100,16 @@ int64_t max_cluster() {
 }
 #endif
 
+int64_t cluster_weights_bytes(int64_t D, int64_t H, const Plan& plan) {
+  return cluster_weights(D, H, plan).count() * static_cast<int64_t>(sizeof(uint4));
+}
+
 void sweep_forward_cluster(const SweepForward& a, Dtype dtype, const SweepSizes& sizes,
-                           const Plan& plan, uint4* fragments, void* stream) {
-  if (dtype == Dtype::kBFloat16)
-    run<__nv_bfloat16>(a, sizes, plan, fragments, stream);
-  else
-    run<__half>(a, sizes, plan, fragments, stream);
+                           const Plan& plan, void* scratch, void* stream) {
+  with_dtype(dtype, [&](auto s) {
+    using S = decltype(s);
+    if constexpr (sizeof(S) == 2) run<S>(a, sizes, plan, scratch, stream);
+  });
 }
 
 }  // namespace strnn::cuda

@@ -134,7 +134,7 @@ MUTATIONS |= {
         "corner-mask",
         "BOUNDS",
     ),
-    "barrier-between-warps": (
+    "warp-barrier-of-the-cta": (
         "sweep_backward_warp.cu",
         "    __syncthreads();\n  }\n",
         "  }\n",
@@ -142,8 +142,99 @@ MUTATIONS |= {
         "RACE",
     ),
 }
-#: Two multiprocessors, so that a tile has several rows and the last one a tail.
-DEVICE = (80, 2, 48 * 1024, 48 * 1024)
+MUTATIONS |= {
+    "cluster-barrier": (
+        "sweep_cluster.cuh",
+        """    cluster_arrive();
+    const Chunk next = tile.after(now);
+    tile.stage(next, half ^ 1);
+    cluster_wait();
+""",
+        """    const Chunk next = tile.after(now);
+    tile.stage(next, half ^ 1);
+""",
+        "chain-causal",
+        "RACE",
+    ),
+    "cluster-barrier-at-the-start": (
+        "sweep_cluster.cuh",
+        """  cluster_arrive();
+  cluster_wait();  // all CTAs""",
+        "  // all CTAs",
+        "chain-causal",
+        "may not have started",
+    ),
+    "cluster-barrier-before-the-exit": (
+        "sweep_cluster.cuh",
+        "  cp_async_wait<0>();\n",
+        "  cp_async_wait<0>();\n"
+        "  store_cluster(tile.sums, (tile.rank + 1) % tile.size, uint2{0, 0});\n",
+        "chain-causal",
+        "may exit before|has exited|that exited",
+    ),
+    "cluster-wrong-rank": (
+        "sweep_cluster.cuh",
+        "(rank + p) & (size - 1), bits",
+        "rank, bits",
+        "chain-causal",
+        None,
+    ),
+    "cluster-one-copy-of-the-sums": (
+        "sweep_cluster.cuh",
+        "sums + ((half * a.nodes + i - c.begin)",
+        "sums + ((i - c.begin)",
+        "chain-causal",
+        "RACE|UNWRITTEN",
+    ),
+    "cluster-barrier-of-a-cta": (
+        "sweep_cluster.cuh",
+        "      __syncthreads();\n      if (tile.is_live)",
+        "      if (tile.is_live)",
+        "chain-causal",
+        "RACE|UNWRITTEN",
+    ),
+    "cluster-one-copy-of-the-parts": (
+        "sweep_cluster.cuh",
+        "      turn ^= 1;\n",
+        "",
+        "corner-mask",
+        "RACE",
+    ),
+    "cluster-wrong-fragment": (
+        "sweep_cluster.cuh",
+        "lane / 8 % 2 * 8;",
+        "lane / 8 % 2 * 0;",
+        "chain-causal",
+        None,
+    ),
+    "cluster-row-beyond-the-batch": (
+        "sweep_cluster.cuh",
+        "is_live = b0 + r < a.B && ",
+        "is_live = ",
+        "corner-mask",
+        "BOUNDS",
+    ),
+    "cluster-units-beyond-the-width": (
+        "sweep_cluster.cuh",
+        "is_live = b0 + r < a.B && 4 * quad < a.slice && j < a.H;",
+        "is_live = b0 + r < a.B && 4 * quad < a.slice;",
+        "sweep-mask-h0",
+        "BOUNDS|RACE",
+    ),
+}
+#: The kernels that a mutation is about, by the beginning of its name: the only family that may be
+#: chosen, the dtype that it is shown in, and the limits of the device. Two multiprocessors, so that
+#: a tile has several rows and the last one a tail.
+KINDS = {
+    "general": ("general", torch.float64, "double", (80, 2, 48 * 1024, 48 * 1024)),
+    "warp": ("warp_per_row", torch.float32, "float", (80, 2, 48 * 1024, 48 * 1024)),
+    "cluster": ("cluster", torch.bfloat16, "__nv_bfloat16", (90, 2, 96 * 1024, 96 * 1024)),
+}
+
+
+def kind_of(mutation):
+    first = mutation.split("-")[0]
+    return first if first in KINDS else "general"
 
 
 def mutate(folder, file, text, becomes):
@@ -160,25 +251,27 @@ def sources(harness, tmp_path):
     return tmp_path
 
 
-def run(harness, switch, sources, name, is_warp):
-    """The case with the sources as they are: float32 for the warp family, float64 for the other.
+def run(harness, switch, sources, name, kind):
+    """The case with the sources as they are, in one family of kernels.
 
-    Only that dtype is compiled: a mutant costs seconds.
+    Only its dtype is compiled: a mutant costs seconds.
     """
-    kind = "float" if is_warp else "double"
-    mutate(sources, "storage.cuh", DISPATCH, f"    default:\n      return f({kind}{{}});\n")
+    family, dtype, storage, device = KINDS[kind]
+    mutate(sources, "storage.cuh", DISPATCH, f"    default:\n      return f({storage}{{}});\n")
     case = testing.find(name)
-    inputs = case.inputs(dtype=torch.float32 if is_warp else torch.float64)
+    inputs = case.inputs(dtype=dtype)
     expected = testing.Expected.of(case, inputs)
-    emulated = harness.Emulated(harness.build("race", sources / "cuda"), DEVICE, seed=2)
+    library = harness.build("race", sources / "cuda")
+    emulated = harness.Emulated(library, device, seed=2, family=family)
     with switch.running(emulated):
         expected.check(case.results(sk, inputs), "mutant")
 
 
-@pytest.mark.parametrize("is_warp", [False, True], ids=["general", "warp"])
-@pytest.mark.parametrize("name", sorted({m[3] for m in MUTATIONS.values()}))
-def test_unchanged_passes(name, is_warp, harness, switch, sources):
-    run(harness, switch, sources, name, is_warp)
+@pytest.mark.parametrize(
+    "kind, name", sorted({(kind_of(mutation), m[3]) for mutation, m in MUTATIONS.items()})
+)
+def test_unchanged_passes(kind, name, harness, switch, sources):
+    run(harness, switch, sources, name, kind)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
@@ -186,4 +279,4 @@ def test_is_caught(mutation, harness, switch, sources):
     file, text, becomes, case, report = MUTATIONS[mutation]
     mutate(sources, file, text, becomes)
     with pytest.raises(AssertionError if report is None else RuntimeError, match=report):
-        run(harness, switch, sources, case, "warp" in mutation)
+        run(harness, switch, sources, case, kind_of(mutation))

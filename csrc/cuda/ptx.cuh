@@ -7,7 +7,6 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
-#include <type_traits>
 
 // Kernels of clusters are compiled for every architecture, empty where there are none.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -48,23 +47,27 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// d += a b by the warp's tensor core, m16n8k16: lane 4 g + q holds rows g, g + 8 of a and d, column
-// g of b, and of the summed index 2 q, 2 q + 1 and the same + 8.
-template <typename S>
-__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4],
-                                             const uint32_t (&b)[2]) {
-  if constexpr (std::is_same_v<S, __nv_bfloat16>)
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+// d += a b for a warp's tiles of 16 x 8 outputs. With g = lane / 4 and q = lane % 4 a lane holds
+//   d[2i + e]  row g + 8i, column 2q + e
+//   a[i + 2s]  row g + 8i, columns 2q and 2q + 1 of the s-th 8 columns      (16 bit, 16 x 16)
+//              row g + 8i, column q + 4s                                    (tf32, 16 x 8)
+//   b[s]       rows 2q and 2q + 1 of the s-th 8 rows, column g              (16 bit, 16 x 8)
+//              row q + 4s, column g                                         (tf32, 8 x 8)
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                        uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory. Lane l gives the address of row l % 8
@@ -139,9 +142,11 @@ inline void cp_async_wait() {
   emu::cp_wait(kPending);
 }
 
-template <typename S>
-void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  emu::mma_m16n8k16(d, a, b, std::is_same_v<S, __nv_bfloat16>);
+inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emu::mma(emu::Operands::kBFloat16, d, a, b0, b1);
+}
+inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emu::mma(emu::Operands::kHalf, d, a, b0, b1);
 }
 inline void ldmatrix_x4(uint32_t (&to)[4], const void* row) { emu::ldmatrix_x4(to, row); }
 inline unsigned cluster_rank() { return emu::cluster_rank(); }

@@ -23,6 +23,7 @@
 // them is late.
 #pragma once
 #include <cstring>
+#include <type_traits>
 
 #include "../common/sweep.h"
 #include "activation.cuh"
@@ -237,6 +238,14 @@ struct ClusterTile {
     }
   }
 
+  __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&left)[4], uint32_t b0,
+                                           uint32_t b1) const {
+    if constexpr (std::is_same_v<S, __nv_bfloat16>)
+      mma_bf16(d, left, b0, b1);
+    else
+      mma_f16(d, left, b0, b1);
+  }
+
   // This warp's part of the product of W and the sums of node m of the chunk.
   __device__ __forceinline__ void product(int half, int m, float* to) const {
     float acc[kClusterBlocks][2][4] = {};
@@ -250,11 +259,10 @@ struct ClusterTile {
       if (k >= a.H) break;
       uint32_t b[4];
       ldmatrix_x4(b, from + k);
-      const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
 #pragma unroll
       for (int u = 0; u < kClusterBlocks; ++u) {
-        mma_m16n8k16<S>(acc[u][0], w[u][t], low);
-        mma_m16n8k16<S>(acc[u][1], w[u][t], high);
+        multiply(acc[u][0], w[u][t], b[0], b[1]);
+        multiply(acc[u][1], w[u][t], b[2], b[3]);
       }
     }
 #pragma unroll

@@ -65,8 +65,13 @@ struct Exchanged {
 void exchange(const char* what, unsigned mask, const void* mine, size_t bytes, Exchanged& all);
 unsigned lane();
 
-// d += a b of a warp, m16n8k16 with the fragments of mma.sync; of bfloat16 or of float16.
-void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool is_bfloat16);
+// The tensor core's instructions of ptx.cuh (tensor_core.cpp); all 32 lanes take part.
+enum class Operands { kBFloat16, kHalf, kTf32 };
+void mma(Operands, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+uint32_t to_tf32(float);
+uint32_t transpose_8x8(uint32_t);
+void load_transposed(uint32_t (&r)[4], const void* address, const uint32_t (&row)[4]);
+
 // Four 8 x 8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8.
 void ldmatrix_x4(uint32_t (&to)[4], const void* row);
 

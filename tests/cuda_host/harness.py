@@ -31,6 +31,7 @@ KERNELS = (
     "sweep_backward.cu", "sweep_backward_warp.cu", "sweep_backward_cluster.cu",
     "sparse_projection_kernel.cu",
 )  # fmt: skip
+RUNTIME = ("scheduler.cpp", "checker.cpp", "tensor_core.cpp")
 COMMON = ["-std=c++17", "-g1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas"]
 MODES = {
     "fast": ["-O2"],
@@ -78,8 +79,10 @@ def _compile(source: Path, flags: Sequence[str], forced: Path | None = None) -> 
     return to
 
 
-def link(objects: Sequence[Path], library: Path) -> Path:
+def link(name: str, objects: Sequence[Path]) -> Path:
     """The shared library of the objects, made if it is not there."""
+    key = hashlib.sha1(" ".join(o.name for o in objects).encode()).hexdigest()[:16]
+    library = BUILD / f"{name}-{key}.so"
     if not library.exists():
         part = library.with_suffix(f".{os.getpid()}")
         _run(["g++", "-shared", *map(str, objects), "-ldl", "-o", str(part)])
@@ -101,12 +104,10 @@ def build(mode: str = "fast", sources: Path = ROOT / "csrc" / "cuda") -> Path:
 
     `sources` may be a changed copy (the mutation test), beside a copy of csrc/common.
     """
-    runtime = [_compile(HERE / file, ["-O2"]) for file in ("scheduler.cpp", "checker.cpp")]
+    runtime = [_compile(HERE / file, ["-O2"]) for file in RUNTIME]
     kernels = [_compile(sources / file, MODES[mode], HERE / "cuda_host.h") for file in KERNELS]
     host = [_compile(file, ["-O2"]) for file in (sources / "planner.cpp", HERE / "entry.cpp")]
-    objects = [*runtime, *kernels, *host]
-    key = hashlib.sha1(" ".join(o.name for o in objects).encode()).hexdigest()[:16]
-    return link(objects, BUILD / f"kernels-{mode}-{key}.so")
+    return link(f"kernels-{mode}", [*runtime, *kernels, *host])
 
 
 class Emulated:

@@ -376,40 +376,6 @@ void exchange(const char* what, unsigned mask, const void* mine, size_t bytes, E
     if (mask >> l & 1) std::memcpy(all.of[l], c->lanes[half][l], bytes);
 }
 
-void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool is_bfloat16) {
-  struct {
-    float d[4];
-    uint32_t a[4], b[2];
-  } mine, theirs;
-  std::memcpy(mine.d, d, sizeof d), std::memcpy(mine.a, a, sizeof a),
-      std::memcpy(mine.b, b, sizeof b);
-  Exchanged all;
-  exchange("mma", ~0u, &mine, sizeof mine, all);
-  const auto value = [&](uint32_t pair, int half) {
-    const auto bits = static_cast<uint16_t>(pair >> 16 * half);
-    if (is_bfloat16) return __bfloat162float(__nv_bfloat16(__nv_bfloat16_raw{bits}));
-    return __half2float(__half(__half_raw{bits}));
-  };
-  // Lane 4 g + q holds rows g and g + 8 of a, columns 2 q, 2 q + 1 and the same + 8; of b column g.
-  const int g = static_cast<int>(lane()) / 4, q = static_cast<int>(lane()) % 4;
-  float row[2][16], column[2][16];
-  for (int from = 0; from < 4; ++from)
-    for (int half = 0; half < 2; ++half) {
-      std::memcpy(&theirs, all.of[4 * g + from], sizeof theirs);
-      for (int r = 0; r < 4; ++r)
-        row[r % 2][r / 2 * 8 + 2 * from + half] = value(theirs.a[r], half);
-      for (int c = 0; c < 2; ++c) {
-        std::memcpy(&theirs, all.of[4 * (2 * q + c) + from], sizeof theirs);
-        for (int r = 0; r < 2; ++r) column[c][r * 8 + 2 * from + half] = value(theirs.b[r], half);
-      }
-    }
-  for (int i = 0; i < 4; ++i) {
-    double sum = d[i];
-    for (int k = 0; k < 16; ++k) sum += static_cast<double>(row[i / 2][k]) * column[i % 2][k];
-    d[i] = static_cast<float>(sum);
-  }
-}
-
 void ldmatrix_x4(uint32_t (&to)[4], const void* row) {
   void* pc = __builtin_return_address(0);
   if (grid.is_checked) check(reinterpret_cast<uintptr_t>(row), 16, Access::kRead, pc);

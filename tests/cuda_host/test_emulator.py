@@ -29,14 +29,10 @@ REPORTS = {
 
 @pytest.fixture(scope="module", params=["fast", "race"])
 def library(request, harness):
-    runtime = [
-        harness._compile(harness.HERE / f, ["-O2"]) for f in ("scheduler.cpp", "checker.cpp")
-    ]
+    runtime = [harness._compile(harness.HERE / file, ["-O2"]) for file in harness.RUNTIME]
     flags = harness.MODES[request.param]
     kernel = harness._compile(harness.HERE / "cluster.cu", flags, harness.HERE / "cuda_host.h")
-    name = f"{runtime[0].stem}-{runtime[1].stem}-{kernel.stem}.so"
-    found = harness.link([*runtime, kernel], harness.BUILD / name)
-    c = ctypes.CDLL(str(found))
+    c = ctypes.CDLL(str(harness.link("emulator", [*runtime, kernel])))
     c.emu_report.restype = ctypes.c_char_p
     return c
 

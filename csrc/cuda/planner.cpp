@@ -1,6 +1,7 @@
 #include "planner.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -93,6 +94,50 @@ bool plan_cluster(const SweepSizes& z, const Device& device, Plan& plan) {
   return false;
 }
 
+// Predicted, not measured, in nanoseconds; they only choose between general and level.
+constexpr int64_t kLaunch = 2500;    // a launch behind another one
+constexpr int64_t kStep = 500;       // barriers and latencies of a chunk
+constexpr int64_t kCachePerSm = 40;  // bytes per ns of the second-level cache, of an SM
+constexpr int64_t kFmaPerSm = 200;   // per ns
+constexpr int64_t kLoad = 400;       // latency of a block of k
+
+// general with W outside of shared memory: every CTA fetches it for every kItemsPerThread items.
+int64_t general_time(const SweepSizes& z, const Plan& plan, const Device& device) {
+  const int64_t rows = int64_t{1} << plan.rows_log2, width = ceil_div(z.N, z.G) * rows;
+  const int64_t items = std::min<int64_t>(plan.items, width);
+  const int64_t bytes = z.H * z.H * storage_bytes(z.dtype) * ceil_div(items, kItemsPerThread);
+  const int64_t waves = ceil_div(ceil_div(z.B, rows) * z.D, device.num_sms);
+  return waves * z.G * ceil_div(width, items) * (bytes / kCachePerSm + kStep);
+}
+
+int64_t level_tiles(const SweepSizes& z) {  // of a direction and an average group
+  return ceil_div(ceil_div(z.N, z.G) * z.B, kLevelTile) * ceil_div(z.H, kLevelTile);
+}
+
+int64_t level_time(const SweepSizes& z, const Device& device) {
+  const int64_t waves = ceil_div(level_tiles(z) * z.D, device.num_sms);
+  const int64_t block =
+      kLevelDepth * kLevelTile * kLevelTile * (z.dtype == Dtype::kFloat64 ? 2 : 1);
+  return z.G * (kLaunch + waves * ceil_div(z.H, kLevelDepth) * (block / kFmaPerSm + kLoad));
+}
+
+// False if it cannot.
+bool plan_level(const SweepSizes& z, const Device& device, Plan& plan) {
+  if (!may_be(Family::kLevel, device) || z.N * z.B > INT32_MAX) return false;
+  const int64_t t = acc_bytes(z.dtype);
+  plan = Plan{};
+  plan.family = Family::kLevel;
+  plan.cluster = 1;
+  plan.threads = static_cast<int>(kMaxThreads);
+  plan.items = kLevelTile;
+  plan.slots_in_shared = true;  // there are none
+  plan.shared_bytes = 2 * array_bytes(kLevelDepth * kLevelLd, t) +
+                      array_bytes(4 * kLevelTile * kLevelLd, t) + array_bytes(kLevelTile, 24);
+  plan.parts = std::clamp<int64_t>(
+      level_tiles(z), 1, std::max<int64_t>(1, 4 * device.num_sms / std::max<int64_t>(1, z.D)));
+  return plan.shared_bytes <= device.shared_per_block;
+}
+
 }  // namespace
 
 int64_t cluster_slice(int64_t H, int cluster) { return ceil_div(ceil_div(H, cluster), 16) * 16; }
@@ -159,6 +204,9 @@ Plan plan_sweep(const SweepSizes& z, const Device& device) {
   Plan plan{};
   plan.cluster = 1;
   if (plan_warp_per_row(z, device, plan) || plan_cluster(z, device, plan)) return plan;
+  Plan level{};
+  const bool has_level = plan_level(z, device, level);
+  if (has_level && device.only >= 0) return level;
   if (!may_be(Family::kGeneral, device))
     throw std::runtime_error("strnn_cuda: the kernels asked for do not take a sweep with H = " +
                              std::to_string(z.H));
@@ -194,9 +242,13 @@ Plan plan_sweep(const SweepSizes& z, const Device& device) {
         // one load of a weight.
         for (plan.rows_log2 = weights ? wanted_log2 : std::max(wanted_log2, kItemsPerThreadLog2);
              plan.rows_log2 >= 0; --plan.rows_log2)
-          if (fits(weights, slots, projects)) return plan;
+          if (fits(weights, slots, projects))
+            return !weights && has_level && level_time(z, device) < general_time(z, plan, device)
+                       ? level
+                       : plan;
   plan.rows_log2 = 0;
   fits(false, false, false);
+  if (has_level) return level;
   throw std::runtime_error(
       "strnn_cuda: a sweep with H = " + std::to_string(z.H) + " and C = " + std::to_string(z.C) +
       " needs " + std::to_string(plan.shared_bytes) + " bytes of shared memory, the device has " +
@@ -209,6 +261,8 @@ const char* family_name(Family family) {
       return "warp_per_row";
     case Family::kCluster:
       return "cluster";
+    case Family::kLevel:
+      return "level";
     default:
       return "general";
   }

@@ -7,8 +7,9 @@
 //                 fit, else in global memory, where the second-level cache serves them.
 //   cluster       256 < H <= 1024, bfloat16 and float16, sm_90 and later: a cluster per (direction,
 //   tile of rows of B), W shared out over the registers of its CTAs.
-//   warp_per_row  H <= 32, float32: a warp per (direction, row of B), a lane per hidden unit,
-//   weights in registers.
+//   level         any width: a launch per group, tiles of (node, row) pairs and hidden units; where
+//   W does not fit a CTA and a launch costs less than fetching W in every CTA. warp_per_row  H <=
+//   32, float32: a warp per (direction, row of B), a lane per hidden unit, weights in registers.
 #pragma once
 #include <cstdint>
 
@@ -25,7 +26,7 @@ struct Device {
   int64_t only = -1;    // tests: the one Family that may be chosen, -1: any
 };
 
-enum class Family { kGeneral, kWarpPerRow, kCluster };
+enum class Family { kGeneral, kWarpPerRow, kCluster, kLevel };
 
 // What a plan depends on; G and S are the groups and slots of the sweep program that the pass
 // follows.
@@ -65,6 +66,11 @@ constexpr int kClusterLdParts = 68;  // a part is written and read without bank 
 constexpr int64_t kMaxCluster = 16;  // CTAs
 constexpr int64_t kClusterMinH = 257, kClusterMaxH = 1024;
 
+// level: a tile's items and hidden units, and what of the sum is in shared memory at a time.
+constexpr int kLevelTile = 32;
+constexpr int kLevelDepth = 64;
+constexpr int kLevelLd = 36;  // of a row of four-element pieces, in different banks
+
 struct Plan;
 struct ClusterLayout {
   int64_t sums, parts, staged, slots;
@@ -88,6 +94,7 @@ struct Plan {
   bool projects;  // the sparse projection is fused; else a second kernel reads h
   int64_t shared_bytes;
   WarpLayout warp;  // of the family warp_per_row
+  int64_t parts;    // level: CTAs of a direction
 };
 
 // Throws std::runtime_error with the limit if no tile fits the device.

@@ -18,7 +18,7 @@
 
 #include "gemm.cuh"
 #include "kernels.h"
-#include "sweep_cluster.h"
+#include "sweep_families.h"
 #include "sweep_kernel.cuh"
 #include "sweep_warp.cuh"
 #include "workspace.h"
@@ -125,7 +125,8 @@ struct Scratch {
     projection = workspace.take<char>(
         a.ds ? sparse_projection_backward_workspace(projection_of(a, nullptr), dtype, device) : 0);
     const bool is_du_in_dx = std::is_same_v<S, T> && a.C == 0 && a.dx;
-    du = is_du_in_dx ? static_cast<T*>(a.dx) : workspace.take<T>(a.C || a.h0 ? states : 0);
+    du = is_du_in_dx ? static_cast<T*>(a.dx)
+                     : workspace.take<T>(a.C || a.h0 || plan.family == Family::kLevel ? states : 0);
     q = workspace.take<T>(states);
     e = workspace.take<T>(a.h0 ? a.B * a.D * a.H : 0);
     slots = workspace.take<T>(
@@ -195,8 +196,8 @@ void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
 }
 
 template <typename S>
-void sweep_backward_general(const SweepBackward& a, const SweepSizes& sizes, const Plan& plan,
-                            const Scratch<S>& scratch, const void* dh, void* dx, void* stream) {
+void sweep_backward_general(const SweepBackward& a, const BackwardStates& states,
+                            const SweepSizes& sizes, const Plan& plan, void* slots, void* stream) {
   BackwardArgs f{};
   GeneralSweep& sweep = f.sweep;
   sweep.program = a.program;
@@ -206,13 +207,13 @@ void sweep_backward_general(const SweepBackward& a, const SweepSizes& sizes, con
   sweep.layout = GeneralLayout::of(sizes, plan);
   sweep.ld_sum = sweep.layout.ld_sum, sweep.ld_weights = sweep.layout.ld_weights;
   sweep.weights = a.w_hh, sweep.weight_k = a.H, sweep.weight_j = 1;
-  sweep.input0 = dh;
+  sweep.input0 = states.dh;
   sweep.input1 = a.gate ? a.gate : a.h;
-  sweep.slots = scratch.slots;
+  sweep.slots = slots;
   f.mask = a.mask, f.pre = a.pre, f.activation = a.activation, f.is_gated = a.gate != nullptr,
   f.dgate = a.dgate;
-  f.dx = dx;
-  f.du = scratch.du, f.q = scratch.q;
+  f.dx = states.dx;
+  f.du = states.du, f.q = states.q;
   const dim3 grid(
       static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),
       static_cast<unsigned>(a.D));
@@ -237,15 +238,14 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
     sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device,
                                scratch.projection, stream);
   if (a.dprojection && !a.ds) reduce<S>({a.D * a.K * a.N, 0, nullptr, a.dprojection}, stream);
-  const void* dh = a.ds ? scratch.dh : a.dh;
-  void* dx = a.C || scratch.du == a.dx ? nullptr : a.dx;
-  if (plan.family == Family::kCluster) {
-    if constexpr (sizeof(S) == 2)
-      sweep_backward_cluster(a, dtype, sizes, plan, dh, scratch.du, dx, scratch.q,
-                             scratch.cluster_weights, stream);
-  } else {
-    sweep_backward_general<S>(a, sizes, plan, scratch, dh, dx, stream);
-  }
+  const BackwardStates states{a.ds ? scratch.dh : a.dh, scratch.du,
+                              a.C || scratch.du == a.dx ? nullptr : a.dx, scratch.q};
+  if (plan.family == Family::kCluster)
+    sweep_backward_cluster(a, states, dtype, sizes, plan, scratch.cluster_weights, stream);
+  else if (plan.family == Family::kLevel)
+    sweep_backward_level(a, states, dtype, plan, stream);
+  else
+    sweep_backward_general<S>(a, states, sizes, plan, scratch.slots, stream);
   run_sums<S>(a, scratch, stream);
 }
 

@@ -31,7 +31,7 @@
 #include "planner.h"
 #include "ptx.cuh"
 #include "storage.cuh"
-#include "sweep_cluster.h"
+#include "sweep_families.h"
 #include "sweep_kernel.cuh"
 
 namespace strnn::cuda {
@@ -102,7 +102,8 @@ struct ClusterTile {
   const ClusterSweep& a;
   int64_t b0;
   int d, rank, size, lane, part, block, r, quad, j;
-  bool is_live;  // this thread's row is in B and its units are in H
+  bool is_live;   // this thread's row is in B and its units are in H
+  bool has_high;  // the tile has more than 8 rows
   S *sums, *staged, *slots;
   float* parts;
   uint32_t w[kClusterBlocks][kTiles][4];
@@ -119,6 +120,7 @@ struct ClusterTile {
     b0 = static_cast<int64_t>(blockIdx.x / size) * kClusterRows;
     r = thread / kClusterQuads, quad = thread % kClusterQuads;
     j = rank * a.slice + 4 * quad;
+    has_high = b0 + kClusterRows / 2 < a.B;
     is_live = b0 + r < a.B && 4 * quad < a.slice && j < a.H;
     load_weights();
     for (int e = thread; e < a.layout.sums; e += kClusterThreads) sums[e] = from_acc<S>(0.f);
@@ -262,7 +264,7 @@ struct ClusterTile {
 #pragma unroll
       for (int u = 0; u < kClusterBlocks; ++u) {
         multiply(acc[u][0], w[u][t], b[0], b[1]);
-        multiply(acc[u][1], w[u][t], b[2], b[3]);
+        if (has_high) multiply(acc[u][1], w[u][t], b[2], b[3]);
       }
     }
 #pragma unroll

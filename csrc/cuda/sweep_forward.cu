@@ -11,7 +11,7 @@
 
 #include "gemm.cuh"
 #include "kernels.h"
-#include "sweep_cluster.h"
+#include "sweep_families.h"
 #include "sweep_kernel.cuh"
 #include "sweep_warp.cuh"
 #include "workspace.h"
@@ -121,6 +121,9 @@ SweepSizes sizes_of(const SweepForward& a, Dtype dtype) {
   return {a.B, a.N, a.D, a.C, a.H, a.K, a.program.G, a.program.S, dtype, false, a.gate != nullptr};
 }
 
+// Whether u is computed before the sweep.
+bool needs_input(Family family) { return family == Family::kCluster || family == Family::kLevel; }
+
 // Scratch of a forward sweep.
 template <typename S>
 struct Scratch {
@@ -133,8 +136,10 @@ struct Scratch {
     const bool is_transposed = plan.family == Family::kGeneral && !plan.weights_in_shared;
     w_hh = workspace.take<S>(is_transposed ? a.D * a.H * a.H : 0);
     w_ih = workspace.take<S>(is_transposed ? a.D * a.H * a.C : 0);
-    u = workspace.take<S>(plan.family == Family::kCluster && a.C ? a.B * a.N * a.D * a.H : 0);
-    h = workspace.take<S>(a.K && !plan.projects && !a.h ? a.B * a.N * a.D * a.H : 0);
+    const int64_t states = a.B * a.N * a.D * a.H;
+    u = workspace.take<S>(a.C && needs_input(plan.family) ? states : 0);
+    h = workspace.take<S>(
+        !a.h && ((a.K && !plan.projects) || plan.family == Family::kLevel) ? states : 0);
     slots = workspace.take<acc_t<S>>(
         plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
     cluster_weights = workspace.take<char>(
@@ -161,13 +166,18 @@ void run(const SweepForward& a, Dtype dtype, const Device& device, Workspace wor
   if (plan.family != Family::kGeneral) {
     SweepForward kept = a;
     if (!a.h) kept.h = scratch.h;
-    if (plan.family == Family::kCluster) {
-      if (a.C) input_product<S>(a, scratch.u, stream), kept.x = scratch.u;
-      if (!a.C) kept.bias = nullptr;
-      sweep_forward_cluster(kept, dtype, sizes, plan, scratch.cluster_weights, stream);
-    } else {
-      sweep_forward_warp(kept, plan, stream);
+    if (needs_input(plan.family)) {
+      if (a.C)
+        input_product<S>(a, scratch.u, stream), kept.x = scratch.u;
+      else
+        kept.bias = nullptr;
     }
+    if (plan.family == Family::kCluster)
+      sweep_forward_cluster(kept, dtype, sizes, plan, scratch.cluster_weights, stream);
+    else if (plan.family == Family::kLevel)
+      sweep_forward_level(kept, dtype, plan, stream);
+    else
+      sweep_forward_warp(kept, plan, stream);
     if (a.K && !plan.projects)
       sparse_projection({a.B, a.N, a.D, a.H, a.K, kept.h, a.projection, a.s}, dtype, stream);
     return;

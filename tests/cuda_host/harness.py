@@ -28,7 +28,8 @@ CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 BUILD = ROOT / "build" / "cuda_host"
 KERNELS = (
     "sweep_forward.cu", "sweep_forward_warp.cu", "sweep_forward_cluster.cu",
-    "sweep_backward.cu", "sweep_backward_warp.cu", "sweep_backward_cluster.cu",
+    "sweep_forward_level.cu", "sweep_backward.cu", "sweep_backward_warp.cu",
+    "sweep_backward_cluster.cu", "sweep_backward_level.cu",
     "sparse_projection_kernel.cu",
 )  # fmt: skip
 RUNTIME = ("scheduler.cpp", "checker.cpp", "tensor_core.cpp")
@@ -39,7 +40,7 @@ MODES = {
 }
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 #: Families of kernels in the planner's order; see csrc/cuda/planner.h.
-FAMILIES = ("general", "warp_per_row", "cluster")
+FAMILIES = ("general", "warp_per_row", "cluster", "level")
 #: Architecture, multiprocessors, shared bytes of a block and of a multiprocessor.
 H200 = (90, 132, 227 * 1024, 228 * 1024)
 GAP = 256

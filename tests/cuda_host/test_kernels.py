@@ -82,6 +82,25 @@ def test_no_races_in_clusters(case, harness, switch, race):
     check(switch, harness.Emulated(race, seed=2, family="cluster"), case, torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", (*HALVES, torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("case", SMALL[:-1], ids=str)
+def test_level_by_level(case, dtype, harness, switch, fast):
+    check(switch, harness.Emulated(fast, seed=3, family="level"), case, dtype)
+
+
+def test_several_tiles_of_a_level(harness, switch, fast):
+    """Few multiprocessors: a CTA takes tiles in turn."""
+    emulated = harness.Emulated(fast, (80, 1, 64 * 1024, 64 * 1024), family="level")
+    for name in ("chain-wide", "sweep-h272", "diamond"):
+        check(switch, emulated, testing.find(name))
+
+
+@pytest.mark.parametrize("case", SMALL[:-1:2], ids=str)
+def test_no_races_level_by_level(case, harness, switch, race):
+    emulated = harness.Emulated(race, (80, 1, 64 * 1024, 64 * 1024), seed=2, family="level")
+    check(switch, emulated, case)
+
+
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_no_races(case, harness, switch, race):
     """Barriers, waits for copies, bounds and unwritten memory, checked access by access."""
@@ -93,7 +112,7 @@ def test_no_races_with_little_shared_memory(case, harness, switch, race):
     check(switch, harness.Emulated(race, (80, 2, 3 * 1024, 3 * 1024), seed=2), case)
 
 
-@pytest.mark.parametrize("family", [None, "cluster"])
+@pytest.mark.parametrize("family", [None, "cluster", "level"])
 @pytest.mark.parametrize("case", SMALL[:4], ids=str)
 def test_is_repeatable(case, family, harness, switch, fast):
     """The same bits whatever the order in which blocks and threads run."""
@@ -106,7 +125,7 @@ def test_is_repeatable(case, family, harness, switch, fast):
 
 
 @pytest.mark.parametrize("forward, backward", [("cpu", "cuda_host"), ("cuda_host", "cpu")])
-@pytest.mark.parametrize("family", [None, "cluster"])
+@pytest.mark.parametrize("family", [None, "cluster", "level"])
 @pytest.mark.parametrize("name", ["sweep-mask-h0", "sweep-diamond"])
 def test_mixed_pairs(name, family, forward, backward, harness, switch, fast):
     """Either backend's backward finishes the other's forward."""
@@ -167,7 +186,12 @@ def test_too_large_for_the_device(harness, switch, fast):
 
 @pytest.mark.parametrize(
     "family, dtype",
-    [("warp_per_row", torch.float32), ("general", torch.float64), ("cluster", torch.bfloat16)],
+    [
+        ("warp_per_row", torch.float32),
+        ("general", torch.float64),
+        ("cluster", torch.bfloat16),
+        ("level", torch.float32),
+    ],
 )
 def test_what_a_masked_node_holds_does_not_leak(family, dtype, harness, switch, fast):
     """NaN at masked nodes reaches neither outputs nor gradients."""

@@ -222,12 +222,50 @@ MUTATIONS |= {
         "BOUNDS|RACE",
     ),
 }
+MUTATIONS |= {
+    "level-barrier-after-the-copies": (
+        "sweep_level.cuh",
+        "      __syncthreads();\n      load(k0 + kLevelDepth);\n",
+        "      load(k0 + kLevelDepth);\n",
+        "chain-wide",
+        "RACE|UNWRITTEN",
+    ),
+    "level-barrier-after-the-products": (
+        "sweep_level.cuh",
+        "      __syncthreads();\n    }\n",
+        "    }\n",
+        "chain-wide",
+        "RACE",
+    ),
+    "level-barrier-after-a-tile": (
+        "sweep_level.cuh",
+        "    __syncthreads();\n  }\n}\n",
+        "  }\n}\n",
+        "chain-wide",
+        "RACE",
+    ),
+    "level-units-beyond-the-width": (
+        "sweep_level.cuh",
+        "if (item.n < 0 || j0 + unit >= H) continue;",
+        "if (item.n < 0) continue;",
+        "chain-wide",
+        "BOUNDS|RACE",
+    ),
+    "level-second-predecessor-left-out": (
+        "sweep_level.cuh",
+        "item.end - item.begin > 1",
+        "item.end - item.begin > 2",
+        "diamond",
+        None,
+    ),
+}
 #: The kernels that a mutation is about, by the beginning of its name: the only family that may be
 #: chosen, the dtype that it is shown in, and the limits of the device. Two multiprocessors, so that
 #: a tile has several rows and the last one a tail.
 KINDS = {
     "general": ("general", torch.float64, "double", (80, 2, 48 * 1024, 48 * 1024)),
     "warp": ("warp_per_row", torch.float32, "float", (80, 2, 48 * 1024, 48 * 1024)),
+    "level": ("level", torch.float32, "float", (80, 1, 64 * 1024, 64 * 1024)),
     "cluster": ("cluster", torch.bfloat16, "__nv_bfloat16", (90, 2, 96 * 1024, 96 * 1024)),
 }
 

@@ -1,0 +1,29 @@
+// The host side of the families that the ops choose for wide states: cluster (sweep_cluster.cuh)
+// and level (sweep_level.cuh).
+#pragma once
+#include "../common/dtype.h"
+#include "../common/sweep.h"
+#include "planner.h"
+
+namespace strnn::cuda {
+
+// Bytes of scratch for W in the order in which the CTAs of a cluster load it.
+int64_t cluster_weights_bytes(int64_t D, int64_t H, const Plan&);
+
+// The states alone: x holds u (B, N, D, H), and bias is added to it. level: h is not null.
+void sweep_forward_cluster(const SweepForward&, Dtype, const SweepSizes&, const Plan&,
+                           void* weights, void* stream);
+void sweep_forward_level(const SweepForward&, Dtype, const Plan&, void* stream);
+
+// What the sums over rows are taken from; see sweep_backward.cu. du and q are of the computed type,
+// dx is a copy of du in the storage type. du (but for level) and dx may be null.
+struct BackwardStates {
+  const void* dh;
+  void *du, *dx, *q;
+};
+void sweep_backward_cluster(const SweepBackward&, const BackwardStates&, Dtype, const SweepSizes&,
+                            const Plan&, void* weights, void* stream);
+void sweep_backward_level(const SweepBackward&, const BackwardStates&, Dtype, const Plan&,
+                          void* stream);
+
+}  // namespace strnn::cuda

@@ -16,9 +16,9 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "families.h"
 #include "gemm.cuh"
 #include "kernels.h"
-#include "sweep_families.h"
 #include "sweep_kernel.cuh"
 #include "sweep_warp.cuh"
 #include "workspace.h"

@@ -1,6 +1,6 @@
 // Backward sweep, a launch per group of the reversed program; see sweep_level.cuh for the plan and
 // sweep_backward.cu for the op. Predicted, not measured: as forward.
-#include "sweep_families.h"
+#include "families.h"
 #include "sweep_level.cuh"
 
 namespace strnn::cuda {

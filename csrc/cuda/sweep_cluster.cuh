@@ -27,11 +27,11 @@
 
 #include "../common/sweep.h"
 #include "activation.cuh"
+#include "families.h"
 #include "launch.cuh"
 #include "planner.h"
 #include "ptx.cuh"
 #include "storage.cuh"
-#include "sweep_families.h"
 #include "sweep_kernel.cuh"
 
 namespace strnn::cuda {

@@ -9,9 +9,9 @@
 // batches.
 #include <type_traits>
 
+#include "families.h"
 #include "gemm.cuh"
 #include "kernels.h"
-#include "sweep_families.h"
 #include "sweep_kernel.cuh"
 #include "sweep_warp.cuh"
 #include "workspace.h"

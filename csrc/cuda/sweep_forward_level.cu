@@ -5,7 +5,7 @@
 // in float32: 128 tiles, one per SM, 16 blocks of k each of 64 x 32 x 32 fma (0.33 us) behind a
 // latency of 0.4 us: 12 us, and 2.5 us for the launch. The general family fetches W (4 MB) in every
 // CTA for every four rows: 400 us at 40 bytes per ns of an SM. An ideal product would take 4 us.
-#include "sweep_families.h"
+#include "families.h"
 #include "sweep_level.cuh"
 
 namespace strnn::cuda {

@@ -88,6 +88,16 @@ def test_level_by_level(case, dtype, harness, switch, fast):
     check(switch, harness.Emulated(fast, seed=3, family="level"), case, dtype)
 
 
+@pytest.mark.parametrize("family", [None, "cluster", "level"])
+def test_inference_keeps_only_the_projection(family, harness, switch, fast):
+    """Nobody asks for h, so the families that need it keep it in scratch."""
+    case = testing.find("corner-3x4-h30")
+    inputs = case.inputs(dtype=torch.bfloat16)
+    expected = testing.Expected.of(case, inputs, gradients=False)
+    with switch.running(harness.Emulated(fast, family=family)), torch.no_grad():
+        expected.check(case.results(sk, inputs, gradients=False), "cuda_host")
+
+
 def test_several_tiles_of_a_level(harness, switch, fast):
     """Few multiprocessors: a CTA takes tiles in turn."""
     emulated = harness.Emulated(fast, (80, 1, 64 * 1024, 64 * 1024), family="level")

@@ -1,7 +1,6 @@
-// The host side of the families that the ops choose for wide states: cluster (sweep_cluster.cuh)
-// and level (sweep_level.cuh).
+// The sweeps of the families that sweep_forward.cu and sweep_backward.cu hand over to: cluster
+// (sweep_cluster.cuh) and level (sweep_level.cuh).
 #pragma once
-#include "../common/dtype.h"
 #include "../common/sweep.h"
 #include "planner.h"
 

@@ -14,11 +14,12 @@ void sweep_forward_cluster(const SweepForward&, Dtype, const SweepSizes&, const 
                            void* weights, void* stream);
 void sweep_forward_level(const SweepForward&, Dtype, const Plan&, void* stream);
 
-// What the sums over rows are taken from; see sweep_backward.cu. du and q are of the computed type,
-// dx is a copy of du in the storage type. du (but for level) and dx may be null.
+// What the backward sweep reads, and leaves for the sums over rows; see sweep_backward.cu. du and q
+// are of the storage type (cluster, where du may be null) or of the computed type (level).
 struct BackwardStates {
   const void* dh;
-  void *du, *dx, *q;
+  void *du, *q;
+  void* dx = nullptr;  // level: a copy of du in the storage type, or null
 };
 void sweep_backward_cluster(const SweepBackward&, const BackwardStates&, Dtype, const SweepSizes&,
                             const Plan&, void* weights, void* stream);

@@ -167,14 +167,14 @@ void reduce(const Reduce& r, void* stream) {
 }
 
 // dx[b,n] = sum over (d, j) of du[b,n,d,j] w_ih[d,j].
-template <typename S>
-void input_gradient(const SweepBackward& a, const acc_t<S>* du, void* stream) {
+template <typename S, typename Du>
+void input_gradient(const SweepBackward& a, const Du* du, void* stream) {
   const int64_t state = a.D * a.H;
   Gemm dx{a.B * a.N, a.C, state, state, 1, 1, {}, {}, {}};
   dx.a = {du, state, 0, 1, 0};
   dx.b = {a.w_ih, 1, 0, a.C, 0};
   dx.out = {a.dx, a.C, 0, 0};
-  gemm<acc_t<S>, S, S>(dx, stream);
+  gemm<Du, S, S>(dx, stream);
 }
 
 }  // namespace strnn::cuda

@@ -80,20 +80,21 @@ struct Entered {
   void* e;
 };
 
-template <typename T>
+template <typename Du, typename T>
 __global__ void __launch_bounds__(128) sum_entered_kernel(const Entered a) {
   const int64_t N = a.program.N, D = a.program.D;
   const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= a.B * D * a.H) return;
   const int64_t j = at % a.H, d = at / a.H % D, b = at / a.H / D;
-  const T* du = static_cast<const T*>(a.du) + (b * N * D + d) * a.H + j;
+  const Du* du = static_cast<const Du*>(a.du) + (b * N * D + d) * a.H + j;
   T sum = 0;
   if (a.entry) {
     const int64_t n = a.entry[b * D + d];
-    if (n >= 0 && n < N) sum = du[n * D * a.H];
+    if (n >= 0 && n < N) sum = to_acc(du[n * D * a.H]);
   } else {
     for (int64_t i = 0; i < N; ++i)
-      if (a.program.num_succ[d * N + i] == 0) sum += du[a.program.node[d * N + i] * D * a.H];
+      if (a.program.num_succ[d * N + i] == 0)
+        sum += to_acc(du[a.program.node[d * N + i] * D * a.H]);
   }
   static_cast<T*>(a.e)[at] = sum;
 }
@@ -107,12 +108,13 @@ SparseProjectionBackward projection_of(const SweepBackward& a, void* dh) {
 }
 
 // Scratch of a backward sweep. Parts of the sums over rows: dw_hh [parts (+ 1 for h0)], dw_ih and
-// dbias [parts].
-template <typename S>
+// dbias [parts]. Du: what du and q are kept in.
+template <typename S, typename Du>
 struct Scratch {
   using T = acc_t<S>;
   S* dh;
-  T *du, *q, *e, *slots, *dw_hh, *dw_ih, *dbias;
+  Du *du, *q;
+  T *e, *slots, *dw_hh, *dw_ih, *dbias;
   int64_t parts_hh, parts_ih, parts_bias;
   void* projection;
   char* cluster_weights;
@@ -124,10 +126,11 @@ struct Scratch {
     dh = workspace.take<S>(a.ds ? states : 0);
     projection = workspace.take<char>(
         a.ds ? sparse_projection_backward_workspace(projection_of(a, nullptr), dtype, device) : 0);
-    const bool is_du_in_dx = std::is_same_v<S, T> && a.C == 0 && a.dx;
-    du = is_du_in_dx ? static_cast<T*>(a.dx)
-                     : workspace.take<T>(a.C || a.h0 || plan.family == Family::kLevel ? states : 0);
-    q = workspace.take<T>(states);
+    const bool is_du_in_dx = std::is_same_v<S, Du> && a.C == 0 && a.dx;
+    du = is_du_in_dx
+             ? static_cast<Du*>(a.dx)
+             : workspace.take<Du>(a.C || a.h0 || plan.family == Family::kLevel ? states : 0);
+    q = workspace.take<Du>(states);
     e = workspace.take<T>(a.h0 ? a.B * a.D * a.H : 0);
     slots = workspace.take<T>(
         plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
@@ -143,8 +146,8 @@ struct Scratch {
 };
 
 // The gradients that are sums over rows, and dx and dh0, from du and q.
-template <typename S>
-void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
+template <typename S, typename Du>
+void run_sums(const SweepBackward& a, const Scratch<S, Du>& scratch, void* stream) {
   using T = acc_t<S>;
   const int64_t B = a.B, D = a.D, C = a.C, H = a.H, rows = B * a.N, weights = D * H * H;
   const int64_t state = D * H;
@@ -157,11 +160,12 @@ void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
   hh.a = {scratch.q, 1, 0, state, H};
   hh.b = {a.h, 1, 0, state, H};
   hh.out = {scratch.dw_hh, H, H * H, weights};
-  gemm<T, S, T>(hh, stream);
+  gemm<Du, S, T>(hh, stream);
   if (a.h0) {
     const int64_t count = B * state;
-    launch("sum_entered", sum_entered_kernel<T>, dim3(static_cast<unsigned>((count + 127) / 128)),
-           128, 0, stream, Entered{a.program, B, H, a.entry, scratch.du, scratch.e});
+    launch("sum_entered", sum_entered_kernel<Du, T>,
+           dim3(static_cast<unsigned>((count + 127) / 128)), 128, 0, stream,
+           Entered{a.program, B, H, a.entry, scratch.du, scratch.e});
     Gemm entered{H, H, B, std::max<int64_t>(1, B), D, 1, {}, {}, {}};
     entered.a = {scratch.e, 1, 0, state, H};
     entered.b = {a.h0, 1, 0, state, H};
@@ -180,7 +184,7 @@ void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
     bias.a = du;
     bias.b = {nullptr, 1, 0, 0, 0};
     bias.out = {scratch.dbias, 1, H, state};
-    gemm<T, S, T>(bias, stream);
+    gemm<Du, S, T>(bias, stream);
     reduce<S>({state, scratch.parts_bias, scratch.dbias, a.dbias}, stream);
   }
   if (a.dw_ih) {
@@ -189,31 +193,64 @@ void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
     ih.b = {a.x, 1, 0, C, 0};
     ih.out = {scratch.dw_ih, C, H * C, state * C};
     ih.live_b = a.mask;
-    gemm<T, S, T>(ih, stream);
+    gemm<Du, S, T>(ih, stream);
     reduce<S>({state * C, scratch.parts_ih, scratch.dw_ih, a.dw_ih}, stream);
   }
   if (C && a.dx) input_gradient<S>(a, scratch.du, stream);
 }
 
+// dh with the projection's share in it.
+template <typename S, typename Du>
+const void* projected_gradient(const SweepBackward& a, const Scratch<S, Du>& scratch, Dtype dtype,
+                               const Device& device, void* stream) {
+  if (a.dprojection && !a.ds) reduce<S>({a.D * a.K * a.N, 0, nullptr, a.dprojection}, stream);
+  if (!a.ds) return a.dh;
+  sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device, scratch.projection,
+                             stream);
+  return scratch.dh;
+}
+
 template <typename S>
-void sweep_backward_general(const SweepBackward& a, const BackwardStates& states,
-                            const SweepSizes& sizes, const Plan& plan, void* slots, void* stream) {
+void run_cluster(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
+                 Workspace& workspace, void* stream) {
+  const Scratch<S, S> scratch(a, dtype, plan, device, workspace);
+  const void* dh = projected_gradient(a, scratch, dtype, device, stream);
+  sweep_backward_cluster(a, {dh, scratch.du, scratch.q}, dtype, sizes_of(a, dtype), plan,
+                         scratch.cluster_weights, stream);
+  run_sums(a, scratch, stream);
+}
+
+template <typename S>
+void run_level(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
+               Workspace& workspace, void* stream) {
+  const Scratch<S, acc_t<S>> scratch(a, dtype, plan, device, workspace);
+  const void* dh = projected_gradient(a, scratch, dtype, device, stream);
+  void* dx = a.C || scratch.du == a.dx ? nullptr : a.dx;
+  sweep_backward_level(a, {dh, scratch.du, scratch.q, dx}, dtype, plan, stream);
+  run_sums(a, scratch, stream);
+}
+
+template <typename S>
+void run_general(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
+                 Workspace& workspace, void* stream) {
+  const Scratch<S, acc_t<S>> scratch(a, dtype, plan, device, workspace);
+  const void* dh = projected_gradient(a, scratch, dtype, device, stream);
   BackwardArgs f{};
   GeneralSweep& sweep = f.sweep;
   sweep.program = a.program;
   sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
   sweep.H = static_cast<int>(a.H);
   sweep.rows_log2 = plan.rows_log2, sweep.items = plan.items;
-  sweep.layout = GeneralLayout::of(sizes, plan);
+  sweep.layout = GeneralLayout::of(sizes_of(a, dtype), plan);
   sweep.ld_sum = sweep.layout.ld_sum, sweep.ld_weights = sweep.layout.ld_weights;
   sweep.weights = a.w_hh, sweep.weight_k = a.H, sweep.weight_j = 1;
-  sweep.input0 = states.dh;
+  sweep.input0 = dh;
   sweep.input1 = a.gate ? a.gate : a.h;
-  sweep.slots = slots;
+  sweep.slots = scratch.slots;
   f.mask = a.mask, f.pre = a.pre, f.activation = a.activation, f.is_gated = a.gate != nullptr,
   f.dgate = a.dgate;
-  f.dx = states.dx;
-  f.du = states.du, f.q = states.q;
+  f.dx = a.C || scratch.du == a.dx ? nullptr : a.dx;
+  f.du = scratch.du, f.q = scratch.q;
   const dim3 grid(
       static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),
       static_cast<unsigned>(a.D));
@@ -224,29 +261,20 @@ void sweep_backward_general(const SweepBackward& a, const BackwardStates& states
              plan.threads, plan.shared_bytes, stream, f);
     });
   });
+  run_sums(a, scratch, stream);
 }
 
 template <typename S>
 void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace workspace,
          void* stream) {
-  const SweepSizes sizes = sizes_of(a, dtype);
-  const Plan plan = plan_sweep(sizes, device);
+  const Plan plan = plan_sweep(sizes_of(a, dtype), device);
   if (plan.family == Family::kWarpPerRow)
     return sweep_backward_warp(a, plan, device, workspace, stream);
-  const Scratch<S> scratch(a, dtype, plan, device, workspace);
-  if (a.ds)
-    sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device,
-                               scratch.projection, stream);
-  if (a.dprojection && !a.ds) reduce<S>({a.D * a.K * a.N, 0, nullptr, a.dprojection}, stream);
-  const BackwardStates states{a.ds ? scratch.dh : a.dh, scratch.du,
-                              a.C || scratch.du == a.dx ? nullptr : a.dx, scratch.q};
-  if (plan.family == Family::kCluster)
-    sweep_backward_cluster(a, states, dtype, sizes, plan, scratch.cluster_weights, stream);
-  else if (plan.family == Family::kLevel)
-    sweep_backward_level(a, states, dtype, plan, stream);
-  else
-    sweep_backward_general<S>(a, states, sizes, plan, scratch.slots, stream);
-  run_sums<S>(a, scratch, stream);
+  if constexpr (sizeof(S) == 2)
+    if (plan.family == Family::kCluster)
+      return run_cluster<S>(a, dtype, plan, device, workspace, stream);
+  if (plan.family == Family::kLevel) return run_level<S>(a, dtype, plan, device, workspace, stream);
+  run_general<S>(a, dtype, plan, device, workspace, stream);
 }
 
 }  // namespace
@@ -255,7 +283,13 @@ int64_t sweep_backward_workspace(const SweepBackward& a, Dtype dtype, const Devi
   const Plan plan = plan_sweep(sizes_of(a, dtype), device);
   if (plan.family == Family::kWarpPerRow) return sweep_backward_warp_workspace(a, plan, device);
   Workspace workspace(nullptr);
-  with_dtype(dtype, [&](auto s) { Scratch<decltype(s)>(a, dtype, plan, device, workspace); });
+  with_dtype(dtype, [&](auto s) {
+    using S = decltype(s);
+    if (plan.family == Family::kCluster)
+      Scratch<S, S>(a, dtype, plan, device, workspace);
+    else
+      Scratch<S, acc_t<S>>(a, dtype, plan, device, workspace);
+  });
   return workspace.size();
 }
 

@@ -2,7 +2,7 @@
 // sweep_backward.cu for the op, which takes the sums over rows from the du and q written here.
 //
 // Predicted, not measured: the chain of the forward sweep, since one product with W^T per node is
-// all there is in it; 16 bytes per state of traffic instead of 4, which a step of 1.3 us hides.
+// all there is in it; 8 bytes per state of traffic instead of 4, which a step of 1.3 us hides.
 #include "sweep_cluster.cuh"
 
 namespace strnn::cuda {
@@ -15,9 +15,8 @@ struct ClusterBackwardArgs {
   int activation;
   bool is_gated;
   void* dgate;
-  void* dx;
-  float* du;
-  float* q;
+  void* du;
+  void* q;
 };
 
 template <typename S, int kTiles>
@@ -28,7 +27,9 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles == 8 ? 2 : 1)
   const ClusterTile<S, kTiles> tile(f.sweep, Carver{raw});
 
   const auto extra = [](int, bool, float (&)[4]) {};
-  const auto keep = [&](int n, const float (&sum)[4]) { tile.store(f.q + tile.at(n), sum); };
+  const auto keep = [&](int n, const float (&sum)[4]) {
+    tile.store(static_cast<S*>(f.q) + tile.at(n), sum);
+  };
   const auto finish = [&](const ClusterNode& node, const S* dh_at, const S* other_at,
                           float (&t)[4]) {
     const int64_t at = tile.at(node.n);
@@ -52,8 +53,7 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles == 8 ? 2 : 1)
         du[i] = node.is_off ? 0.f : derivative(f.activation, other[i]) * t[i];
     }
     if (node.slot >= 0) *reinterpret_cast<Four<S>*>(tile.slot(node.slot)) = tile.pack(du);
-    if (f.du) tile.store(f.du + at, du);
-    if (f.dx) tile.store(static_cast<S*>(f.dx) + at, du);
+    if (f.du) tile.store(static_cast<S*>(f.du) + at, du);
   };
   sweep_cluster(tile, f.mask, extra, keep, finish);
 #endif
@@ -65,8 +65,7 @@ void run(const SweepBackward& a, const BackwardStates& states, const SweepSizes&
   ClusterBackwardArgs f{};
   f.sweep = cluster_sweep(a.program, a.B, a.H, sizes, plan);
   const void* other = a.gate ? a.gate : a.h;
-  f.sweep.is_vector =
-      are_quads(a.H, states.dh, other, a.pre, a.dgate, states.du, states.dx, states.q);
+  f.sweep.is_vector = are_quads(a.H, states.dh, other, a.pre, a.dgate, states.du, states.q);
   ClusterWeights weights = cluster_weights(a.D, a.H, plan);
   weights.from = a.w_hh, weights.step_j = 1, weights.step_k = a.H,
   weights.to = static_cast<uint4*>(scratch);
@@ -74,8 +73,7 @@ void run(const SweepBackward& a, const BackwardStates& states, const SweepSizes&
   f.sweep.fragments = weights.to;
   f.sweep.input0 = states.dh, f.sweep.input1 = other;
   f.mask = a.mask, f.pre = a.pre, f.activation = a.activation, f.is_gated = a.gate != nullptr;
-  f.dgate = a.dgate, f.dx = states.dx;
-  f.du = static_cast<float*>(states.du), f.q = static_cast<float*>(states.q);
+  f.dgate = a.dgate, f.du = states.du, f.q = states.q;
   with_cluster_tiles(a.H, [&](auto tiles) {
     launch("sweep_backward_cluster", sweep_backward_cluster_kernel<S, decltype(tiles)::value>,
            cluster_grid(sizes, plan), plan.threads, plan.shared_bytes, stream, f, plan.cluster);

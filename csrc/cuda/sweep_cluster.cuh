@@ -170,16 +170,6 @@ struct ClusterTile {
         if (j + i < a.H) to[i] = from_acc<S>(v[i]);
     }
   }
-  __device__ __forceinline__ void store(float* to, const float (&v)[4]) const {
-    if (a.is_vector) {
-      *reinterpret_cast<float4*>(to) = {v[0], v[1], v[2], v[3]};
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (j + i < a.H) to[i] = v[i];
-    }
-  }
-
   // The thread's own places.
   __device__ __forceinline__ S* slot(int index) const {
     return slots + (index * kClusterThreads + static_cast<int>(threadIdx.x)) * 4;

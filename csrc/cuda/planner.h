@@ -3,13 +3,14 @@
 // any machine.
 //
 //   general       a CTA per (direction, tile of rows of B); any topology, H, dtype. Slots and
-//   weights in shared memory where they
-//                 fit, else in global memory, where the second-level cache serves them.
+//                 weights in shared memory where they fit, else in global memory, where the
+//                 second-level cache serves them.
+//   warp_per_row  H <= 32, float32: a warp per (direction, row of B), a lane per hidden unit,
+//                 weights in registers.
 //   cluster       256 < H <= 1024, bfloat16 and float16, sm_90 and later: a cluster per (direction,
-//   tile of rows of B), W shared out over the registers of its CTAs.
+//                 tile of rows of B), W shared out over the registers of its CTAs.
 //   level         any width: a launch per group, tiles of (node, row) pairs and hidden units; where
-//   W does not fit a CTA and a launch costs less than fetching W in every CTA. warp_per_row  H <=
-//   32, float32: a warp per (direction, row of B), a lane per hidden unit, weights in registers.
+//                 W does not fit a CTA and a launch costs less than fetching W in every CTA.
 #pragma once
 #include <cstdint>
 
@@ -56,8 +57,8 @@ struct WarpLayout {
   int64_t bytes() const;
 };
 
-// cluster: a tile's rows are two operands of an mma, a slice is four. Shared memory of a CTA, in
-// elements: parts are float, the others of the storage type.
+// cluster: a tile's rows (there is room for) are two operands of an mma, a slice is four. Shared
+// memory of a CTA, in elements: parts are float, the others of the storage type.
 constexpr int kClusterThreads = 256;
 constexpr int kClusterRows = 16;
 constexpr int64_t kClusterSlice = 64;

@@ -1,18 +1,16 @@
 // The sweep for wide states, bfloat16 and float16, on sm_90 and later: a thread-block cluster per
-// (direction, tile of kClusterRows rows of B), whose CTAs share the hidden units.
+// (direction, tile of 8 or 16 rows of B), whose CTAs share the hidden units.
 //
 // A CTA keeps the rows of W (backward: columns) of its slice of at most kClusterSlice units in
-// registers for the whole sweep, as the a operands of mma; the states are b. The states of the
-// slice lie in slots that only one thread reads and writes: thread t has row t / 16 and four units
-// of the tile. A chunk is up to `nodes` nodes of one group:
+// registers for the whole sweep, as the left operands of mma; the states are the right ones. The
+// states of the slice lie in slots that only one thread reads and writes: thread t has row t / 16
+// and four units of the tile. A chunk is up to `nodes` nodes of one group:
 //
-//   gather   sum of predecessors' states of the own slice, rounded to S and written to all CTAs of
-//   the
-//            cluster                                                    sums [2][nodes][rows][ld]
+//   gather   sum of predecessors' states of the own slice, rounded to the storage type and written
+//            to all CTAs of the cluster: sums [2][nodes][rows][ld]
 //   -- barrier of the cluster (arrive, start the copies of the next chunk's inputs, wait)
-//   product  of each node: a warp has 2 of 4 blocks of 16 units and every fourth block of k; its
-//   part
-//            of the sum to shared memory                                parts [2][4][rows][68]
+//   product  of each node: a warp has 2 of 4 blocks of 16 units and every fourth block of k, and
+//            writes its part of the sum to shared memory: parts [2][4][rows][68]
 //   -- __syncthreads
 //   finish   the four parts added in their order, then the pass's own: activation or gate, to the
 //            slot and to global memory
@@ -44,8 +42,8 @@ constexpr int kClusterFragments = kClusterBlocks * kClusterThreads;
 struct ClusterSweep {
   Program program;
   int64_t B, N, D;
-  int H, slice, nodes;
-  bool is_vector;  // rows of H may be read four units at a time
+  int H, slice, nodes, rows;  // of a CTA's slice, of a chunk at most, of a tile: 8 or 16
+  bool is_vector;             // rows of H may be read four units at a time
   ClusterLayout layout;
   const uint4* fragments;  // of W; see ClusterWeights
   const void* input0;      // (B, N, D, H) or null: zeros
@@ -117,11 +115,11 @@ struct ClusterTile {
     lane = thread % 32, part = warp % kClusterParts, block = warp / kClusterParts;
     rank = static_cast<int>(cluster_rank()), size = static_cast<int>(cluster_size());
     d = static_cast<int>(blockIdx.y);
-    b0 = static_cast<int64_t>(blockIdx.x / size) * kClusterRows;
+    b0 = static_cast<int64_t>(blockIdx.x / size) * a.rows;
     r = thread / kClusterQuads, quad = thread % kClusterQuads;
     j = rank * a.slice + 4 * quad;
-    has_high = b0 + kClusterRows / 2 < a.B;
-    is_live = b0 + r < a.B && 4 * quad < a.slice && j < a.H;
+    has_high = a.rows > 8 && b0 + 8 < a.B;
+    is_live = b0 + r < a.B && r < a.rows && 4 * quad < a.slice && j < a.H;
     load_weights();
     for (int e = thread; e < a.layout.sums; e += kClusterThreads) sums[e] = from_acc<S>(0.f);
   }
@@ -340,6 +338,7 @@ inline ClusterSweep cluster_sweep(const Program& program, int64_t B, int64_t H,
   sweep.H = static_cast<int>(H);
   sweep.slice = static_cast<int>(cluster_slice(H, plan.cluster));
   sweep.nodes = plan.items / kClusterRows;
+  sweep.rows = 1 << plan.rows_log2;
   sweep.layout = ClusterLayout::of(sizes, plan);
   return sweep;
 }
@@ -364,7 +363,7 @@ inline ClusterWeights cluster_weights(int64_t D, int64_t H, const Plan& plan) {
 }
 
 inline dim3 cluster_grid(const SweepSizes& z, const Plan& plan) {
-  const int64_t tiles = (z.B + kClusterRows - 1) / kClusterRows;
+  const int64_t rows = int64_t{1} << plan.rows_log2, tiles = (z.B + rows - 1) / rows;
   return dim3(static_cast<unsigned>(tiles * plan.cluster), static_cast<unsigned>(z.D));
 }
 

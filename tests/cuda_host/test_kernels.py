@@ -17,6 +17,8 @@ SMALL = tuple(
         "gated-diamond", "project",
     )
 )  # fmt: skip
+#: Few multiprocessors with much memory: clusters take tiles of 16 rows, not of 8.
+FEW_LARGE = (90, 2, 227 * 1024, 228 * 1024)
 HALVES = (torch.bfloat16, torch.float16)
 #: Shared memory of devices so small that the general family must leave things out of it.
 LIMITS = {"slots-global": 24 * 1024, "all-global": 11 * 1024, "tiny": 3 * 1024}
@@ -67,19 +69,22 @@ def test_clusters(case, dtype, harness, switch, fast):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("case", SMALL[1:-1:3], ids=str)
 def test_schedules_of_clusters(case, seed, harness, switch, fast):
-    check(switch, harness.Emulated(fast, seed=seed, family="cluster"), case, torch.bfloat16)
+    emulated = harness.Emulated(fast, FEW_LARGE, seed=seed, family="cluster")
+    check(switch, emulated, case, torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", ["chain-causal", "chain-wide"])
 def test_several_ctas_of_a_cluster(name, harness, switch, race):
     """Slices of the hidden width, full and not, with the checker on."""
-    emulated = harness.Emulated(race, seed=2, family="cluster")
-    check(switch, emulated, testing.find(name), torch.bfloat16)
+    for device in (FEW_LARGE, harness.H200):
+        emulated = harness.Emulated(race, device, seed=2, family="cluster")
+        check(switch, emulated, testing.find(name), torch.bfloat16)
 
 
 @pytest.mark.parametrize("case", SMALL[:-1], ids=str)
 def test_no_races_in_clusters(case, harness, switch, race):
-    check(switch, harness.Emulated(race, seed=2, family="cluster"), case, torch.bfloat16)
+    emulated = harness.Emulated(race, FEW_LARGE, seed=2, family="cluster")
+    check(switch, emulated, case, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", (*HALVES, torch.float32, torch.float64), ids=str)

@@ -216,8 +216,8 @@ MUTATIONS |= {
     ),
     "cluster-units-beyond-the-width": (
         "sweep_cluster.cuh",
-        "is_live = b0 + r < a.B && 4 * quad < a.slice && j < a.H;",
-        "is_live = b0 + r < a.B && 4 * quad < a.slice;",
+        "4 * quad < a.slice && j < a.H;",
+        "4 * quad < a.slice;",
         "sweep-mask-h0",
         "BOUNDS|RACE",
     ),

@@ -94,13 +94,17 @@ void run(const SweepForward& a, const SweepSizes& sizes, const Plan& plan, void*
 #ifndef STRNN_CUDA_HOST
 int64_t max_cluster() {
   const auto kernel = sweep_forward_cluster_kernel<__nv_bfloat16, 16>;
-  int size = 0;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(kMaxCluster), config.blockDim = dim3(kClusterThreads);
   const auto check = [](cudaError_t error) {
     check_launch(error, "sweep_forward_cluster", dim3(kMaxCluster), kClusterThreads, 0,
                  kMaxCluster);
   };
+  // Compiled for an older architecture, and now for this one from that code, the kernel is empty.
+  cudaFuncAttributes compiled{};
+  check(cudaFuncGetAttributes(&compiled, kernel));
+  if (compiled.ptxVersion < 90) return 0;
+  int size = 0;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(kMaxCluster), config.blockDim = dim3(kClusterThreads);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   check(cudaOccupancyMaxPotentialClusterSize(&size, kernel, &config));
   return size;

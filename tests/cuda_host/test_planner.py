@@ -54,6 +54,11 @@ def test_wide_16_bit_states_take_the_smallest_cluster(H, cluster, dtype, is_back
     assert found["shared_bytes"] <= H200[2]
 
 
+def test_a_part_of_a_device_has_smaller_clusters():
+    assert plan(**WIDE, max_cluster=8)["family"] == "level"
+    assert plan(**WIDE | dict(H=512), max_cluster=8)["family"] == "cluster"
+
+
 def test_half_tiles_while_every_cta_has_a_multiprocessor():
     for B, H, rows in [(64, 1024, 16), (32, 1024, 8), (64, 512, 8), (65, 512, 16), (1, 300, 8)]:
         assert plan(**WIDE | dict(B=B, H=H))["rows"] == rows

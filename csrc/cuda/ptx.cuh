@@ -8,6 +8,13 @@
 
 #include <cstdint>
 
+// Kernels of clusters are compiled for every architecture, empty where there are none.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define STRNN_HAS_CLUSTERS 1
+#else
+#define STRNN_HAS_CLUSTERS 0
+#endif
+
 namespace strnn::cuda {
 
 #ifndef STRNN_CUDA_HOST
@@ -110,6 +117,52 @@ __device__ __forceinline__ void load_transposed(uint32_t (&r)[4], const void* ro
                : "memory");
 }
 
+// The same without the transpose: a lane holds columns 2q and 2q + 1 of row g.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// Clusters of CTAs (sm_90 and later). A thread's writes before its arrival are seen by whoever has
+// waited; all threads of a warp arrive and wait together.
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank = 0;
+#if STRNN_HAS_CLUSTERS
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return rank;
+}
+__device__ __forceinline__ unsigned cluster_size() {
+  unsigned size = 1;
+#if STRNN_HAS_CLUSTERS
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+#endif
+  return size;
+}
+__device__ __forceinline__ void cluster_arrive() {
+#if STRNN_HAS_CLUSTERS
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if STRNN_HAS_CLUSTERS
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+// Writes 8 bytes to the place in the shared memory of CTA `rank` of the cluster that corresponds to
+// `to` in one's own.
+__device__ __forceinline__ void store_cluster(void* to, unsigned rank, uint2 value) {
+#if STRNN_HAS_CLUSTERS
+  asm volatile(
+      "{\n\t.reg .b32 at;\n\tmapa.shared::cluster.u32 at, %0, %1;\n\t"
+      "st.shared::cluster.v2.b32 [at], {%2, %3};\n\t}" ::"r"(shared_address(to)),
+      "r"(rank), "r"(value.x), "r"(value.y)
+      : "memory");
+#endif
+}
+
 // Divides dynamic shared memory into arrays, each aligned to 128 bytes.
 struct Carver {
   unsigned char* at;
@@ -155,6 +208,14 @@ inline void load_transposed(uint32_t (&r)[4], const void* row) {
   uint32_t mine[4];
   for (int i = 0; i < 4; ++i) mine[i] = static_cast<const uint32_t*>(row)[i];
   emu::load_transposed(r, row, mine);
+}
+inline void ldmatrix_x4(uint32_t (&to)[4], const void* row) { emu::ldmatrix_x4(to, row); }
+inline unsigned cluster_rank() { return emu::cluster_rank(); }
+inline unsigned cluster_size() { return emu::cluster_size(); }
+inline void cluster_arrive() { emu::cluster_arrive(); }
+inline void cluster_wait() { emu::cluster_wait(); }
+inline void store_cluster(void* to, unsigned rank, uint2 value) {
+  *static_cast<uint2*>(emu::cluster_map(to, rank)) = value;
 }
 
 struct Carver {

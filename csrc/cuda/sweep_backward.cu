@@ -116,6 +116,7 @@ struct Scratch {
   T *e, *slots, *dw_hh, *dw_ih, *dbias;
   int64_t parts_hh, parts_ih, parts_bias;
   void* projection;
+  char* cluster_weights;
 
   Scratch(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
           Workspace& workspace) {
@@ -125,12 +126,15 @@ struct Scratch {
     projection = workspace.take<char>(
         a.ds ? sparse_projection_backward_workspace(projection_of(a, nullptr), dtype, device) : 0);
     const bool is_du_in_dx = std::is_same_v<S, Du> && a.C == 0 && a.dx;
-    du = is_du_in_dx ? static_cast<Du*>(a.dx) : workspace.take<Du>(a.C || a.h0 ? states : 0);
+    const bool is_du_needed = a.C || a.h0 || plan.family == Family::kLevel;
+    du = is_du_in_dx ? static_cast<Du*>(a.dx) : workspace.take<Du>(is_du_needed ? states : 0);
     const bool has_q = plan.family != Family::kTensorCore || plan.steps > kTensorSumsSteps;
     q = workspace.take<Du>(has_q ? states : 0);
     e = workspace.take<T>(a.h0 ? a.B * a.D * a.H : 0);
     slots = workspace.take<T>(
         plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
+    cluster_weights = workspace.take<char>(
+        plan.family == Family::kCluster ? cluster_weights_bytes(a.D, a.H, plan) : 0);
     parts_hh = has_q ? choose_splits(gemm_tiles<Du, S>(a.H, a.H) * a.D, rows, device) : plan.parts;
     parts_ih = choose_splits(gemm_tiles<Du, S>(a.H, a.C) * a.D, rows, device);
     parts_bias = choose_splits(gemm_tiles<float, float>(a.H, 1) * a.D, rows, device);
@@ -219,6 +223,26 @@ void run_tensor(const SweepBackward& a, Dtype dtype, const Plan& plan, const Dev
 }
 
 template <typename S>
+void run_cluster(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
+                 Workspace& workspace, void* stream) {
+  const Scratch<S, S> scratch(a, dtype, plan, device, workspace);
+  const void* dh = projected_gradient(a, scratch, dtype, device, stream);
+  sweep_backward_cluster(a, {dh, scratch.du, scratch.q, nullptr}, dtype, sizes_of(a, dtype), plan,
+                         scratch.cluster_weights, stream);
+  run_sums(a, scratch, stream);
+}
+
+template <typename S>
+void run_level(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
+               Workspace& workspace, void* stream) {
+  const Scratch<S, acc_t<S>> scratch(a, dtype, plan, device, workspace);
+  const void* dh = projected_gradient(a, scratch, dtype, device, stream);
+  void* dx = a.C || scratch.du == a.dx ? nullptr : a.dx;
+  sweep_backward_level(a, {dh, scratch.du, scratch.q, nullptr, dx}, dtype, plan, stream);
+  run_sums(a, scratch, stream);
+}
+
+template <typename S>
 void run_general(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
                  Workspace& workspace, void* stream) {
   const Scratch<S, acc_t<S>> scratch(a, dtype, plan, device, workspace);
@@ -258,9 +282,13 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
   const Plan plan = plan_sweep(sizes_of(a, dtype), device);
   if (plan.family == Family::kWarpPerRow)
     return sweep_backward_warp(a, plan, device, workspace, stream);
-  if constexpr (sizeof(S) == 2)
+  if constexpr (sizeof(S) == 2) {
     if (plan.family == Family::kTensorCore)
       return run_tensor<S>(a, dtype, plan, device, workspace, stream);
+    if (plan.family == Family::kCluster)
+      return run_cluster<S>(a, dtype, plan, device, workspace, stream);
+  }
+  if (plan.family == Family::kLevel) return run_level<S>(a, dtype, plan, device, workspace, stream);
   run_general<S>(a, dtype, plan, device, workspace, stream);
 }
 
@@ -272,7 +300,7 @@ int64_t sweep_backward_workspace(const SweepBackward& a, Dtype dtype, const Devi
   Workspace workspace(nullptr);
   with_dtype(dtype, [&](auto s) {
     using S = decltype(s);
-    if (plan.family == Family::kTensorCore)
+    if (plan.family == Family::kTensorCore || plan.family == Family::kCluster)
       Scratch<S, S>(a, dtype, plan, device, workspace);
     else
       Scratch<S, acc_t<S>>(a, dtype, plan, device, workspace);

@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 
 }  // namespace
 
-void sweep_backward_tensor(const SweepBackward& a, const TensorGradients& to, Dtype dtype,
+void sweep_backward_tensor(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
                            const Plan& plan, void* stream) {
   TensorBackwardArgs f{};
   f.sweep = tensor_sweep(a, a.program, plan, {a.h, to.dh, a.gate, a.pre, a.dgate, to.du, to.q});

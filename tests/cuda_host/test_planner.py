@@ -38,8 +38,64 @@ def test_every_multiprocessor_has_a_tile():
 
 
 def test_too_wide_is_an_error_with_the_limit():
-    with pytest.raises(RuntimeError, match="the device has 232448"):
-        plan(H=100_000)
+    with pytest.raises(RuntimeError, match=r"H = 100000 .* needs .* the device has 16384"):
+        plan(device=(80, 108, 16384, 16384), H=100_000)
+
+
+WIDE = dict(B=64, N=512, D=2, C=0, H=1024, K=0, groups=512, slots=1, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("is_backward", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("H, cluster", [(257, 8), (512, 8), (513, 16), (1024, 16)])
+def test_wide_16_bit_states_take_the_smallest_cluster(H, cluster, dtype, is_backward):
+    found = plan(**WIDE | dict(H=H, dtype=dtype, is_backward=is_backward))
+    assert (found["family"], found["cluster"]) == ("cluster", cluster)
+    assert found["shared_bytes"] <= H200[2]
+
+
+def test_a_part_of_a_device_has_smaller_clusters():
+    assert plan(**WIDE, max_cluster=8)["family"] == "level"
+    assert plan(**WIDE | dict(H=512), max_cluster=8)["family"] == "cluster"
+
+
+def test_half_tiles_while_every_cta_has_a_multiprocessor():
+    for B, H, rows in [(64, 1024, 16), (32, 1024, 8), (64, 512, 8), (65, 512, 16), (1, 300, 8)]:
+        assert plan(**WIDE | dict(B=B, H=H))["rows"] == rows
+
+
+def test_two_ctas_of_a_narrow_cluster_share_a_multiprocessor():
+    assert 2 * (plan(**WIDE | dict(H=512))["shared_bytes"] + 1024) <= H200[3]
+
+
+def test_nodes_of_a_chunk_are_bounded_by_groups_and_memory():
+    grid = dict(N=1024, groups=63, slots=34, D=4)
+    assert plan(**WIDE | dict(H=257) | grid)["items"] == 4 * 16
+    assert plan(**WIDE | grid)["items"] == 16
+    assert plan(**WIDE | grid | dict(slots=200))["family"] == "level"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(H=1025),
+        dict(dtype="float32"),
+        dict(dtype="float64", H=512),
+        dict(device=A100),
+        dict(H=20_000, dtype="float32"),
+    ],
+    ids=str,
+)
+def test_without_a_cluster_wide_states_go_level_by_level(changes):
+    found = plan(**WIDE | changes)
+    assert (found["family"], found["cluster"]) == ("level", 1)
+
+
+def test_level_only_where_a_launch_costs_less_than_fetching_the_weights():
+    few = dict(B=1, H=320)
+    assert plan(**WIDE | few, device=A100)["family"] == "general"
+    assert plan(**WIDE | few | dict(H=1024), device=A100)["family"] == "level"
+    assert plan(**WIDE | dict(H=256, B=8), device=A100)["family"] == "general"
 
 
 def test_unknown_dtype():

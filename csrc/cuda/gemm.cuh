@@ -237,6 +237,7 @@ __global__ void __launch_bounds__(kTensorGemmThreads) gemm_tensor_kernel(const G
 
   float acc[2][2][2][4] = {};  // units of rows and of columns, as TensorCore::multiply has them
   if (begin < end) a.fetch(begin, end, g), b.fetch(begin, end, g);
+#pragma unroll 1
   for (int64_t k0 = begin; k0 < end; k0 += kTensorDepth) {
     a.store(tile_a), b.store(tile_b);
     __syncthreads();

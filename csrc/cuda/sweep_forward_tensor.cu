@@ -48,12 +48,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
     return Core::weight(
         [&](int i) { return tile.block_row(matrix, tile.unit(own), step, width, i); });
   };
-  Weight weights[kSteps][kOwn];
-#pragma unroll
-  for (int k = 0; k < kSteps; ++k)
-#pragma unroll
-    for (int own = 0; own < kOwn; ++own) weights[k][own] = weight_of(f.w_hh, own, k, H);
-  // Those of the input product are read again by every tile: a lane its own.
+  // The weights of the input product are read again by every tile, a lane its own.
   const auto input_weight = [&](int unit_x, int own) {
     return tile.input_weights + (unit_x * kSteps + tile.unit(own)) * Tile::kQuads * 32 + tile.lane;
   };
@@ -68,6 +63,14 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       if (f.bias && tile.column(own) + e < H)
         bias[own][e] = to_acc(static_cast<const S*>(f.bias)[d * H + tile.column(own) + e]);
   }
+  Weight weights[kSteps][kOwn];
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    if constexpr (kSteps > 8) __syncwarp();  // or too many loads are under way for the registers
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) weights[k][own] = weight_of(f.w_hh, own, k, H);
+  }
+
   tile.begin(static_cast<int64_t>(blockIdx.x) << a.rows_log2);
   const auto extra = [&](const TensorItem& item, int column, float (&sum)[kPiece]) {
     if (!f.h0 || !item.is_inside) return;

@@ -401,21 +401,24 @@ struct TensorTile {
         float acc[kOwn][2][4];
         start(at, tile, acc);
         if constexpr (kWarps > 1) {
-          // The products of odd units go to sums of their own: few columns are few mma that do not
-          // wait for each other.
+          // The products of odd units go to sums of their own, if there are registers for them: few
+          // columns are few mma that do not wait for each other.
+          constexpr bool kSplits = kSteps <= 8;
           float odd[kOwn][2][4] = {};
 #pragma unroll
           for (int k = 0; k < kSteps; ++k) {
             const Operand sum = get(exchanged(parity, tile, k));
 #pragma unroll
             for (int own = 0; own < kOwn; ++own)
-              Core::multiply(k % 2 ? odd[own] : acc[own], sum, weights[k][own]);
+              Core::multiply(kSplits && k % 2 ? odd[own] : acc[own], sum, weights[k][own]);
           }
 #pragma unroll
           for (int own = 0; own < kOwn; ++own) {
             sums[own] = get(exchanged(parity, tile, unit(own)));
+            if constexpr (kSplits) {
 #pragma unroll
-            for (int e = 0; e < 8; ++e) acc[own][e / 4][e % 4] += odd[own][e / 4][e % 4];
+              for (int e = 0; e < 8; ++e) acc[own][e / 4][e % 4] += odd[own][e / 4][e % 4];
+            }
           }
         } else {
 #pragma unroll

@@ -79,8 +79,8 @@ MUTATIONS = {
     ),
     "barrier-of-a-sum": (
         "gemm.cuh",
-        "    __syncthreads();\n  }\n",
-        "  }\n",
+        "    __syncthreads();\n  }\n  Out* out = static_cast<Out*>(g.out.data) + part ",
+        "  }\n  Out* out = static_cast<Out*>(g.out.data) + part ",
         "corner-mask",
         "RACE",
     ),
@@ -170,6 +170,13 @@ MUTATIONS |= {
         "      sync();\n      stage(ahead",
         "      stage(ahead",
         "sweep-mask-h0",
+        "RACE",
+    ),
+    "tensor-barrier-of-a-sum": (
+        "gemm.cuh",
+        "    a.store(tile_a), b.store(tile_b);\n    __syncthreads();\n",
+        "    a.store(tile_a), b.store(tile_b);\n",
+        "chain-causal",
         "RACE",
     ),
     "tensor-exchange-of-one-half": (

@@ -121,22 +121,22 @@ def test_no_local_and_no_generic_memory():
 
 
 def expected_mma(name):
-    """How many mma.sync stand in a kernel: those of one product, no more by unrolling."""
+    """How many mma.sync may stand in a kernel: those of one product, no more by unrolling."""
     name, *arguments = re.findall(r"\w+", name)
     if name == "gemm_tensor_kernel":
-        return 16  # 32 x 32 outputs of a warp, 32 steps of the sum
+        return (16, 32)  # 32 x 32 outputs of a warp, 32 steps of the sum; for a mask a second loop
     if not name.endswith("_tensor_kernel"):
-        return 0
+        return (0,)
     own, steps = map(int, arguments[-2:])
     product = 2 * own * steps
     if name.startswith("sweep_forward"):
-        return product + 2 * own  # and one unit of x
-    return 2 * product if steps <= 8 else product  # and dw_hh
+        return (product + 2 * own,)  # and one unit of x
+    return (2 * product if steps <= 8 else product,)  # and dw_hh
 
 
 def test_products_are_on_the_tensor_core():
     for (architecture, name), counts in instructions().items():
-        assert counts["HMMA"] == expected_mma(name), f"{architecture} {name}: {counts['HMMA']}"
+        assert counts["HMMA"] in expected_mma(name), f"{architecture} {name}: {counts['HMMA']}"
 
 
 def test_clusters_multiply_on_tensor_cores():

@@ -225,7 +225,7 @@ MUTATIONS |= {
         "sweep_forward_tensor.cu",
         "valid = item.is_inside ? H - column : 0;",
         "valid = H - column;",
-        "sweep-mask-h0",
+        "chain-causal",
         "RACE|BOUNDS",
     ),
     "tensor-column-beyond-the-width": (

@@ -106,8 +106,9 @@ def cuda_extension():
         "TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0+PTX" if knows_100 else "8.0;9.0+PTX"
     )
     architectures = os.environ["TORCH_CUDA_ARCH_LIST"]
-    sources = ["planner.cpp", "sweep_forward.cu", "sweep_forward_warp.cu", "sweep_backward.cu"]
-    sources += ["sweep_backward_warp.cu", "sparse_projection_kernel.cu"]
+    sources = ["planner.cpp", "sparse_projection_kernel.cu"]
+    for family in ("", "_warp", "_tensor", "_cluster", "_level"):
+        sources += [f"sweep_forward{family}.cu", f"sweep_backward{family}.cu"]
     return CUDAExtension(
         "strnn_kernels._C_cuda",
         [f"{CSRC}/bindings_cuda.cpp", *(f"{CSRC}/cuda/{source}" for source in sources)],

@@ -33,7 +33,11 @@ const Device& limits_of(int device) {
                           attribute(cudaDevAttrComputeCapabilityMinor, device),
                       attribute(cudaDevAttrMultiProcessorCount, device),
                       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-                      attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device)};
+                      attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device), 0};
+    if (limits[device].architecture >= 90) {
+      const torch::stable::accelerator::DeviceGuard guard(device);
+      limits[device].max_cluster = max_cluster();
+    }
   });
   return limits[device];
 }

@@ -37,7 +37,7 @@ def _gpus() -> str:
     return ", ".join(names)
 
 
-def _cuda_plan() -> str:
+def _cuda_plan(dtype: str) -> str:
     """What the CUDA backend would run on this GPU for the sweep of 288 slices of SEED."""
     if native.CUDA_UNAVAILABLE:
         return "none"
@@ -49,7 +49,7 @@ def _cuda_plan() -> str:
     shared = (gpu.shared_memory_per_block_optin, gpu.shared_memory_per_multiprocessor)
     device = (gpu.major * 10 + gpu.minor, gpu.multi_processor_count, *shared)
     sizes = {"B": 288, "N": 62, "D": 4, "C": 5, "H": 30, "K": 10, "groups": 13, "slots": 13}
-    kind = {"dtype": "float32", "is_backward": False, "is_gated": False}
+    kind = {"dtype": dtype, "is_backward": False, "is_gated": False}
     return ", ".join(f"{k} {v}" for k, v in plan_cuda_sweep(**sizes, **kind, device=device).items())
 
 
@@ -75,7 +75,8 @@ def info() -> dict[str, dict[str, str]]:
             "topology planner": planner,
             "cpu kernels": native.CPU_UNAVAILABLE or kernels,
             "cpu instruction set in use": native.cpu_capability() or "none",
-            "cuda plan, SEED size": _cuda_plan(),
+            "cuda plan, SEED, float32": _cuda_plan("float32"),
+            "cuda plan, SEED, bfloat16": _cuda_plan("bfloat16"),
             "cuda kernels": native.cuda_architectures() or native.CUDA_UNAVAILABLE or "none",
         },
         "backends": {name: reason or "available" for name, reason in backends().items()},

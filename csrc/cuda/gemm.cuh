@@ -5,9 +5,18 @@
 // One CTA per (tile of 32 x 32 outputs, part, z); 256 threads with 2 x 2 outputs each; 32 steps of
 // k at a time through shared memory. Predicted (not measured): fma-bound at about a third of the
 // float32 peak, since each pair of fma needs one load from shared memory.
+//
+// Where both operands are of 16 bits: tiles of 64 x 64 on tensor cores, 4 warps with 32 x 32
+// outputs each. A step of 32 k is 64 mma, 32 ldmatrix and 8 loads of 16 bytes per thread (2 bytes
+// where rows are not aligned). Predicted (not measured): a third of the tensor peak or the memory's
+// bandwidth, whichever is less.
 #pragma once
+#include <algorithm>
+#include <type_traits>
+
 #include "../common/sweep.h"
 #include "launch.cuh"
+#include "mma.cuh"
 #include "ptx.cuh"
 #include "storage.cuh"
 
@@ -127,16 +136,166 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(const Gemm g) {
     }
 }
 
-inline int64_t gemm_tiles(int64_t M, int64_t N) {
-  return ((M + kGemmTile - 1) / kGemmTile) * ((N + kGemmTile - 1) / kGemmTile);
+constexpr int kTensorTile = 64;
+constexpr int kTensorDepth = 32;  // steps of k at a time
+constexpr int kTensorGemmThreads = 128;
+constexpr int kTensorLd = kTensorTile + 8;  // rows of ldmatrix meet in no bank
+constexpr int kVector = 8;                  // elements of a load
+constexpr int kVectors = kTensorTile * kTensorDepth / kVector / kTensorGemmThreads;  // of a thread
+
+// One operand's way to shared memory as [k][m], kVector elements of its contiguous axis at a time.
+template <typename S>
+struct TensorLoader {
+  const S* data;
+  int64_t step, hi, lo, size, first;  // of m: their number, and the tile's first
+  const bool* live;
+  bool is_k_fast, is_aligned;
+  uint4 vector[kVectors];
+
+  __device__ __forceinline__ TensorLoader(const Operand& o, int64_t size, int64_t first,
+                                          const bool* live, const Gemm& g)
+      : data(static_cast<const S*>(o.data) + blockIdx.z * o.batch),
+        step(o.step),
+        hi(o.hi),
+        lo(o.lo),
+        size(size),
+        first(first),
+        live(live),
+        is_k_fast(o.step != 1 && o.lo == 1) {
+    const int64_t strides = is_k_fast ? o.step | o.hi | g.K_lo | g.K : o.hi | o.lo | size;
+    is_aligned = (o.step == 1 || (is_k_fast && !live)) &&
+                 ((strides | o.batch) % kVector | reinterpret_cast<uintptr_t>(o.data) % 16) == 0;
+  }
+
+  __device__ __forceinline__ int m_of(int i) const {
+    const int v = threadIdx.x + i * kTensorGemmThreads;
+    return is_k_fast ? v % kTensorTile : v % (kTensorTile / kVector) * kVector;
+  }
+  __device__ __forceinline__ int k_of(int i) const {
+    const int v = threadIdx.x + i * kTensorGemmThreads;
+    return is_k_fast ? v / kTensorTile * kVector : v / (kTensorTile / kVector);
+  }
+
+  __device__ __forceinline__ void fetch(int64_t k0, int64_t end, const Gemm& g) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int64_t m = first + m_of(i), k = k0 + k_of(i);
+      Contraction at(k, g);
+      vector[i] = {};
+      if (is_aligned) {
+        if (m < size && k < end && !(live && !live[k]))
+          vector[i] = *reinterpret_cast<const uint4*>(data + m * step + at.hi * hi + at.lo * lo);
+        continue;
+      }
+      uint32_t words[kVector / 2];
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) {
+        const int64_t m_e = is_k_fast ? m : m + e, k_e = is_k_fast ? k + e : k;
+        float value = 0;
+        if (m_e < size && k_e < end && !(live && !live[k_e]))
+          value = to_acc(data[m_e * step + at.hi * hi + at.lo * lo]);
+        words[e / 2] = e % 2 ? words[e / 2] | pack(0, value, S{}) : pack(value, 0, S{});
+        if (is_k_fast) at.advance(1);
+      }
+      vector[i] = {words[0], words[1], words[2], words[3]};
+    }
+  }
+
+  __device__ __forceinline__ void store(S* tile) const {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      S* to = tile + k_of(i) * kTensorLd + m_of(i);
+      if (!is_k_fast) {
+        *reinterpret_cast<uint4*>(to) = vector[i];
+        continue;
+      }
+      const uint32_t words[kVector / 2] = {vector[i].x, vector[i].y, vector[i].z, vector[i].w};
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) {
+        const float2 both = unpack(words[e / 2], S{});
+        to[e * kTensorLd] = from_acc<S>(e % 2 ? both.y : both.x);
+      }
+    }
+  }
+};
+
+template <typename S, typename Out>
+__global__ void __launch_bounds__(kTensorGemmThreads) gemm_tensor_kernel(const Gemm g) {
+  using Core = TensorCore<S>;
+  STRNN_DYNAMIC_SHARED(raw);
+  Carver carver{raw};
+  S* tile_a = carver.take<S>(kTensorDepth * kTensorLd);
+  S* tile_b = carver.take<S>(kTensorDepth * kTensorLd);
+  const unsigned tiles_n = static_cast<unsigned>((g.N + kTensorTile - 1) / kTensorTile);
+  const int64_t m0 = static_cast<int64_t>(blockIdx.x / tiles_n) * kTensorTile;
+  const int64_t n0 = static_cast<int64_t>(blockIdx.x % tiles_n) * kTensorTile;
+  const int64_t begin = blockIdx.y * g.part_size;
+  const int64_t end = begin + g.part_size < g.K ? begin + g.part_size : g.K;
+  TensorLoader<S> a(g.a, g.M, m0, nullptr, g), b(g.b, g.N, n0, g.live_b, g);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int row0 = warp / 2 * 32, column0 = warp % 2 * 32;
+
+  float acc[2][2][2][4] = {};  // units of rows and of columns, as TensorCore::multiply has them
+  if (begin < end) a.fetch(begin, end, g), b.fetch(begin, end, g);
+#pragma unroll 1
+  for (int64_t k0 = begin; k0 < end; k0 += kTensorDepth) {
+    a.store(tile_a), b.store(tile_b);
+    __syncthreads();
+    if (k0 + kTensorDepth < end)
+      a.fetch(k0 + kTensorDepth, end, g), b.fetch(k0 + kTensorDepth, end, g);
+#pragma unroll
+    for (int k = 0; k < kTensorDepth; k += kUnit) {
+      typename Core::Operand rows[2];
+      typename Core::Weight columns[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        rows[i] = Core::left_of_columns(tile_a + k * kTensorLd + row0 + i * kUnit, kTensorLd);
+        columns[i] = Core::transposed(tile_b + k * kTensorLd + column0 + i * kUnit, kTensorLd);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) Core::multiply(acc[i][j], rows[i], columns[j]);
+    }
+    __syncthreads();
+  }
+  Out* out =
+      static_cast<Out*>(g.out.data) + blockIdx.y * g.out.part_step + blockIdx.z * g.out.batch;
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const int64_t m = m0 + row0 + i * kUnit + lane / 4 + 8 * (e % 4 / 2);
+        const int64_t n = n0 + column0 + j * kUnit + 8 * (e / 4) + 2 * (lane % 4) + e % 2;
+        if (m < g.M && n < g.N) out[m * g.out.step + n] = from_acc<Out>(acc[i][j][e / 4][e % 4]);
+      }
+}
+
+template <typename A, typename B>
+constexpr bool kIsTensorGemm = std::is_same_v<A, B> && sizeof(A) == 2;
+
+// Tiles of an output, with operands of types A and B.
+template <typename A, typename B>
+int64_t gemm_tiles(int64_t M, int64_t N) {
+  constexpr int64_t kTile = kIsTensorGemm<A, B> ? kTensorTile : kGemmTile;
+  return ((M + kTile - 1) / kTile) * ((N + kTile - 1) / kTile);
 }
 
 template <typename A, typename B, typename Out>
 void gemm(Gemm g, void* stream) {
   g.part_size = (g.K + g.parts - 1) / g.parts;
   g.inverse_lo = 1.0 / static_cast<double>(g.K_lo);
-  const dim3 grid(static_cast<unsigned>(gemm_tiles(g.M, g.N)), static_cast<unsigned>(g.parts),
-                  static_cast<unsigned>(g.Z));
+  dim3 grid(0, static_cast<unsigned>(g.parts), static_cast<unsigned>(g.Z));
+  if constexpr (kIsTensorGemm<A, B>)
+    if (g.b.data) {  // all ones are a sum, no product
+      g.part_size = (g.part_size + kTensorDepth - 1) / kTensorDepth * kTensorDepth;
+      grid.x = static_cast<unsigned>(gemm_tiles<A, B>(g.M, g.N));
+      return launch("gemm_tensor", gemm_tensor_kernel<A, Out>, grid, kTensorGemmThreads,
+                    2 * kTensorDepth * kTensorLd * static_cast<int64_t>(sizeof(A)), stream, g);
+    }
+  grid.x = static_cast<unsigned>(gemm_tiles<float, float>(g.M, g.N));
   const int64_t tile =
       (kGemmTile * kGemmLd * static_cast<int64_t>(sizeof(acc_t<B>)) + 127) / 128 * 128;
   launch("gemm", gemm_kernel<A, B, Out>, grid, kGemmThreads, 2 * tile, stream, g);
@@ -167,14 +326,14 @@ void reduce(const Reduce& r, void* stream) {
 }
 
 // dx[b,n] = sum over (d, j) of du[b,n,d,j] w_ih[d,j].
-template <typename S>
-void input_gradient(const SweepBackward& a, const acc_t<S>* du, void* stream) {
+template <typename S, typename Du>
+void input_gradient(const SweepBackward& a, const Du* du, void* stream) {
   const int64_t state = a.D * a.H;
   Gemm dx{a.B * a.N, a.C, state, state, 1, 1, {}, {}, {}};
   dx.a = {du, state, 0, 1, 0};
   dx.b = {a.w_ih, 1, 0, a.C, 0};
   dx.out = {a.dx, a.C, 0, 0};
-  gemm<acc_t<S>, S, S>(dx, stream);
+  gemm<Du, S, S>(dx, stream);
 }
 
 }  // namespace strnn::cuda

@@ -9,6 +9,10 @@
 
 namespace strnn::cuda {
 
+// CTAs of the largest cluster that the current device, of sm_90 or later, can run; 0 if the kernels
+// were not compiled for that.
+int64_t max_cluster();
+
 int64_t sweep_workspace(const SweepForward&, Dtype, const Device&);
 void sweep(const SweepForward&, Dtype, const Device&, void* workspace, void* stream);
 

@@ -8,39 +8,60 @@
 namespace strnn::cuda {
 
 constexpr int64_t kDefaultShared = 48 * 1024;  // what a kernel may use without asking
+constexpr int kPortableCluster = 8;            // and the blocks of a cluster
 
 #ifndef STRNN_CUDA_HOST
 
 inline void check_launch(cudaError_t error, const char* kernel, dim3 grid, int threads,
-                         int64_t shared_bytes) {
+                         int64_t shared_bytes, int cluster) {
   if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string("strnn_cuda: kernel ") + kernel + " with " +
-                           std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
-                           std::to_string(grid.z) + " blocks of " + std::to_string(threads) +
-                           " threads and " + std::to_string(shared_bytes) +
-                           " bytes of shared memory: " + cudaGetErrorString(error));
+  throw std::runtime_error(
+      std::string("strnn_cuda: kernel ") + kernel + " with " + std::to_string(grid.x) + " x " +
+      std::to_string(grid.y) + " x " + std::to_string(grid.z) + " blocks of " +
+      std::to_string(threads) + " threads and " + std::to_string(shared_bytes) +
+      " bytes of shared memory" +
+      (cluster > 1 ? " in clusters of " + std::to_string(cluster) : std::string()) + ": " +
+      cudaGetErrorString(error));
 }
 
+// cluster: blocks along x that form one, or 1.
 template <typename Kernel, typename Args>
 void launch(const char* name, Kernel kernel, dim3 grid, int threads, int64_t shared_bytes,
-            void* stream, const Args& args) {
+            void* stream, const Args& args, int cluster = 1) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  const auto check = [&](cudaError_t error) {
+    check_launch(error, name, grid, threads, shared_bytes, cluster);
+  };
   if (shared_bytes > kDefaultShared)
-    check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(shared_bytes)),
-                 name, grid, threads, shared_bytes);
-  kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args);
-  check_launch(cudaGetLastError(), name, grid, threads, shared_bytes);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)));
+  if (cluster == 1) {
+    kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args);
+    return check(cudaGetLastError());
+  }
+  if (cluster > kPortableCluster)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  cudaLaunchAttribute dimension{};
+  dimension.id = cudaLaunchAttributeClusterDimension;
+  dimension.val.clusterDim.x = cluster, dimension.val.clusterDim.y = 1,
+  dimension.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &dimension, config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, args));
 }
 
 #else
 
 template <typename Kernel, typename Args>
 void launch(const char* name, Kernel kernel, dim3 grid, int threads, int64_t shared_bytes, void*,
-            const Args& args) {
+            const Args& args, int cluster = 1) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  const int findings = emu::launch(
-      emu::Launch{grid, dim3(threads), static_cast<size_t>(shared_bytes)}, [=] { kernel(args); });
+  const int findings =
+      emu::launch(emu::Launch{grid, dim3(threads), static_cast<size_t>(shared_bytes),
+                              static_cast<unsigned>(cluster)},
+                  [=] { kernel(args); });
   if (findings) throw std::runtime_error(std::string(name) + ": " + emu_report());
 }
 

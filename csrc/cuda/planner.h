@@ -3,10 +3,16 @@
 // any machine.
 //
 //   general       a CTA per (direction, tile of rows of B); any topology, H, dtype. Slots and
-//   weights in shared memory where they
-//                 fit, else in global memory, where the second-level cache serves them.
+//                 weights in shared memory where they fit, else in global memory, where the
+//                 second-level cache serves them.
 //   warp_per_row  H <= 32, float32: a warp per (direction, row of B), a lane per hidden unit,
-//   weights in registers.
+//                 weights in registers.
+//   tensor_core   H <= 256, 16-bit types: a CTA per (direction, tile of rows of B), products of 16
+//                 (node, row) pairs by mma, weights in registers; a single warp where H <= 64.
+//   cluster       256 < H <= 1024, bfloat16 and float16, sm_90 and later: a cluster per (direction,
+//                 tile of rows of B), W shared out over the registers of its CTAs.
+//   level         any width: a launch per group, tiles of (node, row) pairs and hidden units; where
+//                 W does not fit a CTA and a launch costs less than fetching W in every CTA.
 #pragma once
 #include <cstdint>
 
@@ -19,9 +25,11 @@ struct Device {
   int64_t num_sms;
   int64_t shared_per_block;  // bytes that one CTA may ask for
   int64_t shared_per_sm;
+  int64_t max_cluster;  // CTAs of the largest cluster; 0: the device has none
+  int64_t only = -1;    // tests: the one Family that may be chosen, -1: any
 };
 
-enum class Family { kGeneral, kWarpPerRow };
+enum class Family { kGeneral, kWarpPerRow, kTensorCore, kCluster, kLevel };
 
 // What a plan depends on; G and S are the groups and slots of the sweep program that the pass
 // follows.
@@ -51,17 +59,73 @@ struct WarpLayout {
   int64_t bytes() const;
 };
 
+// tensor_core: what its registers hold, its tables encode, and the inputs under way at a time.
+constexpr int64_t kTensorMaxH = 256;
+constexpr int64_t kTensorMaxNodes = 32767;  // and slots: 16 bits each
+constexpr int kTensorRing = 4;
+constexpr int kTensorStreams = 4;    // inputs of the shape of the states
+constexpr int kTensorSumsSteps = 8;  // most units of a state whose dw_hh stays in registers
+
+// Units of 16 columns of a warp, of `steps` in all. Forward, one warp has all of them up to H = 64;
+// backward its registers also hold its rows of dw_hh.
+constexpr int tensor_own(int steps, bool is_backward) {
+  if (is_backward) return steps == 1 || steps == 8 ? 1 : 2;
+  return steps <= 4 ? steps : 2;
+}
+
+// Shared memory of the tensor_core family's CTA: records and parts of products 16 bytes each, the
+// others in elements of the storage type; the kernels carve their arrays in this order.
+struct TensorLayout {
+  int64_t records, input_weights, slots, exchange, ring;
+  // Of a stage of the ring: elements, where each stream and x start, lengths of rows.
+  int stage, stream[kTensorStreams], x, ld_state, ld_x;
+
+  static TensorLayout of(const SweepSizes&, const struct Plan&);
+  int64_t bytes(Dtype) const;
+};
+// cluster: a tile's rows (there is room for) are two operands of an mma, a slice is four. Shared
+// memory of a CTA, in elements: parts are float, the others of the storage type.
+constexpr int kClusterThreads = 256;
+constexpr int kClusterRows = 16;
+constexpr int64_t kClusterSlice = 64;
+constexpr int kClusterMaxNodes = 4;
+constexpr int kClusterLdParts = 68;  // a part is written and read without bank conflicts
+constexpr int64_t kMaxCluster = 16;  // CTAs
+constexpr int64_t kClusterMinH = 257, kClusterMaxH = 1024;
+
+// level: a tile's items and hidden units, and what of the sum is in shared memory at a time.
+constexpr int kLevelTile = 32;
+constexpr int kLevelDepth = 64;
+constexpr int kLevelLd = 36;  // of a row of four-element pieces, in different banks
+
+struct Plan;
+struct ClusterLayout {
+  int64_t sums, parts, staged, slots;
+  int ld;  // of a row of sums
+
+  static ClusterLayout of(const SweepSizes&, const Plan&);
+  int64_t bytes() const;
+};
+// Hidden units of a CTA of a cluster.
+int64_t cluster_slice(int64_t H, int cluster);
+
 struct Plan {
   Family family;
   int threads;    // of a CTA
-  int rows_log2;  // general: rows of a tile; warp_per_row: warps of a CTA
-  int items;  // general: (node, row) pairs in flight; warp_per_row: rows of a warp, one after the
-              // other
+  int cluster;    // CTAs of a cluster, 1 if there are none
+  int rows_log2;  // general, tensor_core, cluster: rows of a tile; warp_per_row: warps of a CTA
+  int items;  // general, cluster: (node, row) pairs in flight; warp_per_row: rows of a warp, one
+              // after the other; tensor_core: products of 16 pairs between two barriers
   bool weights_in_shared;
   bool slots_in_shared;
   bool projects;  // the sparse projection is fused; else a second kernel reads h
   int64_t shared_bytes;
   WarpLayout warp;  // of the family warp_per_row
+  // Of the family tensor_core, whose weights are in registers: units of 16 columns of a warp and of
+  // all warps.
+  int own, steps;
+  TensorLayout tensor;
+  int64_t parts;  // tensor_core backward and level: CTAs of a direction (with a part of dw_hh each)
 };
 
 // Throws std::runtime_error with the limit if no tile fits the device.

@@ -8,6 +8,13 @@
 
 #include <cstdint>
 
+// Kernels of clusters are compiled for every architecture, empty where there are none.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define STRNN_HAS_CLUSTERS 1
+#else
+#define STRNN_HAS_CLUSTERS 0
+#endif
+
 namespace strnn::cuda {
 
 #ifndef STRNN_CUDA_HOST
@@ -34,10 +41,126 @@ __device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
+// The same, of the first `bytes` bytes only; zeros take the place of the others.
+template <int kBytes>
+__device__ __forceinline__ void cp_async(void* to, const void* from, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from),
+               "n"(kBytes), "r"(bytes)
+               : "memory");
+}
+
 // Waits until at most kPending of this thread's newest groups of copies are under way.
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// d += a b for a warp's tiles of 16 x 8 outputs. With g = lane / 4 and q = lane % 4 a lane holds
+//   d[2i + e]  row g + 8i, column 2q + e
+//   a[i + 2s]  row g + 8i, columns 2q and 2q + 1 of the s-th 8 columns      (16 bit, 16 x 16)
+//              row g + 8i, column q + 4s                                    (tf32, 16 x 8)
+//   b[s]       rows 2q and 2q + 1 of the s-th 8 rows, column g              (16 bit, 16 x 8)
+//              row q + 4s, column g                                         (tf32, 8 x 8)
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                        uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// x to the nearest tf32 (10 bits of fraction), ties away from zero.
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
+
+// tanh, relative error 2^-11.
+__device__ __forceinline__ float tanh_approx(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The transpose of a warp's 8 x 8 matrix of 16-bit elements; a lane holds columns 2q and 2q + 1 of
+// row g.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
+  uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+// Four 8 x 8 matrices of 16-bit elements, row i of matrix m from lane 8m + i's address (aligned to
+// 16 bytes) in shared memory, each transposed: a lane holds rows 2q and 2q + 1 of column g.
+__device__ __forceinline__ void load_transposed(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// The same without the transpose: a lane holds columns 2q and 2q + 1 of row g.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// Clusters of CTAs (sm_90 and later). A thread's writes before its arrival are seen by whoever has
+// waited; all threads of a warp arrive and wait together.
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank = 0;
+#if STRNN_HAS_CLUSTERS
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return rank;
+}
+__device__ __forceinline__ unsigned cluster_size() {
+  unsigned size = 1;
+#if STRNN_HAS_CLUSTERS
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+#endif
+  return size;
+}
+__device__ __forceinline__ void cluster_arrive() {
+#if STRNN_HAS_CLUSTERS
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if STRNN_HAS_CLUSTERS
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+// Writes 8 bytes to the place in the shared memory of CTA `rank` of the cluster that corresponds to
+// `to` in one's own.
+__device__ __forceinline__ void store_cluster(void* to, unsigned rank, uint2 value) {
+#if STRNN_HAS_CLUSTERS
+  asm volatile(
+      "{\n\t.reg .b32 at;\n\tmapa.shared::cluster.u32 at, %0, %1;\n\t"
+      "st.shared::cluster.v2.b32 [at], {%2, %3};\n\t}" ::"r"(shared_address(to)),
+      "r"(rank), "r"(value.x), "r"(value.y)
+      : "memory");
+#endif
 }
 
 // Divides dynamic shared memory into arrays, each aligned to 128 bytes.
@@ -59,10 +182,40 @@ template <int kBytes>
 inline void cp_async(void* to, const void* from) {
   emu::cp_async(to, from, kBytes, kBytes);
 }
+template <int kBytes>
+inline void cp_async(void* to, const void* from, int bytes) {
+  emu::cp_async(to, from, kBytes, bytes);
+}
 inline void cp_async_commit() { emu::cp_commit(); }
 template <int kPending>
 inline void cp_async_wait() {
   emu::cp_wait(kPending);
+}
+
+inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emu::mma(emu::Operands::kBFloat16, d, a, b0, b1);
+}
+inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emu::mma(emu::Operands::kHalf, d, a, b0, b1);
+}
+inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emu::mma(emu::Operands::kTf32, d, a, b0, b1);
+}
+inline uint32_t to_tf32(float x) { return emu::to_tf32(x); }
+inline float tanh_approx(float x) { return emu::tanh_approx(x); }
+inline uint32_t transpose_8x8(uint32_t x) { return emu::transpose_8x8(x); }
+inline void load_transposed(uint32_t (&r)[4], const void* row) {
+  uint32_t mine[4];
+  for (int i = 0; i < 4; ++i) mine[i] = static_cast<const uint32_t*>(row)[i];
+  emu::load_transposed(r, row, mine);
+}
+inline void ldmatrix_x4(uint32_t (&to)[4], const void* row) { emu::ldmatrix_x4(to, row); }
+inline unsigned cluster_rank() { return emu::cluster_rank(); }
+inline unsigned cluster_size() { return emu::cluster_size(); }
+inline void cluster_arrive() { emu::cluster_arrive(); }
+inline void cluster_wait() { emu::cluster_wait(); }
+inline void store_cluster(void* to, unsigned rank, uint2 value) {
+  *static_cast<uint2*>(emu::cluster_map(to, rank)) = value;
 }
 
 struct Carver {

@@ -72,8 +72,9 @@ __global__ void __launch_bounds__(kThreads) sparse_projection_backward_kernel(co
   static_cast<S*>(a.dh)[e] = from_acc<S>(sum);
 }
 
+template <typename S>
 int64_t parts_of(const SparseProjectionBackward& a, const Device& device) {
-  return choose_splits(gemm_tiles(a.K, a.N) * a.D, a.B * a.H, device);
+  return choose_splits(gemm_tiles<S, S>(a.K, a.N) * a.D, a.B * a.H, device);
 }
 
 template <typename S>
@@ -87,7 +88,7 @@ void run_backward(const SparseProjectionBackward& a, const void* onto, const Dev
            Spread{a.B, a.N, a.D, a.H, a.K, a.ds, a.weight, onto, a.dh});
   }
   if (!a.dweight) return;
-  const int64_t parts = parts_of(a, device), count = a.D * a.K * a.N;
+  const int64_t parts = parts_of<S>(a, device), count = a.D * a.K * a.N;
   T* partial = workspace.take<T>(parts * count);
   // dweight[d][k][n] = sum over (b, j) of ds[b,d,k,j] h[b,n,d,j]
   Gemm g{a.K, a.N, a.B * a.H, a.H, a.D, parts, {}, {}, {}};
@@ -112,7 +113,8 @@ int64_t sparse_projection_backward_workspace(const SparseProjectionBackward& a, 
                                              const Device& device) {
   Workspace workspace(nullptr);
   with_dtype(dtype, [&](auto s) {
-    workspace.take<acc_t<decltype(s)>>(a.dweight ? parts_of(a, device) * a.D * a.K * a.N : 0);
+    using S = decltype(s);
+    workspace.take<acc_t<S>>(a.dweight ? parts_of<S>(a, device) * a.D * a.K * a.N : 0);
   });
   return workspace.size();
 }

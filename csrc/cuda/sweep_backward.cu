@@ -16,10 +16,10 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "families.h"
 #include "gemm.cuh"
 #include "kernels.h"
 #include "sweep_kernel.cuh"
-#include "sweep_warp.cuh"
 #include "workspace.h"
 
 namespace strnn::cuda {
@@ -79,20 +79,21 @@ struct Entered {
   void* e;
 };
 
-template <typename T>
+template <typename Du, typename T>
 __global__ void __launch_bounds__(128) sum_entered_kernel(const Entered a) {
   const int64_t N = a.program.N, D = a.program.D;
   const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= a.B * D * a.H) return;
   const int64_t j = at % a.H, d = at / a.H % D, b = at / a.H / D;
-  const T* du = static_cast<const T*>(a.du) + (b * N * D + d) * a.H + j;
+  const Du* du = static_cast<const Du*>(a.du) + (b * N * D + d) * a.H + j;
   T sum = 0;
   if (a.entry) {
     const int64_t n = a.entry[b * D + d];
-    if (n >= 0 && n < N) sum = du[n * D * a.H];
+    if (n >= 0 && n < N) sum = to_acc(du[n * D * a.H]);
   } else {
     for (int64_t i = 0; i < N; ++i)
-      if (a.program.num_succ[d * N + i] == 0) sum += du[a.program.node[d * N + i] * D * a.H];
+      if (a.program.num_succ[d * N + i] == 0)
+        sum += to_acc(du[a.program.node[d * N + i] * D * a.H]);
   }
   static_cast<T*>(a.e)[at] = sum;
 }
@@ -106,14 +107,16 @@ SparseProjectionBackward projection_of(const SweepBackward& a, void* dh) {
 }
 
 // Scratch of a backward sweep. Parts of the sums over rows: dw_hh [parts (+ 1 for h0)], dw_ih and
-// dbias [parts].
-template <typename S>
+// dbias [parts]. Du: what du and q are kept in.
+template <typename S, typename Du>
 struct Scratch {
   using T = acc_t<S>;
   S* dh;
-  T *du, *q, *e, *slots, *dw_hh, *dw_ih, *dbias;
+  Du *du, *q;
+  T *e, *slots, *dw_hh, *dw_ih, *dbias;
   int64_t parts_hh, parts_ih, parts_bias;
   void* projection;
+  char* cluster_weights;
 
   Scratch(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
           Workspace& workspace) {
@@ -122,15 +125,19 @@ struct Scratch {
     dh = workspace.take<S>(a.ds ? states : 0);
     projection = workspace.take<char>(
         a.ds ? sparse_projection_backward_workspace(projection_of(a, nullptr), dtype, device) : 0);
-    const bool is_du_in_dx = std::is_same_v<S, T> && a.C == 0 && a.dx;
-    du = is_du_in_dx ? static_cast<T*>(a.dx) : workspace.take<T>(a.C || a.h0 ? states : 0);
-    q = workspace.take<T>(states);
+    const bool is_du_in_dx = std::is_same_v<S, Du> && a.C == 0 && a.dx;
+    const bool is_du_needed = a.C || a.h0 || plan.family == Family::kLevel;
+    du = is_du_in_dx ? static_cast<Du*>(a.dx) : workspace.take<Du>(is_du_needed ? states : 0);
+    const bool has_q = plan.family != Family::kTensorCore || plan.steps > kTensorSumsSteps;
+    q = workspace.take<Du>(has_q ? states : 0);
     e = workspace.take<T>(a.h0 ? a.B * a.D * a.H : 0);
     slots = workspace.take<T>(
         plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
-    parts_hh = choose_splits(gemm_tiles(a.H, a.H) * a.D, rows, device);
-    parts_ih = choose_splits(gemm_tiles(a.H, a.C) * a.D, rows, device);
-    parts_bias = choose_splits(gemm_tiles(a.H, 1) * a.D, rows, device);
+    cluster_weights = workspace.take<char>(
+        plan.family == Family::kCluster ? cluster_weights_bytes(a.D, a.H, plan) : 0);
+    parts_hh = has_q ? choose_splits(gemm_tiles<Du, S>(a.H, a.H) * a.D, rows, device) : plan.parts;
+    parts_ih = choose_splits(gemm_tiles<Du, S>(a.H, a.C) * a.D, rows, device);
+    parts_bias = choose_splits(gemm_tiles<float, float>(a.H, 1) * a.D, rows, device);
     dw_hh = workspace.take<T>((parts_hh + 1) * a.D * a.H * a.H);
     dw_ih = workspace.take<T>(a.dw_ih ? parts_ih * a.D * a.H * a.C : 0);
     dbias = workspace.take<T>(a.dbias ? parts_bias * a.D * a.H : 0);
@@ -138,8 +145,8 @@ struct Scratch {
 };
 
 // The gradients that are sums over rows, and dx and dh0, from du and q.
-template <typename S>
-void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
+template <typename S, typename Du>
+void run_sums(const SweepBackward& a, const Scratch<S, Du>& scratch, void* stream) {
   using T = acc_t<S>;
   const int64_t B = a.B, D = a.D, C = a.C, H = a.H, rows = B * a.N, weights = D * H * H;
   const int64_t state = D * H;
@@ -148,15 +155,18 @@ void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
   };
   const Operand du{scratch.du, 1, 0, state, H};
 
-  Gemm hh = over_rows(H, H, scratch.parts_hh);
-  hh.a = {scratch.q, 1, 0, state, H};
-  hh.b = {a.h, 1, 0, state, H};
-  hh.out = {scratch.dw_hh, H, H * H, weights};
-  gemm<T, S, T>(hh, stream);
+  if (scratch.q) {
+    Gemm hh = over_rows(H, H, scratch.parts_hh);
+    hh.a = {scratch.q, 1, 0, state, H};
+    hh.b = {a.h, 1, 0, state, H};
+    hh.out = {scratch.dw_hh, H, H * H, weights};
+    gemm<Du, S, T>(hh, stream);
+  }
   if (a.h0) {
     const int64_t count = B * state;
-    launch("sum_entered", sum_entered_kernel<T>, dim3(static_cast<unsigned>((count + 127) / 128)),
-           128, 0, stream, Entered{a.program, B, H, a.entry, scratch.du, scratch.e});
+    launch("sum_entered", sum_entered_kernel<Du, T>,
+           dim3(static_cast<unsigned>((count + 127) / 128)), 128, 0, stream,
+           Entered{a.program, B, H, a.entry, scratch.du, scratch.e});
     Gemm entered{H, H, B, std::max<int64_t>(1, B), D, 1, {}, {}, {}};
     entered.a = {scratch.e, 1, 0, state, H};
     entered.b = {a.h0, 1, 0, state, H};
@@ -175,7 +185,7 @@ void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
     bias.a = du;
     bias.b = {nullptr, 1, 0, 0, 0};
     bias.out = {scratch.dbias, 1, H, state};
-    gemm<T, S, T>(bias, stream);
+    gemm<Du, S, T>(bias, stream);
     reduce<S>({state, scratch.parts_bias, scratch.dbias, a.dbias}, stream);
   }
   if (a.dw_ih) {
@@ -184,34 +194,69 @@ void run_sums(const SweepBackward& a, const Scratch<S>& scratch, void* stream) {
     ih.b = {a.x, 1, 0, C, 0};
     ih.out = {scratch.dw_ih, C, H * C, state * C};
     ih.live_b = a.mask;
-    gemm<T, S, T>(ih, stream);
+    gemm<Du, S, T>(ih, stream);
     reduce<S>({state * C, scratch.parts_ih, scratch.dw_ih, a.dw_ih}, stream);
   }
   if (C && a.dx) input_gradient<S>(a, scratch.du, stream);
 }
 
-template <typename S>
-void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace workspace,
-         void* stream) {
-  const SweepSizes sizes = sizes_of(a, dtype);
-  const Plan plan = plan_sweep(sizes, device);
-  if (plan.family == Family::kWarpPerRow)
-    return sweep_backward_warp(a, plan, device, workspace, stream);
-  const Scratch<S> scratch(a, dtype, plan, device, workspace);
-  if (a.ds)
-    sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device,
-                               scratch.projection, stream);
+// dh with the projection's share in it.
+template <typename S, typename Du>
+const void* projected_gradient(const SweepBackward& a, const Scratch<S, Du>& scratch, Dtype dtype,
+                               const Device& device, void* stream) {
   if (a.dprojection && !a.ds) reduce<S>({a.D * a.K * a.N, 0, nullptr, a.dprojection}, stream);
+  if (!a.ds) return a.dh;
+  sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device, scratch.projection,
+                             stream);
+  return scratch.dh;
+}
+
+template <typename S>
+void run_tensor(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
+                Workspace& workspace, void* stream) {
+  const Scratch<S, S> scratch(a, dtype, plan, device, workspace);
+  const void* dh = projected_gradient(a, scratch, dtype, device, stream);
+  void* du = scratch.du || a.C ? scratch.du : a.dx;
+  float* dw_hh = scratch.q ? nullptr : scratch.dw_hh;
+  sweep_backward_tensor(a, {dh, du, scratch.q, dw_hh}, dtype, plan, stream);
+  run_sums(a, scratch, stream);
+}
+
+template <typename S>
+void run_cluster(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
+                 Workspace& workspace, void* stream) {
+  const Scratch<S, S> scratch(a, dtype, plan, device, workspace);
+  const void* dh = projected_gradient(a, scratch, dtype, device, stream);
+  sweep_backward_cluster(a, {dh, scratch.du, scratch.q, nullptr}, dtype, sizes_of(a, dtype), plan,
+                         scratch.cluster_weights, stream);
+  run_sums(a, scratch, stream);
+}
+
+template <typename S>
+void run_level(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
+               Workspace& workspace, void* stream) {
+  const Scratch<S, acc_t<S>> scratch(a, dtype, plan, device, workspace);
+  const void* dh = projected_gradient(a, scratch, dtype, device, stream);
+  void* dx = a.C || scratch.du == a.dx ? nullptr : a.dx;
+  sweep_backward_level(a, {dh, scratch.du, scratch.q, nullptr, dx}, dtype, plan, stream);
+  run_sums(a, scratch, stream);
+}
+
+template <typename S>
+void run_general(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
+                 Workspace& workspace, void* stream) {
+  const Scratch<S, acc_t<S>> scratch(a, dtype, plan, device, workspace);
+  const void* dh = projected_gradient(a, scratch, dtype, device, stream);
   BackwardArgs f{};
   GeneralSweep& sweep = f.sweep;
   sweep.program = a.program;
   sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
   sweep.H = static_cast<int>(a.H);
   sweep.rows_log2 = plan.rows_log2, sweep.items = plan.items;
-  sweep.layout = GeneralLayout::of(sizes, plan);
+  sweep.layout = GeneralLayout::of(sizes_of(a, dtype), plan);
   sweep.ld_sum = sweep.layout.ld_sum, sweep.ld_weights = sweep.layout.ld_weights;
   sweep.weights = a.w_hh, sweep.weight_k = a.H, sweep.weight_j = 1;
-  sweep.input0 = a.ds ? scratch.dh : a.dh;
+  sweep.input0 = dh;
   sweep.input1 = a.gate ? a.gate : a.h;
   sweep.slots = scratch.slots;
   f.mask = a.mask, f.pre = a.pre, f.activation = a.activation, f.is_gated = a.gate != nullptr,
@@ -228,7 +273,23 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
              plan.threads, plan.shared_bytes, stream, f);
     });
   });
-  run_sums<S>(a, scratch, stream);
+  run_sums(a, scratch, stream);
+}
+
+template <typename S>
+void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace workspace,
+         void* stream) {
+  const Plan plan = plan_sweep(sizes_of(a, dtype), device);
+  if (plan.family == Family::kWarpPerRow)
+    return sweep_backward_warp(a, plan, device, workspace, stream);
+  if constexpr (sizeof(S) == 2) {
+    if (plan.family == Family::kTensorCore)
+      return run_tensor<S>(a, dtype, plan, device, workspace, stream);
+    if (plan.family == Family::kCluster)
+      return run_cluster<S>(a, dtype, plan, device, workspace, stream);
+  }
+  if (plan.family == Family::kLevel) return run_level<S>(a, dtype, plan, device, workspace, stream);
+  run_general<S>(a, dtype, plan, device, workspace, stream);
 }
 
 }  // namespace
@@ -237,7 +298,13 @@ int64_t sweep_backward_workspace(const SweepBackward& a, Dtype dtype, const Devi
   const Plan plan = plan_sweep(sizes_of(a, dtype), device);
   if (plan.family == Family::kWarpPerRow) return sweep_backward_warp_workspace(a, plan, device);
   Workspace workspace(nullptr);
-  with_dtype(dtype, [&](auto s) { Scratch<decltype(s)>(a, dtype, plan, device, workspace); });
+  with_dtype(dtype, [&](auto s) {
+    using S = decltype(s);
+    if (plan.family == Family::kTensorCore || plan.family == Family::kCluster)
+      Scratch<S, S>(a, dtype, plan, device, workspace);
+    else
+      Scratch<S, acc_t<S>>(a, dtype, plan, device, workspace);
+  });
   return workspace.size();
 }
 

@@ -9,9 +9,10 @@
 // batches.
 #include <type_traits>
 
+#include "families.h"
+#include "gemm.cuh"
 #include "kernels.h"
 #include "sweep_kernel.cuh"
-#include "sweep_warp.cuh"
 #include "workspace.h"
 
 namespace strnn::cuda {
@@ -119,22 +120,41 @@ SweepSizes sizes_of(const SweepForward& a, Dtype dtype) {
   return {a.B, a.N, a.D, a.C, a.H, a.K, a.program.G, a.program.S, dtype, false, a.gate != nullptr};
 }
 
+// Whether u is computed before the sweep.
+bool needs_input(Family family) { return family == Family::kCluster || family == Family::kLevel; }
+
 // Scratch of a forward sweep.
 template <typename S>
 struct Scratch {
-  S *w_hh, *w_ih, *h;
+  S *w_hh, *w_ih, *h, *u;
   acc_t<S>* slots;
+  char* cluster_weights;
 
   Scratch(const SweepForward& a, const Plan& plan, Workspace& workspace) {
     const int64_t tiles = (a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2;
     const bool is_transposed = plan.family == Family::kGeneral && !plan.weights_in_shared;
     w_hh = workspace.take<S>(is_transposed ? a.D * a.H * a.H : 0);
     w_ih = workspace.take<S>(is_transposed ? a.D * a.H * a.C : 0);
-    h = workspace.take<S>(a.K && !plan.projects && !a.h ? a.B * a.N * a.D * a.H : 0);
+    const int64_t states = a.B * a.N * a.D * a.H;
+    u = workspace.take<S>(a.C && needs_input(plan.family) ? states : 0);
+    h = workspace.take<S>(
+        !a.h && ((a.K && !plan.projects) || plan.family == Family::kLevel) ? states : 0);
     slots = workspace.take<acc_t<S>>(
         plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
+    cluster_weights = workspace.take<char>(
+        plan.family == Family::kCluster ? cluster_weights_bytes(a.D, a.H, plan) : 0);
   }
 };
+
+// u[b,n,d] = w_ih[d] x[b,n] before the sweep, for the families that do not fuse it.
+template <typename S>
+void input_product(const SweepForward& a, S* u, void* stream) {
+  Gemm product{a.B * a.N, a.H, a.C, a.C, a.D, 1, {}, {}, {}};
+  product.a = {a.x, a.C, 0, 1, 0};
+  product.b = {a.w_ih, a.C, 0, 1, a.H * a.C};
+  product.out = {u, a.D * a.H, a.H, 0};
+  gemm<S, S, S>(product, stream);
+}
 
 template <typename S>
 void run(const SweepForward& a, Dtype dtype, const Device& device, Workspace workspace,
@@ -142,10 +162,23 @@ void run(const SweepForward& a, Dtype dtype, const Device& device, Workspace wor
   const SweepSizes sizes = sizes_of(a, dtype);
   const Plan plan = plan_sweep(sizes, device);
   const Scratch<S> scratch(a, plan, workspace);
-  if (plan.family == Family::kWarpPerRow) {
+  if (plan.family != Family::kGeneral) {
     SweepForward kept = a;
     if (!a.h) kept.h = scratch.h;
-    sweep_forward_warp(kept, plan, stream);
+    if (needs_input(plan.family)) {
+      if (a.C)
+        input_product<S>(a, scratch.u, stream), kept.x = scratch.u;
+      else
+        kept.bias = nullptr;
+    }
+    if (plan.family == Family::kWarpPerRow)
+      sweep_forward_warp(kept, plan, stream);
+    else if (plan.family == Family::kTensorCore)
+      sweep_forward_tensor(kept, dtype, plan, stream);
+    else if (plan.family == Family::kCluster)
+      sweep_forward_cluster(kept, dtype, sizes, plan, scratch.cluster_weights, stream);
+    else
+      sweep_forward_level(kept, dtype, plan, stream);
     if (a.K && !plan.projects)
       sparse_projection({a.B, a.N, a.D, a.H, a.K, kept.h, a.projection, a.s}, dtype, stream);
     return;

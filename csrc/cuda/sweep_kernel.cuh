@@ -56,6 +56,16 @@ struct Chunk {
   __device__ __forceinline__ bool is_empty() const { return begin >= end; }
 };
 
+// The chunk of direction d that starts at position `begin`, in group g or a later one.
+__device__ __forceinline__ Chunk chunk_from(const Program& program, int d, int g, int begin,
+                                            int most_nodes) {
+  const int32_t* group = program.group_ptr + d * (program.G + 1);
+  if (begin >= program.N) return {g, 0, 0};
+  while (__ldg(group + g + 1) <= begin) ++g;
+  const int end = __ldg(group + g + 1), most = begin + most_nodes;
+  return {g, begin, end < most ? end : most};
+}
+
 template <typename S, bool kWeightsShared, bool kSlotsShared>
 struct GeneralTile {
   using T = acc_t<S>;
@@ -124,11 +134,7 @@ struct GeneralTile {
   __device__ __forceinline__ Chunk first() const { return chunk(0, 0); }
   __device__ __forceinline__ Chunk after(const Chunk& c) const { return chunk(c.g, c.end); }
   __device__ __forceinline__ Chunk chunk(int g, int begin) const {
-    const int32_t* group = a.program.group_ptr + d * (a.program.G + 1);
-    if (begin >= a.N) return {g, 0, 0};
-    while (table(group, g + 1) <= begin) ++g;
-    const int end = table(group, g + 1), most = begin + (a.items >> a.rows_log2);
-    return {g, begin, end < most ? end : most};
+    return chunk_from(a.program, d, g, begin, a.items >> a.rows_log2);
   }
 
   // Starts the copies of the chunk's inputs into their half of the buffers.

@@ -10,6 +10,7 @@
 #pragma once
 #include "../common/sweep.h"
 #include "activation.cuh"
+#include "families.h"
 #include "kernels.h"
 #include "launch.cuh"
 #include "planner.h"
@@ -116,9 +117,5 @@ void with_input_width(int64_t C, const F& f) {
   else
     f(std::integral_constant<int, 32>{});
 }
-
-void sweep_forward_warp(const SweepForward&, const Plan&, void* stream);
-int64_t sweep_backward_warp_workspace(const SweepBackward&, const Plan&, const Device&);
-void sweep_backward_warp(const SweepBackward&, const Plan&, const Device&, Workspace, void* stream);
 
 }  // namespace strnn::cuda

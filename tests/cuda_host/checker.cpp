@@ -1,6 +1,7 @@
 // The checker of memory accesses: kernels are compiled with -fsanitize=thread, and the calls that
 // the compiler inserts are answered here instead of by libtsan. Two accesses are a race if neither
-// happens before the other: barriers of a block and of a warp order threads, nothing orders blocks.
+// happens before the other: barriers of a warp, a block and a cluster order threads, nothing orders
+// clusters.
 // Reported too: accesses outside every buffer or array, misaligned ones, reads of what nobody
 // wrote, writes to inputs, and use of memory to which an asynchronous copy is under way. Compiled
 // without -fsanitize=thread.
@@ -68,49 +69,65 @@ bool is_ignored(uintptr_t p) {
 
 bool is_ordered(uint32_t thread, uint32_t clock) {  // before the thread that runs now
   const Fiber* f = grid.self;
-  return (thread - 1) / grid.block_size == f->block->index &&
-         f->clock[(thread - 1) % grid.block_size] >= clock;
+  return (thread - 1) / clock_size() == global_index(f) / clock_size() &&
+         f->clock[(thread - 1) % clock_size()] >= clock;
 }
 
 void check_read(Cell& c, const Region& r, uintptr_t p, void* pc) {
   Fiber* f = grid.self;
-  const uint32_t me = global_index(f) + 1, now = f->clock[f->index];
+  const uint32_t me = global_index(f) + 1, mine = clock_index(f), now = f->clock[mine];
   if (!(c.flags & kInitialised))
     note("uninitialised" + place(pc), "UNWRITTEN: read of " + r.name + "+" +
                                           std::to_string(p - r.begin) + " by " + name_of(f) + " " +
                                           place(pc));
   c.read_pc = low(pc);
   if (c.readers) {
-    reader_clocks[c.readers][f->index] = now;
+    reader_clocks[c.readers][mine] = now;
   } else if (!c.reader || c.reader == me || is_ordered(c.reader, c.read_clock)) {
     c.reader = me, c.read_clock = now;
-  } else if ((c.reader - 1) / grid.block_size != f->block->index) {
-    c.flags |= kReadByBlocks;
+  } else if ((c.reader - 1) / clock_size() != (me - 1) / clock_size()) {
+    c.flags |= kReadByClusters;
   } else {
     c.readers = static_cast<uint32_t>(reader_clocks.size());
-    reader_clocks.emplace_back(grid.block_size, 0);
-    reader_clocks.back()[(c.reader - 1) % grid.block_size] = c.read_clock;
-    reader_clocks.back()[f->index] = now;
+    reader_clocks.emplace_back(clock_size(), 0);
+    reader_clocks.back()[(c.reader - 1) % clock_size()] = c.read_clock;
+    reader_clocks.back()[mine] = now;
   }
 }
 
 void check_write(Cell& c, const Region& r, uintptr_t p, void* pc, Access access) {
   Fiber* f = grid.self;
-  const uint32_t me = global_index(f) + 1;
+  const uint32_t me = global_index(f) + 1, mine = clock_index(f);
   if (c.readers) {
     Clock& clocks = reader_clocks[c.readers];
     for (uint32_t t = 0; t < clocks.size(); ++t)
-      if (t != f->index && clocks[t] > f->clock[t]) {
-        race("write after read", r, p, f->block->index * grid.block_size + t + 1, c.read_pc, pc);
+      if (t != mine && clocks[t] > f->clock[t]) {
+        race("write after read", r, p, me - mine + t, c.read_pc, pc);
         break;
       }
-  } else if ((c.flags & kReadByBlocks) ||
+  } else if ((c.flags & kReadByClusters) ||
              (c.reader && c.reader != me && !is_ordered(c.reader, c.read_clock))) {
     race("write after read", r, p, c.reader, c.read_pc, pc);
   }
   c.readers = c.reader = 0;
-  c.writer = me, c.write_clock = f->clock[f->index], c.write_pc = low(pc);
+  c.writer = me, c.write_clock = f->clock[mine], c.write_pc = low(pc);
   c.flags = access == Access::kCopyIssue ? kInFlight : kInitialised;
+}
+
+// Access to another block's shared memory: of the own cluster, after it has started, and remembered
+// until it exits.
+void use_peer(Block& peer, uintptr_t p, size_t bytes, Access access, void* pc) {
+  Fiber* f = grid.self;
+  if (peer.cluster != f->block->cluster)
+    out_of_bounds("in the shared memory of a block outside the cluster", p, bytes, access, pc);
+  if (access == Access::kCopyIssue || access == Access::kCopyDone)
+    out_of_bounds("by cp.async in another block's shared memory", p, bytes, access, pc);
+  if (peer.live == 0) out_of_bounds("in the memory of a block that exited", p, bytes, access, pc);
+  if (f->clock[clock_index(&peer.fibers[0])] == 0)
+    note("start" + place(pc), "CLUSTER: block " + std::to_string(peer.index) +
+                                  " may not have started when " + name_of(f) +
+                                  " uses its shared memory " + place(pc));
+  peer.peers[clock_index(f)] = f->clock[clock_index(f)];
 }
 
 }  // namespace
@@ -148,8 +165,7 @@ void check(uintptr_t p, size_t bytes, Access access, void* pc) {
   const bool is_write = access != Access::kRead;
   if (p + bytes > r->end) out_of_bounds("past the end", p, bytes, access, pc);
   if (bytes > 1 && bytes <= 16 && p % bytes) out_of_bounds("misaligned", p, bytes, access, pc);
-  if (r->block && r->block != f->block)
-    out_of_bounds("in another block's shared memory", p, bytes, access, pc);
+  if (r->block && r->block != f->block) use_peer(*r->block, p, bytes, access, pc);
   if (is_write && !(r->flags & 2)) out_of_bounds("into an input", p, bytes, access, pc);
   if (!r->block && r->flags == 1) return;  // nobody writes it
   for (size_t i = (p - r->begin) / kGranule; i <= (p + bytes - 1 - r->begin) / kGranule; ++i) {

@@ -1,7 +1,7 @@
 // Executes CUDA kernel sources on the CPU: g++ -x c++ -include cuda_host.h kernel.cu. Every CUDA
-// thread is a fiber; one thread of the operating system runs them all, a few blocks at a time. What
-// is not declared here (atomics, clusters, grid barriers, static shared memory) does not compile:
-// the package's kernels use none of it.
+// thread is a fiber; one thread of the operating system runs them all, a few blocks or clusters at
+// a time. What is not declared here (atomics, grid barriers, static shared memory) does not
+// compile: the package's kernels use none of it.
 #pragma once
 #define STRNN_CUDA_HOST 1
 
@@ -32,6 +32,7 @@ namespace emu {
 struct Launch {
   dim3 grid, block;
   size_t smem;
+  unsigned cluster = 1;  // blocks of a cluster, neighbours along x
 };
 
 // Runs the grid; returns the number of findings (see emu_report).
@@ -63,6 +64,24 @@ struct Exchanged {
 // Hands `bytes` of every lane of the mask to all of them: of[l] is lane l's.
 void exchange(const char* what, unsigned mask, const void* mine, size_t bytes, Exchanged& all);
 unsigned lane();
+
+// The tensor core's instructions of ptx.cuh (tensor_core.cpp); all 32 lanes take part.
+enum class Operands { kBFloat16, kHalf, kTf32 };
+void mma(Operands, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+uint32_t to_tf32(float);
+float tanh_approx(float);
+uint32_t transpose_8x8(uint32_t);
+void load_transposed(uint32_t (&r)[4], const void* address, const uint32_t (&row)[4]);
+
+// Four 8 x 8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8.
+void ldmatrix_x4(uint32_t (&to)[4], const void* row);
+
+unsigned cluster_rank();
+unsigned cluster_size();
+void cluster_arrive();
+void cluster_wait();
+// The place in the shared memory of block `rank` of the cluster that corresponds to p in one's own.
+void* cluster_map(const void* p, unsigned rank);
 
 }  // namespace emu
 
@@ -103,6 +122,8 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   }
   return ballot;
 }
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 template <typename T>
 T __ldg(const T* p) {
   return *p;

@@ -24,7 +24,7 @@ int64_t guarded(const F& f) {
   }
 }
 
-Device device_of(const int64_t* d) { return {d[0], d[1], d[2], d[3]}; }
+Device device_of(const int64_t* d) { return {d[0], d[1], d[2], d[3], d[4], d[5]}; }
 
 // sizes: B N D C H K activation groups slots numel
 void fill(Sweep& a, Program& program, const int64_t* n, const void* const* in) {

@@ -27,15 +27,19 @@ ROOT = HERE.parent.parent
 CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 BUILD = ROOT / "build" / "cuda_host"
 KERNELS = (
-    "sweep_forward.cu", "sweep_forward_warp.cu", "sweep_backward.cu", "sweep_backward_warp.cu",
+    *(f"sweep_{way}{family}.cu" for way in ("forward", "backward")
+      for family in ("", "_warp", "_tensor", "_cluster", "_level")),
     "sparse_projection_kernel.cu",
 )  # fmt: skip
+RUNTIME = ("scheduler.cpp", "checker.cpp", "tensor_core.cpp")
 COMMON = ["-std=c++17", "-g1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas"]
 MODES = {
     "fast": ["-O2"],
     "race": ["-O2", "-fno-tree-vectorize", "-fno-store-merging", "-fsanitize=thread"],
 }
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+#: Families of kernels in the planner's order; see csrc/cuda/planner.h.
+FAMILIES = ("general", "warp_per_row", "tensor_core", "cluster", "level")
 #: Architecture, multiprocessors, shared bytes of a block and of a multiprocessor.
 H200 = (90, 132, 227 * 1024, 228 * 1024)
 GAP = 256
@@ -75,6 +79,17 @@ def _compile(source: Path, flags: Sequence[str], forced: Path | None = None) -> 
     return to
 
 
+def link(name: str, objects: Sequence[Path]) -> Path:
+    """The shared library of the objects, made if it is not there."""
+    key = hashlib.sha1(" ".join(o.name for o in objects).encode()).hexdigest()[:16]
+    library = BUILD / f"{name}-{key}.so"
+    if not library.exists():
+        part = library.with_suffix(f".{os.getpid()}")
+        _run(["g++", "-shared", *map(str, objects), "-ldl", "-o", str(part)])
+        part.rename(library)
+    return library
+
+
 def missing() -> str | None:
     """What the emulator needs and this machine lacks, or None."""
     if shutil.which("g++") is None:
@@ -89,17 +104,10 @@ def build(mode: str = "fast", sources: Path = ROOT / "csrc" / "cuda") -> Path:
 
     `sources` may be a changed copy (the mutation test), beside a copy of csrc/common.
     """
-    runtime = [_compile(HERE / file, ["-O2"]) for file in ("scheduler.cpp", "checker.cpp")]
+    runtime = [_compile(HERE / file, ["-O2"]) for file in RUNTIME]
     kernels = [_compile(sources / file, MODES[mode], HERE / "cuda_host.h") for file in KERNELS]
     host = [_compile(file, ["-O2"]) for file in (sources / "planner.cpp", HERE / "entry.cpp")]
-    objects = [*runtime, *kernels, *host]
-    key = hashlib.sha1(" ".join(o.name for o in objects).encode()).hexdigest()[:16]
-    library = BUILD / f"kernels-{mode}-{key}.so"
-    if not library.exists():
-        part = library.with_suffix(f".{os.getpid()}")
-        _run(["g++", "-shared", *map(str, objects), "-ldl", "-o", str(part)])
-        part.rename(library)
-    return library
+    return link(f"kernels-{mode}", [*runtime, *kernels, *host])
 
 
 class Emulated:
@@ -109,11 +117,13 @@ class Emulated:
         seed: the schedule: 0 round robin, 1 last woken first, even: one random warp as far as it
             gets, odd: a random thread every time.
         device: the limits that the planner sees.
+        family: one of `FAMILIES`: the only one that may be chosen.
     """
 
-    def __init__(self, library: Path, device=H200, seed: int = 0):
+    def __init__(self, library: Path, device=H200, seed: int = 0, family: str | None = None):
         self.library = library
-        self.device = device
+        max_cluster = 16 if device[0] >= 90 else 0
+        self.device = (*device, max_cluster, -1 if family is None else FAMILIES.index(family))
         self.seed = seed
         self._c = ctypes.CDLL(str(library))
         self._c.host_error.restype = ctypes.c_char_p
@@ -166,7 +176,7 @@ class Emulated:
             pointers(given),
             pointers(made),
             DTYPES[dtype],
-            (ctypes.c_int64 * 4)(*self.device),
+            (ctypes.c_int64 * 6)(*self.device),
         )
         wanted = entry(*common, None)
         if wanted >= 0:

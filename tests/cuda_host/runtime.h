@@ -22,7 +22,9 @@ constexpr size_t kGap = 128;       // forbidden bytes behind each
 constexpr size_t kGranule =
     2;  // bytes of a cell of the checker: the smallest element that a kernel writes
 
-using Clock = std::vector<uint32_t>;  // of a block's threads: how far each is known to have got
+// Of the threads of a cluster (a block, if there are no clusters): how far each is known to have
+// got.
+using Clock = std::vector<uint32_t>;
 
 struct Block;
 
@@ -46,6 +48,8 @@ struct Fiber {
   std::vector<Copy> open;  // copies not yet committed
   std::deque<std::vector<Copy>> groups;
   size_t carved_device = 0, carved_host = 0;
+  bool has_arrived = false;  // at the cluster's barrier, and has not waited there yet
+  unsigned awaited = 0;      // the generation of that barrier
 };
 
 struct Barrier {
@@ -76,7 +80,7 @@ struct Cell {
   uint32_t readers;  // entry of Checker::reader_clocks once there are several, 0: none
   uint8_t flags;
 };
-enum CellFlag : uint8_t { kInitialised = 1, kInFlight = 2, kForbidden = 4, kReadByBlocks = 8 };
+enum CellFlag : uint8_t { kInitialised = 1, kInFlight = 2, kForbidden = 4, kReadByClusters = 8 };
 
 struct Region {
   uintptr_t begin, end;
@@ -86,8 +90,19 @@ struct Region {
   std::vector<Cell> cells;
 };
 
+// The blocks that share a barrier and may reach each other's shared memory.
+struct Cluster {
+  unsigned live = 0;  // blocks
+  int arrived = 0;
+  unsigned generation = 0;
+  Clock joined[2];  // by the parity of the generation: some may not have left the last one yet
+  std::vector<Fiber*> waiting;
+};
+
 struct Block {
   unsigned index = 0, live = 0;
+  Cluster* cluster = nullptr;
+  Clock peers;  // the latest access of every thread of another block to this one's shared memory
   dim3 position;
   unsigned char *allocation = nullptr, *shared = nullptr;
   Region* region = nullptr;
@@ -102,8 +117,9 @@ struct Grid {
   Launch launch;
   void (*kernel)(const void*) = nullptr;
   const void* context = nullptr;
-  unsigned block_size = 0, num_blocks = 0;
+  unsigned block_size = 0, num_blocks = 0, cluster_size = 1;
   std::vector<Block> blocks;
+  std::vector<Cluster> clusters;
   std::vector<std::unique_ptr<Region>> regions;
   Fiber* self = nullptr;
   bool is_checked = false, is_aborted = false;
@@ -119,6 +135,9 @@ std::string name_of(const Fiber* f);
 inline uint32_t global_index(const Fiber* f) {
   return f->block->index * grid.block_size + f->index;
 }
+// Threads of a cluster, and a thread's place among them, which is its entry in a clock.
+inline uint32_t clock_size() { return grid.cluster_size * grid.block_size; }
+inline uint32_t clock_index(const Fiber* f) { return global_index(f) % clock_size(); }
 
 bool is_instrumented();
 void reset_checker();

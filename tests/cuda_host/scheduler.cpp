@@ -1,5 +1,5 @@
-// Fibers, blocks, barriers, warp collectives and asynchronous copies of the emulator. Compiled
-// without -fsanitize=thread.
+// Fibers, blocks, clusters, barriers, warp collectives and asynchronous copies of the emulator.
+// Compiled without -fsanitize=thread.
 #include <dlfcn.h>
 #include <sys/mman.h>
 
@@ -26,6 +26,7 @@ Grid grid;
 namespace {
 
 constexpr unsigned kResidentBlocks = 4;  // in flight together: enough to see blocks interfere
+constexpr unsigned kMaxCluster = 16;
 
 std::string report;
 std::set<std::string> noted;
@@ -107,7 +108,7 @@ void arrive(Barrier& barrier, int expected, const char* state, void* pc) {
   barrier.waiting.push_back(f);
   if (++barrier.arrived < expected) return block_on(state, pc);
   if (grid.is_checked) {
-    for (Fiber* w : barrier.waiting) w->clock = barrier.joined, ++w->clock[w->index];
+    for (Fiber* w : barrier.waiting) w->clock = barrier.joined, ++w->clock[clock_index(w)];
     barrier.joined.assign(barrier.joined.size(), 0);
   }
   barrier.waiting.pop_back();  // the last to arrive goes on
@@ -120,8 +121,21 @@ void entry() {
   Fiber* f = grid.self;
   if (!f->open.empty() || !f->groups.empty())
     note("exit", "EXIT: copies never waited for by " + name_of(f));
+  if (f->has_arrived)
+    note("exit cluster", "EXIT: a barrier of the cluster never waited for by " + name_of(f));
   f->is_done = true, f->state = "done";
   leave();
+}
+
+std::vector<char*> free_stacks;  // of fibers that ended: a new mapping costs more than a kernel
+
+char* take_stack() {
+  if (free_stacks.empty())
+    return static_cast<char*>(mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  char* stack = free_stacks.back();
+  free_stacks.pop_back();
+  return stack;
 }
 
 void start(Block& block, unsigned index) {
@@ -142,13 +156,14 @@ void start(Block& block, unsigned index) {
   block.warps.resize((grid.block_size + 31) / 32);
   block.live = grid.block_size;
   block.is_up = true;
+  block.cluster = &grid.clusters[index / grid.cluster_size];
+  if (grid.is_checked) block.peers.assign(clock_size(), 0);
   for (unsigned i = 0; i < grid.block_size; ++i) {
     Fiber& f = block.fibers[i];
     f.block = &block, f.index = i;
     f.thread = dim3(i % t.x, i / t.x % t.y, i / (t.x * t.y));
-    f.stack = static_cast<char*>(mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
-                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (grid.is_checked) f.clock.assign(grid.block_size, 0), f.clock[i] = 1;
+    f.stack = take_stack();
+    if (grid.is_checked) f.clock.assign(clock_size(), 0), f.clock[clock_index(&f)] = 1;
     f.context.make(f.stack, kStackBytes - global_index(&f) % 61 * 192,
                    entry);  // stacks at different places of the cache
     ready.push(&f);
@@ -156,12 +171,30 @@ void start(Block& block, unsigned index) {
 }
 
 void stop(Block& block) {
-  for (Fiber& f : block.fibers) munmap(f.stack, kStackBytes);
+  for (const Fiber& f : block.fibers) free_stacks.push_back(f.stack);
   block.fibers.clear();
   std::free(block.allocation);
   block.region->cells.clear();
   block.region->begin = block.region->end = 0;
   block.is_up = false;
+}
+
+// The last thread of a block is done. Its shared memory must not go while a peer may still use it.
+void end(Block& block) {
+  for (uint32_t t = 0; t < block.peers.size(); ++t) {
+    uint32_t known = 0;
+    for (const Fiber& f : block.fibers) known = std::max(known, f.clock[t]);
+    if (block.peers[t] > known) {
+      const uint32_t thread = block.index / grid.cluster_size * clock_size() + t;
+      note("exit of a block", "CLUSTER: block " + std::to_string(block.index) +
+                                  " may exit before its shared memory is used by block " +
+                                  std::to_string(thread / grid.block_size) + " thread " +
+                                  std::to_string(thread % grid.block_size));
+    }
+  }
+  if (--block.cluster->live > 0) return;
+  const unsigned first = block.index / grid.cluster_size * grid.cluster_size;
+  for (unsigned i = 0; i < grid.cluster_size; ++i) stop(grid.blocks[first + i]);
 }
 
 void report_deadlock() {
@@ -217,6 +250,7 @@ int launch_raw(const Launch& launch, void (*kernel)(const void*), const void* co
   grid.launch = launch, grid.kernel = kernel, grid.context = context;
   grid.block_size = launch.block.x * launch.block.y * launch.block.z;
   grid.num_blocks = launch.grid.x * launch.grid.y * launch.grid.z;
+  grid.cluster_size = launch.cluster;
   grid.is_checked = is_instrumented();
   random_state = seed * 7919ull + 12345;
   ready.reset(static_cast<size_t>(grid.num_blocks) * ((grid.block_size + 31) / 32));
@@ -225,22 +259,35 @@ int launch_raw(const Launch& launch, void (*kernel)(const void*), const void* co
     return note("size", "LIMIT: a block has 1 to 1024 threads"), grid.findings;
   if (launch.smem > 227 * 1024)
     return note("size", "LIMIT: more than 227 KB of shared memory"), grid.findings;
+  if (launch.cluster == 0 || launch.cluster > kMaxCluster || launch.grid.x % launch.cluster)
+    return note("size", "LIMIT: a cluster has 1 to 16 blocks and divides the grid's x"),
+           grid.findings;
   for (const Region& r : user_regions()) grid.regions.emplace_back(new Region(r));
   grid.blocks.resize(grid.num_blocks);
-  std::vector<unsigned> order(grid.num_blocks);
-  for (unsigned i = 0; i < grid.num_blocks; ++i) order[i] = seed == 1 ? grid.num_blocks - 1 - i : i;
+  const unsigned size = launch.cluster, num_clusters = grid.num_blocks / size;
+  grid.clusters.resize(num_clusters);
+  std::vector<unsigned> order(num_clusters);
+  for (unsigned i = 0; i < num_clusters; ++i) order[i] = seed == 1 ? num_clusters - 1 - i : i;
   if (seed > 1)
-    for (unsigned i = grid.num_blocks; i-- > 1;) std::swap(order[i], order[draw() % (i + 1)]);
+    for (unsigned i = num_clusters; i-- > 1;) std::swap(order[i], order[draw() % (i + 1)]);
+  const unsigned resident = std::max(1u, kResidentBlocks / size);
   unsigned next = 0, up = 0;
   while (!grid.is_aborted) {
-    for (; up < kResidentBlocks && next < grid.num_blocks; ++up, ++next)
-      start(grid.blocks[order[next]], order[next]);
+    for (; up < resident && next < num_clusters; ++up, ++next) {
+      grid.clusters[order[next]].live = size;
+      for (unsigned i = order[next] * size; i < (order[next] + 1) * size; ++i)
+        start(grid.blocks[i], i);
+    }
     Fiber* f = ready.pop();
     if (!f) break;
     grid.self = f;
     main_context.switch_to(f->context);
     grid.self = nullptr;
-    if (f->is_done && --f->block->live == 0) stop(*f->block), --up;
+    Block& block = *f->block;
+    if (f->is_done && --block.live == 0) {
+      end(block);
+      if (block.cluster->live == 0) --up;
+    }
   }
   if (!grid.is_aborted) report_deadlock();
   for (Block& block : grid.blocks)
@@ -329,6 +376,66 @@ void exchange(const char* what, unsigned mask, const void* mine, size_t bytes, E
     if (mask >> l & 1) std::memcpy(all.of[l], c->lanes[half][l], bytes);
 }
 
+void ldmatrix_x4(uint32_t (&to)[4], const void* row) {
+  void* pc = __builtin_return_address(0);
+  if (grid.is_checked) check(reinterpret_cast<uintptr_t>(row), 16, Access::kRead, pc);
+  if (reinterpret_cast<uintptr_t>(row) % 16) fail("ALIGN: ldmatrix " + place(pc));
+  Exchanged all;
+  unsigned char values[16];
+  std::memcpy(values, row, sizeof values);
+  exchange("ldmatrix", ~0u, values, sizeof values, all);
+  for (int m = 0; m < 4; ++m)
+    std::memcpy(&to[m], all.of[8 * m + lane() / 4] + 4 * (lane() % 4), sizeof to[m]);
+}
+
+unsigned cluster_rank() { return grid.self->block->index % grid.cluster_size; }
+unsigned cluster_size() { return grid.cluster_size; }
+
+void cluster_arrive() {
+  Fiber* f = grid.self;
+  Cluster& c = *f->block->cluster;
+  if (f->has_arrived)
+    fail("CLUSTER: " + name_of(f) + " arrives twice and has not waited " +
+         place(__builtin_return_address(0)));
+  f->has_arrived = true;
+  f->awaited = c.generation;
+  if (grid.is_checked) join(c.joined[c.generation % 2], f->clock), ++f->clock[clock_index(f)];
+  if (++c.arrived < static_cast<int>(clock_size())) return;
+  c.arrived = 0;
+  ++c.generation;
+  c.joined[c.generation % 2].clear();
+  wake(c.waiting);
+}
+
+void cluster_wait() {
+  Fiber* f = grid.self;
+  Cluster& c = *f->block->cluster;
+  void* pc = __builtin_return_address(0);
+  if (!f->has_arrived) fail("CLUSTER: " + name_of(f) + " waits and has not arrived " + place(pc));
+  if (c.generation == f->awaited) {
+    c.waiting.push_back(f);
+    block_on("at the cluster's barrier", pc);
+  }
+  f->has_arrived = false;
+  if (grid.is_checked) join(f->clock, c.joined[f->awaited % 2]);
+}
+
+void* cluster_map(const void* p, unsigned rank) {
+  Fiber* f = grid.self;
+  const Block& own = *f->block;
+  void* pc = __builtin_return_address(0);
+  if (rank >= grid.cluster_size)
+    fail("CLUSTER: no block of rank " + std::to_string(rank) + " " + place(pc));
+  const auto at = reinterpret_cast<uintptr_t>(p);
+  if (at < own.region->begin || at >= own.region->end)
+    fail("CLUSTER: not an address of one's own shared memory " + place(pc));
+  const Block& peer = grid.blocks[own.index - cluster_rank() + rank];
+  if (peer.live == 0)
+    fail("CLUSTER: block " + std::to_string(peer.index) + " has exited when " + name_of(f) +
+         " reaches for its shared memory " + place(pc));
+  return peer.shared + (at - own.region->begin);
+}
+
 // A copy arrives when it is waited for; until then its destination is NaN.
 void cp_async(void* to, const void* from, int bytes, int source_bytes) {
   Fiber* f = grid.self;
@@ -336,7 +443,7 @@ void cp_async(void* to, const void* from, int bytes, int source_bytes) {
   if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
     fail("ALIGN: cp.async " + place(pc));
   if (grid.is_checked) {
-    check(reinterpret_cast<uintptr_t>(from), source_bytes, Access::kRead, pc);
+    if (source_bytes) check(reinterpret_cast<uintptr_t>(from), source_bytes, Access::kRead, pc);
     check(reinterpret_cast<uintptr_t>(to), bytes, Access::kCopyIssue, pc);
   }
   std::memset(to, 0xff, bytes);

@@ -109,11 +109,43 @@ def test_stays_within_the_budget():
 
 
 def test_no_local_and_no_generic_memory():
-    """No spills (LDL, STL), and every pointer's memory is known when it is compiled (no LD, ST)."""
+    """No spills (LDL, STL), and every pointer's memory is known when it is compiled (no LD, ST).
+
+    The compiler writes the stores to distributed shared memory as ST.
+    """
     for (architecture, name), counts in instructions().items():
         assert counts["EXIT"], f"{architecture} {name}: no instructions were read"
-        slow = {op: counts[op] for op in ("LDL", "STL", "LD", "ST") if counts[op]}
+        unwanted = ("LDL", "STL", "LD") if "_cluster_" in name else ("LDL", "STL", "LD", "ST")
+        slow = {op: counts[op] for op in unwanted if counts[op]}
         assert not slow, f"{architecture} {name}: {slow}"
+
+
+def expected_mma(name):
+    """How many mma.sync may stand in a kernel: those of one product, no more by unrolling."""
+    name, *arguments = re.findall(r"\w+", name)
+    if name == "gemm_tensor_kernel":
+        return (16, 32)  # 32 x 32 outputs of a warp, 32 steps of the sum; for a mask a second loop
+    if not name.endswith("_tensor_kernel"):
+        return (0,)
+    own, steps = map(int, arguments[-2:])
+    product = 2 * own * steps
+    if name.startswith("sweep_forward"):
+        return (product + 2 * own,)  # and one unit of x
+    return (2 * product if steps <= 8 else product,)  # and dw_hh
+
+
+def test_products_are_on_the_tensor_core():
+    for (architecture, name), counts in instructions().items():
+        assert counts["HMMA"] in expected_mma(name), f"{architecture} {name}: {counts['HMMA']}"
+
+
+def test_clusters_multiply_on_tensor_cores():
+    """4 products for each of the blocks of k of a warp; one wait at the start, one per chunk."""
+    for (architecture, name), counts in instructions().items():
+        if "_cluster_kernel" in name and architecture != "sm_80":
+            tiles = int(name.split(", ")[1].rstrip(">"))
+            assert counts["HMMA"] == 4 * tiles, f"{architecture} {name}: {counts['HMMA']} HMMA"
+            assert counts["UCGABAR_WAIT"] == 2, f"{architecture} {name}: barriers of the cluster"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The CUDA kernels, executed on the CPU, against the reference over the shared table of cases."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -17,8 +19,34 @@ SMALL = tuple(
         "gated-diamond", "project",
     )
 )  # fmt: skip
+#: Few multiprocessors with much memory: clusters take tiles of 16 rows, not of 8.
+FEW_LARGE = (90, 2, 227 * 1024, 228 * 1024)
 #: Shared memory of devices so small that the general family must leave things out of it.
 LIMITS = {"slots-global": 24 * 1024, "all-global": 11 * 1024, "tiny": 3 * 1024}
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def smooth(case, **changes):
+    """The case without kinks: in 16 bits rounding decides a ReLU's derivative at many states."""
+    return replace(
+        case, activation="tanh" if case.activation == "relu" else case.activation, **changes
+    )
+
+
+def widened(name, H):
+    return smooth(testing.find(name), name=f"{name}-h{H}", H=H)
+
+
+#: Every shape of the tensor_core family (1, 2, 4, 8 and 16 units of columns), rows of each
+#: alignment, one to four predecessors, and every option of the ops.
+TENSOR = (
+    widened("corner-mask", 16), widened("corner-3x4-h30", 30), widened("corner-4x3-states", 33),
+    widened("sweep-mask-h0", 62), widened("chain-lengths-h0", 64), widened("line-3x5", 65),
+    widened("diamond", 70), widened("gated-corner", 40), widened("corner-no-bias", 128),
+    widened("chain-tanh-h0", 130), widened("gated-diamond", 136),
+)  # fmt: skip
+#: One CTA at a time on one multiprocessor: it goes through all tiles of rows.
+ONE_CTA = (80, 1, 160 * 1024, 8 * 1024)
 
 
 def check(switch, emulated, case, dtype=None):
@@ -40,6 +68,28 @@ def test_dtypes(case, dtype, harness, switch, fast):
     check(switch, harness.Emulated(fast), case, dtype)
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("case", TENSOR, ids=str)
+def test_tensor_core(case, dtype, harness, switch, fast):
+    check(switch, harness.Emulated(fast), case, dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_tensor_core_takes_the_whole_table(case, harness, switch, fast):
+    check(switch, harness.Emulated(fast), smooth(case), torch.bfloat16)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("case", TENSOR[::2], ids=str)
+def test_tensor_core_schedules(case, seed, harness, switch, fast):
+    check(switch, harness.Emulated(fast, ONE_CTA, seed=seed), case, torch.bfloat16)
+
+
+@pytest.mark.parametrize("case", TENSOR, ids=str)
+def test_no_races_on_the_tensor_core(case, harness, switch, race):
+    check(switch, harness.Emulated(race, ONE_CTA, seed=2), case, torch.bfloat16)
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("case", SMALL[::2], ids=str)
 def test_schedules(case, seed, harness, switch, fast):
@@ -57,6 +107,62 @@ def test_wide_weights_in_global_memory(harness, switch, fast):
     check(switch, harness.Emulated(fast, (80, 2, 16 * 1024, 16 * 1024)), testing.find("chain-wide"))
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("case", SMALL[:-1], ids=str)
+def test_clusters(case, dtype, harness, switch, fast):
+    check(switch, harness.Emulated(fast, family="cluster"), case, dtype)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("case", SMALL[1:-1:3], ids=str)
+def test_schedules_of_clusters(case, seed, harness, switch, fast):
+    emulated = harness.Emulated(fast, FEW_LARGE, seed=seed, family="cluster")
+    check(switch, emulated, case, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["chain-causal", "chain-wide"])
+def test_several_ctas_of_a_cluster(name, harness, switch, race):
+    """Slices of the hidden width, full and not, with the checker on."""
+    for device in (FEW_LARGE, harness.H200):
+        emulated = harness.Emulated(race, device, seed=2, family="cluster")
+        check(switch, emulated, testing.find(name), torch.bfloat16)
+
+
+@pytest.mark.parametrize("case", SMALL[:-1], ids=str)
+def test_no_races_in_clusters(case, harness, switch, race):
+    emulated = harness.Emulated(race, FEW_LARGE, seed=2, family="cluster")
+    check(switch, emulated, case, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", (*HALVES, torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("case", SMALL[:-1], ids=str)
+def test_level_by_level(case, dtype, harness, switch, fast):
+    check(switch, harness.Emulated(fast, seed=3, family="level"), case, dtype)
+
+
+@pytest.mark.parametrize("family", [None, "cluster", "level"])
+def test_inference_keeps_only_the_projection(family, harness, switch, fast):
+    """Nobody asks for h, so the families that need it keep it in scratch."""
+    case = testing.find("corner-3x4-h30")
+    inputs = case.inputs(dtype=torch.bfloat16)
+    expected = testing.Expected.of(case, inputs, gradients=False)
+    with switch.running(harness.Emulated(fast, family=family)), torch.no_grad():
+        expected.check(case.results(sk, inputs, gradients=False), "cuda_host")
+
+
+def test_several_tiles_of_a_level(harness, switch, fast):
+    """Few multiprocessors: a CTA takes tiles in turn."""
+    emulated = harness.Emulated(fast, (80, 1, 64 * 1024, 64 * 1024), family="level")
+    for name in ("chain-wide", "sweep-h272", "diamond"):
+        check(switch, emulated, testing.find(name))
+
+
+@pytest.mark.parametrize("case", SMALL[:-1:2], ids=str)
+def test_no_races_level_by_level(case, harness, switch, race):
+    emulated = harness.Emulated(race, (80, 1, 64 * 1024, 64 * 1024), seed=2, family="level")
+    check(switch, emulated, case)
+
+
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_no_races(case, harness, switch, race):
     """Barriers, waits for copies, bounds and unwritten memory, checked access by access."""
@@ -68,30 +174,50 @@ def test_no_races_with_little_shared_memory(case, harness, switch, race):
     check(switch, harness.Emulated(race, (80, 2, 3 * 1024, 3 * 1024), seed=2), case)
 
 
+@pytest.mark.parametrize("family", [None, "cluster", "level"])
 @pytest.mark.parametrize("case", SMALL[:4], ids=str)
-def test_is_repeatable(case, harness, switch, fast):
+def test_is_repeatable(case, family, harness, switch, fast):
     """The same bits whatever the order in which blocks and threads run."""
-    inputs = case.inputs()
-    with switch.running(harness.Emulated(fast, seed=0)):
+    inputs = case.inputs(dtype=torch.bfloat16 if family else None)
+    with switch.running(harness.Emulated(fast, seed=0, family=family)):
         first = case.results(sk, inputs)
-    with switch.running(harness.Emulated(fast, seed=3)):
+    with switch.running(harness.Emulated(fast, seed=3, family=family)):
         second = case.results(sk, inputs)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("case", TENSOR[:4], ids=str)
+def test_tensor_core_is_repeatable(case, harness, switch, fast):
+    inputs = case.inputs(dtype=torch.bfloat16)
+    results = []
+    for seed in (0, 3):
+        with switch.running(harness.Emulated(fast, ONE_CTA, seed=seed)):
+            results.append(case.results(sk, inputs))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
 @pytest.mark.parametrize("forward, backward", [("cpu", "cuda_host"), ("cuda_host", "cpu")])
+@pytest.mark.parametrize(
+    "family, dtype",
+    [
+        ("general", torch.float32),
+        ("tensor_core", torch.bfloat16),
+        ("cluster", torch.bfloat16),
+        ("level", torch.float32),
+    ],
+)
 @pytest.mark.parametrize("name", ["sweep-mask-h0", "sweep-diamond"])
-def test_mixed_pairs(name, forward, backward, harness, switch, fast):
+def test_mixed_pairs(name, family, dtype, forward, backward, harness, switch, fast):
     """Either backend's backward finishes the other's forward."""
     case = testing.find(name)
-    t = case.inputs()
+    t = case.inputs(dtype=dtype)
     u, w, h0, mask = t["u"], t["w"], t["h0"], t.get("mask")
     topology, activation = case.topology, ACTIVATIONS.index(case.activation)
     program, back = topology.program("levels"), topology.reversed().program("levels")
     tables = (program.table(u.device), back.table(u.device))
     sizes = [program.num_groups, program.num_slots, back.num_groups, back.num_slots]
     tensors = (None, None, w, mask, h0, None, None)
-    with switch.running(harness.Emulated(fast)):
+    with switch.running(harness.Emulated(fast, family=family)):
         ops = {b: getattr(torch.ops, f"strnn_{b}") for b in (forward, backward)}
         h, _ = ops[forward].sweep_fwd(u, *tensors, *tables, sizes, activation, True)
         du, _, _, dw, dh0, _ = ops[backward].sweep_bwd(
@@ -138,12 +264,21 @@ def test_too_large_for_the_device(harness, switch, fast):
         sk.sweep(u, w, sk.Topology.chain(2))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["warp", "general"])
-def test_what_a_masked_node_holds_does_not_leak(dtype, harness, switch, fast):
+@pytest.mark.parametrize(
+    "family, dtype",
+    [
+        ("warp_per_row", torch.float32),
+        ("general", torch.float64),
+        ("tensor_core", torch.bfloat16),
+        ("cluster", torch.bfloat16),
+        ("level", torch.float32),
+    ],
+)
+def test_what_a_masked_node_holds_does_not_leak(family, dtype, harness, switch, fast):
     """NaN at masked nodes reaches neither outputs nor gradients."""
     case = testing.find("corner-mask")
     inputs = case.inputs(dtype=dtype)
     spoilt = inputs | {"x": torch.where(inputs["mask"][..., None], inputs["x"], torch.nan)}
-    with switch.running(harness.Emulated(fast)):
+    with switch.running(harness.Emulated(fast, family=family)):
         clean, actual = (case.results(sk, given) for given in (inputs, spoilt))
     assert all(torch.equal(clean[name], actual[name]) for name in clean)

@@ -26,7 +26,7 @@ def test_every_width_fits(H, dtype, is_backward, device):
 
 def test_weights_stay_on_chip_while_they_fit():
     assert plan(H=128)["weights_in_shared"]
-    assert plan(H=256, dtype="bfloat16", B=8)["weights_in_shared"]
+    assert plan(H=192, C=0, B=8)["weights_in_shared"]
     assert not plan(H=1024)["weights_in_shared"]
 
 
@@ -38,10 +38,98 @@ def test_every_multiprocessor_has_a_tile():
 
 
 def test_too_wide_is_an_error_with_the_limit():
-    with pytest.raises(RuntimeError, match="the device has 232448"):
-        plan(H=100_000)
+    with pytest.raises(RuntimeError, match=r"H = 100000 .* needs .* the device has 16384"):
+        plan(device=(80, 108, 16384, 16384), H=100_000)
+
+
+WIDE = dict(B=64, N=512, D=2, C=0, H=1024, K=0, groups=512, slots=1, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("is_backward", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("H, cluster", [(257, 8), (512, 8), (513, 16), (1024, 16)])
+def test_wide_16_bit_states_take_the_smallest_cluster(H, cluster, dtype, is_backward):
+    found = plan(**WIDE | dict(H=H, dtype=dtype, is_backward=is_backward))
+    assert (found["family"], found["cluster"]) == ("cluster", cluster)
+    assert found["shared_bytes"] <= H200[2]
+
+
+def test_a_part_of_a_device_has_smaller_clusters():
+    assert plan(**WIDE, max_cluster=8)["family"] == "level"
+    assert plan(**WIDE | dict(H=512), max_cluster=8)["family"] == "cluster"
+
+
+def test_half_tiles_while_every_cta_has_a_multiprocessor():
+    for B, H, rows in [(64, 1024, 16), (32, 1024, 8), (64, 512, 8), (65, 512, 16), (1, 300, 8)]:
+        assert plan(**WIDE | dict(B=B, H=H))["rows"] == rows
+
+
+def test_two_ctas_of_a_narrow_cluster_share_a_multiprocessor():
+    assert 2 * (plan(**WIDE | dict(H=512))["shared_bytes"] + 1024) <= H200[3]
+
+
+def test_nodes_of_a_chunk_are_bounded_by_groups_and_memory():
+    grid = dict(N=1024, groups=63, slots=34, D=4)
+    assert plan(**WIDE | dict(H=257) | grid)["items"] == 4 * 16
+    assert plan(**WIDE | grid)["items"] == 16
+    assert plan(**WIDE | grid | dict(slots=200))["family"] == "level"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(H=1025),
+        dict(dtype="float32"),
+        dict(dtype="float64", H=512),
+        dict(device=A100),
+        dict(H=20_000, dtype="float32"),
+    ],
+    ids=str,
+)
+def test_without_a_cluster_wide_states_go_level_by_level(changes):
+    found = plan(**WIDE | changes)
+    assert (found["family"], found["cluster"]) == ("level", 1)
+
+
+def test_level_only_where_a_launch_costs_less_than_fetching_the_weights():
+    few = dict(B=1, H=320)
+    assert plan(**WIDE | few, device=A100)["family"] == "general"
+    assert plan(**WIDE | few | dict(H=1024), device=A100)["family"] == "level"
+    narrow = dict(H=128, B=8, dtype="float32")
+    assert plan(**WIDE | narrow, device=A100)["family"] == "general"
 
 
 def test_unknown_dtype():
     with pytest.raises(ValueError, match="dtype must be float32"):
         plan(dtype="int8")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_16_bit_types_go_to_the_tensor_core(is_backward, dtype):
+    for device in (H200, A100):
+        for H in (1, 30, 64, 128, 256):
+            found = plan(device, H=H, dtype=dtype, is_backward=is_backward)
+            assert found["family"] == "tensor_core", H
+        assert plan(device, H=257, dtype=dtype, is_backward=is_backward)["family"] != "tensor_core"
+    turing = (75, 40, 65536, 65536)
+    assert plan(turing, dtype=dtype, is_backward=is_backward)["family"] == "general"
+
+
+def test_float32_stays_exact():
+    assert plan(H=64)["family"] == "general"
+
+
+def test_rows_follow_the_width_of_a_group():
+    """Half a product of a chain is half the work; a grid's diagonal fills one with few rows."""
+    chain = dict(dtype="bfloat16", N=512, D=2, C=0, K=0, groups=512, slots=1)
+    assert plan(B=64, H=128, **chain)["rows"] == 8
+    assert plan(B=4096, H=128, **chain)["rows"] == 16
+    grid = dict(dtype="bfloat16", N=1024, D=4, C=128, K=0, groups=63, slots=34)
+    assert plan(B=64, H=128, **grid)["rows"] <= 2
+
+
+def test_long_chains_have_no_table_in_shared_memory():
+    chain = dict(dtype="bfloat16", H=64, D=2, C=0, K=0, slots=1)
+    assert plan(N=4096, groups=4096, **chain)["family"] == "tensor_core"
+    assert plan(N=40_000, groups=40_000, **chain)["family"] == "general"

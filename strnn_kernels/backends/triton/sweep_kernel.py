@@ -26,9 +26,10 @@ that cost 16 turns for each read).
 Instructions of a warp for one step, counted in the compiled code (sm_90, Triton 3.9; 3.6 differs by
 a few percent), outside the branch for more than three predecessors:
 
-    SEED forward, relu      400 (148 multiply-adds), tile 8 x 2, 4 warps; before: 1790, 8 x 4, 4
-    the same, tanh, K = 10  454 (188)
-    SEED backward           583 (256, dW included), 4 warps; before: about 1000, 8 x 4, 8 warps
+    SEED forward, relu      400 (148 multiply-adds), tile 8 x 2, 4 warps
+    the same, tanh, K = 10  454 (188); before: 1790 for the 32 rows of 8 x 4, twice as many a row
+    SEED backward           583 (256, dW included), 4 warps; before, with mask and K: about 1000 for
+                            the 32 rows of 8 x 4 on 8 warps
     chain, H = 30           146, 1 row, 1 warp; before: 560, 16 rows, 8 warps
     chain, H = 128          224 (128), 1 row, 4 warps, 4 barriers; before: the wide kernel
     chain, H = 128, bfloat16   about 170, 16 rows, 8 warps

@@ -26,7 +26,7 @@ import torch
 from .backends import BACKENDS, Backend
 from .notation import ACTIVATIONS
 from .schema import OPS
-from .topology import Topology
+from .topology import Topology, by_handle
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _under_transform = torch._C._are_functorch_transforms_active
@@ -64,10 +64,14 @@ def _needs_grad(tensors) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result
 def topology_tables(topology: Topology, device: torch.device, order: str):
     """What the ops take for a topology: its table, that of its reverse, and their sizes."""
-    return _tables(topology, device, order)
+    return _handle_tables(topology.handle, device, order)
+
+
+@torch.compiler.assume_constant_result
+def _handle_tables(handle: str, device: torch.device, order: str):
+    return _tables(by_handle(handle), device, order)
 
 
 @torch.compiler.assume_constant_result

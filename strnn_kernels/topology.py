@@ -11,7 +11,9 @@ a `SweepProgram`: small int32 tables, the only thing that a backend sees.
 
 from __future__ import annotations
 
+import itertools
 import operator
+import weakref
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +58,8 @@ _MAX_NODES = 2**31 - 2
 _MAX_EDGES = 2**31 - 1
 # Topologies up to this size are remembered and handed out again: some MB each at most.
 _REMEMBERED_NODES = 1 << 14
+_HANDLES = itertools.count()
+_LIVE: weakref.WeakValueDictionary[str, Topology] = weakref.WeakValueDictionary()
 # Beyond this many nodes the numbers in a drawing would only be a stain.
 _NUMBERED_NODES = 1024
 
@@ -133,6 +137,9 @@ class Topology:
         positions: (row, column) of each node where known, int32, shape (N, 2), read-only.
         names: name of each node where known.
         label: how the topology was made, for people.
+        num_nodes: N.
+        num_directions: D.
+        handle: a name of this object in this process, see `by_handle`.
     """
 
     pred_ptr: Ints
@@ -140,6 +147,9 @@ class Topology:
     positions: Ints | None = None
     names: tuple[str, ...] | None = None
     label: str = "dag"
+    num_nodes: int = field(init=False)
+    num_directions: int = field(init=False)
+    handle: str = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("pred_ptr", "pred", "positions"):
@@ -149,6 +159,11 @@ class Topology:
                 array = np.ascontiguousarray(array, dtype=np.int32).view()
                 array.flags.writeable = False
                 object.__setattr__(self, name, array)
+        # Plain attributes, which a compiler reads without running code of this class.
+        object.__setattr__(self, "num_nodes", self.pred_ptr.shape[1] - 1)
+        object.__setattr__(self, "num_directions", self.pred_ptr.shape[0])
+        object.__setattr__(self, "handle", f"topology {next(_HANDLES)}")
+        _LIVE[self.handle] = self
 
     @classmethod
     def grid(
@@ -273,16 +288,6 @@ class Topology:
         topology = cls(pred_ptr, pred)
         _ = topology.level  # raises where there is a cycle
         return topology
-
-    @cached_property
-    def num_nodes(self) -> int:
-        """N."""
-        return self.pred_ptr.shape[1] - 1
-
-    @cached_property
-    def num_directions(self) -> int:
-        """D."""
-        return self.pred_ptr.shape[0]
 
     @cached_property
     def num_edges(self) -> int:
@@ -442,6 +447,11 @@ class Topology:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Topology, (self.pred_ptr, self.pred, self.positions, self.names, self.label)
+
+
+def by_handle(handle: str) -> Topology:
+    """The living topology of that handle: what a compiler can hold is text, not a Topology."""
+    return _LIVE[handle]
 
 
 def _integer(value: Any) -> int:

@@ -55,12 +55,8 @@ OPS: dict[str, Callable] = {
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_compiled_with_a_dynamic_batch(op: str, device: torch.device, request) -> None:
+def test_compiled_with_a_dynamic_batch(op: str, device: torch.device) -> None:
     """No break in the graph, forward and backward, and a new B compiles nothing."""
-    if torch.__version__ < "2.12" and op not in ("temporal_rnn", "sparse_projection"):
-        # Whatever the backend; strict, so that a cure shows.
-        reason = "dynamo of torch 2.11 cannot take a Topology as an argument"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(OPS[op], fullgraph=True, dynamic=True, backend=counter)
     counts = []

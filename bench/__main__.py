@@ -21,6 +21,7 @@ from strnn_kernels.testing import BENCHMARKS, Case
 from strnn_kernels.topology import Topology
 
 SCALING_PEERS = ("wavefront", "nn.RNN")
+WHOLE_MODEL = "whole_model"
 SCHEMA = 1
 #: A load average above which another program is surely running.
 MAX_LOAD = 0.5
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     result["host_us"] = host_time(
         [c for c in contestants if not c.is_peer or c.name == "nn.RNN"], peaks
     )
-    if options.cases == ["default"]:
+    if {"default", WHOLE_MODEL} & {*options.cases}:
         result["whole_model"] = whole_model.measure(
             options.threads[0], compiles=any(c.name == "wavefront compiled" for c in contestants)
         )
@@ -90,7 +91,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=["default"],
         help=f"names ({' '.join(names)}), 'default' for all, axes ({' '.join(AXES)}), points of an "
-        "axis (T=64), or 'scaling' for all axes",
+        f"axis (T=64), 'scaling' for all axes, or '{WHOLE_MODEL}'",
     )
     parser.add_argument(
         "--backends", nargs="*", default=["cpu"], help="of strnn_kernels.backends()"
@@ -119,6 +120,7 @@ def select_cases(names: list[str]) -> list[Case]:
         "default": list(BENCHMARKS),
         "scaling": points,
     }
+    families[WHOLE_MODEL] = []  # not of the table: see bench.whole_model
     known = by_name | {axis: list(cases) for axis, cases in AXES.items()} | families
     for name in names:
         if name not in known:

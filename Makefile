@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-cuda-build test-triton-3.6 lint format bench report info clean
+.PHONY: help demo test test-core test-cuda-host test-triton test-cuda-build test-triton-3.6 lint format bench report info clean
 
 help:
 	@echo "make demo    train STRNN on real handwriting, pictures in out/"
@@ -22,8 +22,17 @@ help:
 demo: $(VENV)/.ready
 	$(BIN)/python -m strnn_models.demo --out out
 
+# Two at a time: the kernels that are emulated take as long as all the rest, on one core.
 test: $(VENV)/.ready
-	STRNN_EXPECT_COMPILED=1 $(BIN)/python -m pytest --ignore=tests/triton
+	$(MAKE) --output-sync=target -j2 test-cuda-host test-core test-triton
+
+test-core: $(VENV)/.ready
+	STRNN_EXPECT_COMPILED=1 $(BIN)/python -m pytest --ignore=tests/triton --ignore=tests/cuda_host
+
+test-cuda-host: $(VENV)/.ready
+	STRNN_EXPECT_COMPILED=1 $(BIN)/python -m pytest tests/cuda_host
+
+test-triton: $(VENV)/.ready
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
 
 # Where nvcc is: the CUDA part compiled, linked, imported and inspected against a CUDA build of torch, without a GPU.

@@ -426,7 +426,7 @@ def run(harness, switch, sources, name, kind):
         case = replace(case, activation="tanh")
     inputs = case.inputs(dtype=dtype)
     expected = testing.Expected.of(case, inputs)
-    library = harness.build("race", sources / "cuda")
+    library = harness.build("mutant", sources / "cuda")
     emulated = harness.Emulated(library, device, seed=2, family=family)
     with switch.running(emulated):
         expected.check(case.results(sk, inputs), "mutant")

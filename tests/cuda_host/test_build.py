@@ -120,11 +120,13 @@ def test_no_local_and_no_generic_memory():
         assert not slow, f"{architecture} {name}: {slow}"
 
 
-def expected_mma(name):
+def expected_mma(name, architecture):
     """How many mma.sync may stand in a kernel: those of one product, no more by unrolling."""
     name, *arguments = re.findall(r"\w+", name)
     if name == "gemm_tensor_kernel":
         return (16, 32)  # 32 x 32 outputs of a warp, 32 steps of the sum; for a mask a second loop
+    if name.endswith("_cluster_kernel"):  # 4 for each block of k of a warp; none before sm_90
+        return (0 if architecture == "sm_80" else 4 * int(arguments[-1]),)
     if not name.endswith("_tensor_kernel"):
         return (0,)
     own, steps = map(int, arguments[-2:])
@@ -136,16 +138,15 @@ def expected_mma(name):
 
 def test_products_are_on_the_tensor_core():
     for (architecture, name), counts in instructions().items():
-        assert counts["HMMA"] in expected_mma(name), f"{architecture} {name}: {counts['HMMA']}"
+        expected = expected_mma(name, architecture)
+        assert counts["HMMA"] in expected, f"{architecture} {name}: {counts['HMMA']}"
 
 
-def test_clusters_multiply_on_tensor_cores():
-    """4 products for each of the blocks of k of a warp; one wait at the start, one per chunk."""
+def test_barriers_of_a_cluster():
+    """One wait at the start, one per chunk."""
     for (architecture, name), counts in instructions().items():
         if "_cluster_kernel" in name and architecture != "sm_80":
-            tiles = int(name.split(", ")[1].rstrip(">"))
-            assert counts["HMMA"] == 4 * tiles, f"{architecture} {name}: {counts['HMMA']} HMMA"
-            assert counts["UCGABAR_WAIT"] == 2, f"{architecture} {name}: barriers of the cluster"
+            assert counts["UCGABAR_WAIT"] == 2, f"{architecture} {name}"
 
 
 if __name__ == "__main__":

@@ -124,6 +124,17 @@ def test_a_grid_of_many_chunks():
     check(Case("big", "spatial_rnn", graph, B=2, H=20, C=3, K=4, activation="tanh"), torch.float64)
 
 
+def test_long_sums_round_as_little_as_torch():
+    """H = C = 1024: a sum of a thousand terms in a row would lose half a digit."""
+    chain = lambda: sk.Topology.chain(64)  # noqa: E731
+    options = {"B": 16, "C": 1024, "H": 1024, "activation": "tanh"}
+    case = Case("long", "temporal_rnn", chain, **options)
+    inputs = case.inputs()
+    with sk.use_backend("cpu"):
+        actual = case.results(sk, inputs, gradients=False)
+    Expected.of(case, inputs, gradients=False).check(actual, "cpu")
+
+
 @each_dtype
 @pytest.mark.parametrize("C, K, has_h0", [(5, 0, True), (5, 3, False), (0, 0, False)])
 def test_sequences_that_end_in_different_chunks(C, K, has_h0, dtype):

@@ -20,6 +20,9 @@ constexpr int kMaxTileRows = 14;
 constexpr int kMaxTileRows = 6;
 #endif
 constexpr int kPanelVecs = 2;
+// Terms of a sum that are added one after the other; longer sums are sums of such sums, which round
+// less.
+constexpr int64_t kMaxTerms = 256;
 template <typename T>
 constexpr int kPanel = kPanelVecs * kLanes<T>;
 
@@ -100,13 +103,25 @@ STRNN_INLINE void gemm_rows_any(int rows, const Gemm<T>& g, int64_t m, int64_t n
 }
 
 template <typename T>
-STRNN_INLINE void gemm(int64_t M, int64_t num_vecs, const Gemm<T>& g) {
-  if (M == 0) return;
+STRNN_INLINE void gemm_terms(int64_t M, int64_t num_vecs, const Gemm<T>& g) {
   const int64_t tiles = (M + kMaxTileRows - 1) / kMaxTileRows;
   int64_t m = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t rows = (M - m) / (tiles - t);
     gemm_rows_any<T>((int)rows, g, m, num_vecs, std::make_integer_sequence<int, kMaxTileRows>{});
     m += rows;
+  }
+}
+
+template <typename T>
+STRNN_INLINE void gemm(int64_t M, int64_t num_vecs, const Gemm<T>& g) {
+  if (M == 0) return;
+  Gemm<T> part = g;
+  for (int64_t k = 0;;) {
+    part.K = std::min(kMaxTerms, g.K - k);
+    gemm_terms(M, num_vecs, part);
+    if ((k += part.K) >= g.K) return;
+    part.a = g.a + k * g.k_step, part.b = g.b + k * g.ldb;
+    part.init = g.c, part.init_step = g.ldc;
   }
 }

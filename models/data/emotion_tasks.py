@@ -297,21 +297,12 @@ def _clip_task(
     size: int,
     grey: bool,
 ) -> Task:
-    train, valid, test = (
+    datasets = [
         ClipDataset(parts[part], num_frames, (size, size), grey)
         for part in ("train", "valid", "test")
-    )
-    return Task(
-        name,
-        about,
-        train,
-        valid,
-        test,
-        channels=1 if grey else 3,
-        sample_length=num_frames,
-        classes=classes,
-        size=(size, size),
-        skipped=records.skipped,
+    ]
+    return _video_task(
+        name, about, datasets, num_frames, size, grey, records.skipped, classes=classes
     )
 
 
@@ -326,16 +317,25 @@ def _trace_task(
     skipped: list[Skip],
     **predicted: Any,
 ) -> Task:
-    """A task of windows; `predicted` are kind, classes and traces of `Task`."""
-    train, valid, test = (
-        TraceWindows(part, sample_length, stride, (size, size), grey) for part in parts
-    )
+    datasets = [TraceWindows(part, sample_length, stride, (size, size), grey) for part in parts]
+    return _video_task(name, about, datasets, sample_length, size, grey, skipped, **predicted)
+
+
+def _video_task(
+    name: str,
+    about: str,
+    datasets: Sequence[Dataset],
+    sample_length: int,
+    size: int,
+    grey: bool,
+    skipped: list[Skip],
+    **predicted: Any,
+) -> Task:
+    """A task of frames; `predicted` are kind, classes and traces of `Task`."""
     return Task(
         name,
         about,
-        train,
-        valid,
-        test,
+        *datasets,
         channels=1 if grey else 3,
         sample_length=sample_length,
         size=(size, size),

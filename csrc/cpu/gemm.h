@@ -1,7 +1,8 @@
-// gemm: C = init + A B on small matrices that are hot in cache; the only matrix product of the CPU
-// backend.
+// gemm: C = init + A B (+ A' B') on small matrices that are hot in cache; the only matrix product
+// of the CPU backend.
 //
-//   C[m, n] = init[m, n] + sum_k A[m, k] * B[k, n],   m < M, k < K, n < num_vecs * kLanes
+//   C[m, n] = init[m, n] + sum_k A[m, k] * B[k, n] (+ the same of a second pair),
+//   m < M, k < K, n < num_vecs * kLanes
 //
 // A is read one scalar at a time, at a[m * row_step + k * k_step], so a transposed A costs nothing.
 // B is read in whole registers, at b[panel * panel_step + k * ldb + n % kPanel], so that a packed B
@@ -27,71 +28,88 @@ template <typename T>
 constexpr int kPanel = kPanelVecs * kLanes<T>;
 
 template <typename T>
+struct Product {
+  int64_t K = 0;
+  const T* a = nullptr;
+  int64_t row_step = 0, k_step = 0;
+  const T* b = nullptr;
+  int64_t ldb = 0, panel_step = 0;
+
+  // Its terms from `first` on, at most `count`.
+  Product terms(int64_t first, int64_t count) const {
+    Product part = *this;
+    part.K = std::min(count, K - first);
+    part.a += first * k_step;
+    part.b += first * ldb;
+    return part;
+  }
+};
+
+template <typename T>
 struct Gemm {
-  int64_t K;
-  const T* a;
-  int64_t row_step, k_step;
-  const T* b;
-  int64_t ldb, panel_step;
+  Product<T> product;
   const T* init;
   int64_t init_step;
   T* c;
   int64_t ldc;
+  Product<T> second = {};
 };
 
+// acc += A B for a tile.
 template <typename T, int MR, int NV>
-STRNN_INLINE void gemm_tile(int64_t K, const T* a, int64_t row_step, int64_t k_step, const T* b,
-                            int64_t ldb, const T* init, int64_t init_step, T* c, int64_t ldc) {
-  Vec<T> acc[MR][NV];
-#pragma GCC unroll 16
-  for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) acc[m][v] = Vec<T>{};
+STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel,
+                              Vec<T> (&acc)[MR][NV]) {
   // Three rows per base pointer: x86 addresses base, base + step and base + 2 * step without
   // arithmetic, so 14 rows need five moving pointers instead of fourteen.
   const T* base[(MR + 2) / 3];
 #pragma GCC unroll 8
   for (int g = 0; g < (MR + 2) / 3; ++g) {
-    base[g] = a + 3 * g * row_step;
+    base[g] = p.a + (m + 3 * g) * p.row_step;
     asm("" : "+r"(base[g]));
   }
-  for (int64_t k = 0; k < K; ++k) {
+  const T* b = p.b + panel * p.panel_step;
+  const int64_t row_step = p.row_step, k_step = p.k_step, ldb = p.ldb;
+  for (int64_t k = 0; k < p.K; ++k) {
     Vec<T> bv[NV];
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) bv[v] = load<T>(b + v * kLanes<T>);
 #pragma GCC unroll 16
-    for (int m = 0; m < MR; ++m) {
-      const Vec<T> am = splat<T>(base[m / 3][(m % 3) * row_step]);
+    for (int i = 0; i < MR; ++i) {
+      const Vec<T> am = splat<T>(base[i / 3][(i % 3) * row_step]);
 #pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) acc[m][v] += am * bv[v];
+      for (int v = 0; v < NV; ++v) acc[i][v] += am * bv[v];
     }
     b += ldb;
 #pragma GCC unroll 8
     for (int g = 0; g < (MR + 2) / 3; ++g) base[g] += k_step;
   }
+}
+
+template <typename T, int MR, int NV>
+STRNN_INLINE void gemm_tile(const Gemm<T>& g, int64_t m, int64_t panel) {
+  Vec<T> acc[MR][NV];
 #pragma GCC unroll 16
-  for (int m = 0; m < MR; ++m)
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) acc[i][v] = Vec<T>{};
+  add_product(g.product, m, panel, acc);
+  if (g.second.K) add_product(g.second, m, panel, acc);
+  const T* init = g.init + m * g.init_step + panel * kPanel<T>;
+  T* c = g.c + m * g.ldc + panel * kPanel<T>;
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v)
-      store<T>(c + m * ldc + v * kLanes<T>,
-               load<T>(init + m * init_step + v * kLanes<T>) + acc[m][v]);
+      store<T>(c + i * g.ldc + v * kLanes<T>,
+               load<T>(init + i * g.init_step + v * kLanes<T>) + acc[i][v]);
 }
 
 template <typename T, int MR>
 STRNN_NOINLINE void gemm_rows(const Gemm<T>& g, int64_t m, int64_t num_vecs) {
-  const T* a = g.a + m * g.row_step;
-  const T* init = g.init + m * g.init_step;
-  T* c = g.c + m * g.ldc;
-  const T* b = g.b;
-  for (; num_vecs >= kPanelVecs; num_vecs -= kPanelVecs) {
-    gemm_tile<T, MR, kPanelVecs>(g.K, a, g.row_step, g.k_step, b, g.ldb, init, g.init_step, c,
-                                 g.ldc);
-    b += g.panel_step;
-    init += kPanel<T>;
-    c += kPanel<T>;
-  }
-  if (num_vecs)
-    gemm_tile<T, MR, 1>(g.K, a, g.row_step, g.k_step, b, g.ldb, init, g.init_step, c, g.ldc);
+  int64_t panel = 0;
+  for (; num_vecs >= kPanelVecs; num_vecs -= kPanelVecs, ++panel)
+    gemm_tile<T, MR, kPanelVecs>(g, m, panel);
+  if (num_vecs) gemm_tile<T, MR, 1>(g, m, panel);
 }
 
 template <typename T, int... I>
@@ -116,12 +134,13 @@ STRNN_INLINE void gemm_terms(int64_t M, int64_t num_vecs, const Gemm<T>& g) {
 template <typename T>
 STRNN_INLINE void gemm(int64_t M, int64_t num_vecs, const Gemm<T>& g) {
   if (M == 0) return;
+  if (g.product.K + g.second.K <= kMaxTerms) return gemm_terms(M, num_vecs, g);
   Gemm<T> part = g;
-  for (int64_t k = 0;;) {
-    part.K = std::min(kMaxTerms, g.K - k);
-    gemm_terms(M, num_vecs, part);
-    if ((k += part.K) >= g.K) return;
-    part.a = g.a + k * g.k_step, part.b = g.b + k * g.ldb;
-    part.init = g.c, part.init_step = g.ldc;
-  }
+  part.second = {};
+  for (const Product<T>& product : {g.product, g.second})
+    for (int64_t k = 0; k < product.K; k += kMaxTerms) {
+      part.product = product.terms(k, kMaxTerms);
+      gemm_terms(M, num_vecs, part);
+      part.init = g.c, part.init_step = g.ldc;
+    }
 }

@@ -220,9 +220,12 @@ class SweepBackwardKernel {
     if (!some) return;
     T* du = buffers.du + row * ld_;
     gemm(tile.product_rows(begin, end, m), num_vecs_,
-         Gemm<T>{a_.H, buffers.sum + row * ld_, ld_, 1,
-                 packed_w_ + tile.d * packed_size<T>(a_.H, a_.H), kPanel<T>, a_.H * kPanel<T>, du,
-                 ld_, du, ld_});
+         Gemm<T>{{a_.H, buffers.sum + row * ld_, ld_, 1,
+                  packed_w_ + tile.d * packed_size<T>(a_.H, a_.H), kPanel<T>, a_.H * kPanel<T>},
+                 du,
+                 ld_,
+                 du,
+                 ld_});
   }
 
   static constexpr int kGated = kNumActivations;
@@ -285,7 +288,7 @@ class SweepBackwardKernel {
                      const Gradients& mine, const Buffers& buffers) {
     const int64_t R = (end - begin) * m, H = a_.H, C = a_.C;
     gemm(H, num_vecs_,
-         Gemm<T>{R, buffers.sum, 1, ld_, buffers.h, ld_, kPanel<T>, mine.dw, ld_, mine.dw, ld_});
+         Gemm<T>{{R, buffers.sum, 1, ld_, buffers.h, ld_, kPanel<T>}, mine.dw, ld_, mine.dw, ld_});
     if (a_.ds) add_dprojection(tile, begin, end, m, mine.dprojection, buffers);
     if (C == 0) return;
     for (int64_t i = begin, row = 0; i < end; ++i)
@@ -300,13 +303,17 @@ class SweepBackwardKernel {
         x[C] = 1;
       }
     const int64_t inputs = C + (a_.dbias ? 1 : 0);
-    gemm(
-        inputs, num_vecs_,
-        Gemm<T>{R, buffers.x, 1, ldx_, buffers.du, ld_, kPanel<T>, mine.du_t, ld_, mine.du_t, ld_});
+    gemm(inputs, num_vecs_,
+         Gemm<T>{
+             {R, buffers.x, 1, ldx_, buffers.du, ld_, kPanel<T>}, mine.du_t, ld_, mine.du_t, ld_});
     if (!has_dx_sum_) return;
     gemm(R, num_vecs_c_,
-         Gemm<T>{H, buffers.du, ld_, 1, packed_u_ + tile.d * packed_size<T>(H, C), kPanel<T>,
-                 H * kPanel<T>, zeros_, 0, buffers.dx, ldc_});
+         Gemm<T>{{H, buffers.du, ld_, 1, packed_u_ + tile.d * packed_size<T>(H, C), kPanel<T>,
+                  H * kPanel<T>},
+                 zeros_,
+                 0,
+                 buffers.dx,
+                 ldc_});
     add_dx(tile, begin, end, m, buffers);
   }
 
@@ -360,14 +367,21 @@ class SweepBackwardKernel {
   // h0 is a state without a gate: dh0 = (sum of du where it entered) W, and its share of dW.
   void finish_h0(const Tile<S>& tile, const Gradients& mine, const Buffers& buffers) {
     gemm(a_.H, num_vecs_,
-         Gemm<T>{tile.rows, buffers.dh0, 1, ld_, buffers.h0, ld_, kPanel<T>, mine.dw, ld_, mine.dw,
+         Gemm<T>{{tile.rows, buffers.dh0, 1, ld_, buffers.h0, ld_, kPanel<T>},
+                 mine.dw,
+                 ld_,
+                 mine.dw,
                  ld_});
     if (!a_.dh0) return;
     T* result = buffers.sum;
     std::fill(result, result + tile.rows * ld_, T(0));
     gemm(tile.rows, num_vecs_,
-         Gemm<T>{a_.H, buffers.dh0, ld_, 1, packed_w_ + tile.d * packed_size<T>(a_.H, a_.H),
-                 kPanel<T>, a_.H * kPanel<T>, result, ld_, result, ld_});
+         Gemm<T>{{a_.H, buffers.dh0, ld_, 1, packed_w_ + tile.d * packed_size<T>(a_.H, a_.H),
+                  kPanel<T>, a_.H * kPanel<T>},
+                 result,
+                 ld_,
+                 result,
+                 ld_});
     for (int64_t r = 0; r < tile.rows; ++r)
       store_row<S, T>(result + r * ld_, a_.H,
                       static_cast<S*>(a_.dh0) + (tile.b_of[r] * a_.D + tile.d) * a_.H);

@@ -71,7 +71,7 @@ class SweepForwardKernel {
   }
 
   struct Buffers {
-    T *slots, *x, *u, *sum, *h0, *s;
+    T *slots, *x, *pre, *sum, *h0, *s;
     bool* mask;
     int32_t* active;
     Buffers(const SweepForwardKernel& kernel, Scratch& scratch) {
@@ -79,7 +79,7 @@ class SweepForwardKernel {
       const int64_t rows = kernel.tiling_.rows, chunk_rows = rows * kernel.tiling_.chunk;
       slots = scratch.take<T>(a.program.S * rows * kernel.ld_);
       x = scratch.take<T>(a.C ? chunk_rows * kernel.ldc_ : 0);
-      u = scratch.take<T>(chunk_rows * kernel.ld_);
+      pre = scratch.take<T>(chunk_rows * kernel.ld_);
       sum = scratch.take<T>(chunk_rows * kernel.ld_);
       h0 = scratch.take<T>(a.h0 ? rows * kernel.ld_ : 0);
       s = scratch.take<T>(a.K * rows * kernel.ld_);
@@ -129,8 +129,9 @@ class SweepForwardKernel {
       for (int64_t i = begin; i < end;) {
         while (tile.group(g + 1) <= i) ++g;
         const int64_t stop = std::min<int64_t>(end, tile.group(g + 1));
-        T* pre = buffers.u + (i - begin) * m * ld_;
-        add_recurrent(tile, i, stop, m, pre, buffers);
+        const int64_t row = (i - begin) * m;
+        T* pre = buffers.pre + row * ld_;
+        add_recurrent(tile, i, stop, m, row, buffers);
         if (a_.gate)
           finish(tile, i, stop, m, pre, [&](Vec<T> u, const S* gate, int64_t n) {
             return u * load_partial<S, T>(gate, n);
@@ -162,7 +163,7 @@ class SweepForwardKernel {
       }
   }
 
-  // u of the chunk's nodes: copied, or bias + x U^T.
+  // u of the chunk's nodes, or their x.
   void load_input(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m,
                   const Buffers& buffers) {
     const S* x = static_cast<const S*>(a_.x);
@@ -173,7 +174,7 @@ class SweepForwardKernel {
         const int64_t first = tile.b_of[r] * N, at = first + tile.node(i);
         if (C == 0) {
           prefetch_to_read(x + ((first + next) * D + tile.d) * H, H);
-          load_row<S, T>(x + (at * D + tile.d) * H, H, buffers.u + row * ld_);
+          load_row<S, T>(x + (at * D + tile.d) * H, H, buffers.pre + row * ld_);
         } else {
           prefetch_to_read(x + (first + next) * C, C);
           load_row<S, T>(x + at * C, C, buffers.x + row * ldc_);
@@ -181,17 +182,13 @@ class SweepForwardKernel {
         if (a_.h) prefetch_to_write(static_cast<const S*>(a_.h) + (at * D + tile.d) * H, H);
       }
     }
-    if (C == 0) return;
-    gemm((end - begin) * m, num_vecs_,
-         Gemm<T>{C, buffers.x, ldc_, 1, packed_u_ + tile.d * packed_size<T>(C, H), kPanel<T>,
-                 C * kPanel<T>, bias_ + tile.d * num_vecs_ * kLanes<T>, 0, buffers.u, ld_});
   }
 
-  // pre += (sum of predecessors) W^T for the visits begin..end, which do not depend on each other.
-  void add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, T* pre,
+  // pre = u + (sum of predecessors) W^T for the visits begin..end, which do not depend on each
+  // other; they start at a row of the chunk. u: there already, or bias + x U^T.
+  void add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, int64_t row,
                      const Buffers& buffers) {
-    const int64_t H = a_.H, product_rows = tile.product_rows(begin, end, m);
-    if (product_rows == 0) return;
+    const int64_t H = a_.H, C = a_.C;
     bool some = a_.h0 != nullptr;
     for (int64_t i = begin; i < end; ++i) {
       T* sum = buffers.sum + (i - begin) * m * ld_;
@@ -202,10 +199,18 @@ class SweepForwardKernel {
           store(sum + j, load(sum + j) + load(buffers.h0 + j));
       });
     }
-    if (!some) return;
-    gemm(product_rows, num_vecs_,
-         Gemm<T>{H, buffers.sum, ld_, 1, packed_w_ + tile.d * packed_size<T>(H, H), kPanel<T>,
-                 H * kPanel<T>, pre, ld_, pre, ld_});
+    if (!some && C == 0) return;
+    T* pre = buffers.pre + row * ld_;
+    const T* bias = bias_ + tile.d * num_vecs_ * kLanes<T>;
+    gemm(tile.product_rows(begin, end, m), num_vecs_,
+         Gemm<T>{{some ? H : 0, buffers.sum, ld_, 1, packed_w_ + tile.d * packed_size<T>(H, H),
+                  kPanel<T>, H * kPanel<T>},
+                 C ? bias : pre,
+                 C ? 0 : ld_,
+                 pre,
+                 ld_,
+                 {C, buffers.x + row * ldc_, ldc_, 1, packed_u_ + tile.d * packed_size<T>(C, H),
+                  kPanel<T>, C * kPanel<T>}});
   }
 
   // h = mask * act(pre), in place, to the slot, and to the output.
@@ -241,7 +246,7 @@ class SweepForwardKernel {
   void project(int64_t d, int64_t c, int64_t m, int64_t rows, const Buffers& buffers) {
     for (int64_t k = 0; k < a_.K; ++k) {
       const int64_t* range = nonzero_ptr_ + (d * num_chunks_ + c) * a_.K + k;
-      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], m * ld_, buffers.u, m * ld_,
+      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], m * ld_, buffers.pre, m * ld_,
                  buffers.s + k * rows * ld_);
     }
   }

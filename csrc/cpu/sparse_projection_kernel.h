@@ -85,7 +85,6 @@ class SparseProjectionKernel {
       T* h = scratch.take<T>(kNodes * ld);
       T* s = scratch.take<T>(a.K * ld);
       if (!h) return;
-      std::fill(s, s + a.K * ld, T(0));
       for (int64_t n0 = 0; n0 < a.N; n0 += kNodes) {
         const int64_t count = std::min(kNodes, a.N - n0);
         for (int64_t i = 0; i < count; ++i)
@@ -95,7 +94,7 @@ class SparseProjectionKernel {
           NonZero<T> nonzeros[kNodes];
           const NonZero<T>* end =
               keep_nonzeros(count, nonzeros, [&](int64_t i) { return weight[k * a.N + n0 + i]; });
-          add_scaled(nonzeros, end, ld, h, ld, s + k * ld);
+          add_scaled(nonzeros, end, ld, h, ld, n0 == 0, s + k * ld);
         }
       }
       for (int64_t k = 0; k < a.K; ++k)
@@ -120,10 +119,9 @@ class SparseProjectionKernel {
       for (int64_t n = 0; n < a.N; ++n) {
         const int64_t at = ((b * a.N + n) * a.D + d) * a.H;
         if (a.dh) {
-          std::fill(dh, dh + ld, T(0));
           const NonZero<T>* end =
               keep_nonzeros(a.K, nonzeros, [&](int64_t k) { return weight[k * a.N + n]; });
-          add_scaled(nonzeros, end, ld, ds, ld, dh);
+          add_scaled(nonzeros, end, ld, ds, ld, true, dh);
           store_row<S, T>(dh, a.H, static_cast<S*>(a.dh) + at);
         }
         if (!dweight) continue;

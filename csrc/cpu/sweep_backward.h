@@ -203,11 +203,13 @@ class SweepBackwardKernel {
         if (dh) load_row<S, T>(dh + at, a_.H, buffers.du + row * ld_);
       }
       T* du = buffers.du + (row - m) * ld_;
-      if (!dh) std::fill(du, du + m * ld_, T(0));
-      if (!a_.ds) continue;
-      const int64_t* range = nonzero_ptr_ + tile.d * a_.N + i;
-      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], m * ld_, buffers.ds, tile.rows * ld_,
-                 du);
+      if (a_.ds) {
+        const int64_t* range = nonzero_ptr_ + tile.d * a_.N + i;
+        add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], m * ld_, buffers.ds, tile.rows * ld_,
+                   !dh, du);
+      } else if (!dh) {
+        std::fill(du, du + m * ld_, T(0));
+      }
     }
   }
 
@@ -336,32 +338,36 @@ class SweepBackwardKernel {
       }
   }
 
-  // dG[k, n] += sum over the rows of ds[k] . h[n].
+  // dG[k, n] += sum over the rows of ds[k] . h[n], for blocks of k and of nodes that share their
+  // loads. A block at the edge repeats its last k or node.
   void add_dprojection(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, T* dprojection,
                        const Buffers& buffers) {
-    constexpr int kBlock = 8;  // dot products that share the loads of h
+    constexpr int kRows = STRNN_VEC_BYTES == 64 ? 5 : 2, kNodes = STRNN_VEC_BYTES == 64 ? 4 : 2;
     const int64_t size = tile.rows * ld_, width = num_vecs_ * kLanes<T>;
-    for (int64_t i = begin; i < end; ++i) {
-      const T* h = buffers.h + (i - begin) * m * ld_;
-      for (int64_t k = 0; k < a_.K; k += kBlock) {
-        const int64_t count = std::min<int64_t>(kBlock, a_.K - k);
-        Vec<T> acc[kBlock] = {};
+    for (int64_t i = begin; i < end; i += kNodes)
+      for (int64_t k = 0; k < a_.K; k += kRows) {
+        const T *h[kNodes], *ds[kRows];
+        for (int n = 0; n < kNodes; ++n)
+          h[n] = buffers.h + (std::min<int64_t>(i + n, end - 1) - begin) * m * ld_;
+        for (int q = 0; q < kRows; ++q)
+          ds[q] = buffers.ds + std::min<int64_t>(k + q, a_.K - 1) * size;
+        Vec<T> acc[kRows][kNodes] = {};
         for (int64_t r = 0; r < m * ld_; r += ld_)
           for (int64_t j = r; j < r + width; j += kLanes<T>) {
-            const Vec<T> hv = load(h + j);
-            if (count == kBlock) {
-#pragma GCC unroll 8
-              for (int q = 0; q < kBlock; ++q) acc[q] += hv * load(buffers.ds + (k + q) * size + j);
-            } else {
-#pragma GCC unroll 8
-              for (int q = 0; q < kBlock; ++q)
-                if (q < count) acc[q] += hv * load(buffers.ds + (k + q) * size + j);
+            Vec<T> hv[kNodes];
+#pragma GCC unroll 4
+            for (int n = 0; n < kNodes; ++n) hv[n] = load(h[n] + j);
+#pragma GCC unroll 5
+            for (int q = 0; q < kRows; ++q) {
+              const Vec<T> dsv = load(ds[q] + j);
+#pragma GCC unroll 4
+              for (int n = 0; n < kNodes; ++n) acc[q][n] += dsv * hv[n];
             }
           }
-        for (int64_t q = 0; q < count; ++q)
-          dprojection[(k + q) * a_.N + tile.node(i)] += lane_sum(acc[q]);
+        for (int64_t q = 0; q < std::min<int64_t>(kRows, a_.K - k); ++q)
+          for (int64_t n = 0; n < std::min<int64_t>(kNodes, end - i); ++n)
+            dprojection[(k + q) * a_.N + tile.node(i + n)] += lane_sum(acc[q][n]);
       }
-    }
   }
 
   // h0 is a state without a gate: dh0 = (sum of du where it entered) W, and its share of dW.

@@ -246,7 +246,7 @@ class SweepForwardKernel {
   void project(int64_t d, int64_t c, int64_t m, int64_t rows, const Buffers& buffers) {
     for (int64_t k = 0; k < a_.K; ++k) {
       const int64_t* range = nonzero_ptr_ + (d * num_chunks_ + c) * a_.K + k;
-      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], m * ld_, buffers.pre, m * ld_,
+      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], m * ld_, buffers.pre, m * ld_, false,
                  buffers.s + k * rows * ld_);
     }
   }

@@ -107,11 +107,11 @@ struct NonZero {
   T value;
 };
 
-// to[0 .. size) += sum over the non-zeros of value * from[index * stride ..]; size in whole
-// registers.
+// to[0 .. size) = init + sum over the non-zeros of value * from[index * stride ..]; init: zero, or
+// what is there. size in whole registers.
 template <typename T>
 STRNN_INLINE void add_scaled(const NonZero<T>* begin, const NonZero<T>* end, int64_t size,
-                             const T* from, int64_t stride, T* to) {
+                             const T* from, int64_t stride, bool from_zero, T* to) {
   constexpr int kBlock =
       8;  // registers of the sum at a time: enough to hide the latency of the additions
   int64_t j = 0;
@@ -123,14 +123,16 @@ STRNN_INLINE void add_scaled(const NonZero<T>* begin, const NonZero<T>* end, int
       for (int v = 0; v < kBlock; ++v) acc[v] += e->value * load(row + v * kLanes<T>);
     }
 #pragma GCC unroll 8
-    for (int v = 0; v < kBlock; ++v)
-      store(to + j + v * kLanes<T>, load(to + j + v * kLanes<T>) + acc[v]);
+    for (int v = 0; v < kBlock; ++v) {
+      T* at = to + j + v * kLanes<T>;
+      store(at, from_zero ? acc[v] : load(at) + acc[v]);
+    }
   }
   for (; j < size; j += kLanes<T>) {
     Vec<T> acc{};
     for (const NonZero<T>* e = begin; e != end; ++e)
       acc += e->value * load(from + e->index * stride + j);
-    store(to + j, load(to + j) + acc);
+    store(to + j, from_zero ? acc : load(to + j) + acc);
   }
 }
 

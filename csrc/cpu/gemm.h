@@ -2,7 +2,7 @@
 // of the CPU backend.
 //
 //   C[m, n] = init[m, n] + sum_k A[m, k] * B[k, n] (+ the same of a second pair),
-//   m < M, k < K, n < num_vecs * kLanes
+//   m < M, k < K, n < width, rounded up to halves of a register
 //
 // A is read one scalar at a time, at a[m * row_step + k * k_step], so a transposed A costs nothing.
 // B is read in whole registers, at b[panel * panel_step + k * ldb + n % kPanel], so that a packed B
@@ -13,7 +13,8 @@
 //
 // One micro-kernel keeps a tile of MR x NV registers: on AVX-512, 14 x 2 accumulators + 2 of B + 1
 // of A of 32; on 16-register machines 6 x 2 + 2 + 1. Rows are divided evenly over the tiles, so no
-// tile is small.
+// tile is small. A processor that splits wide registers in two does half a register in half the
+// time.
 
 #if STRNN_VEC_BYTES == 64
 constexpr int kMaxTileRows = 14;
@@ -56,9 +57,9 @@ struct Gemm {
 };
 
 // acc += A B for a tile.
-template <typename T, int MR, int NV>
-STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel,
-                              Vec<T> (&acc)[MR][NV]) {
+template <typename T, typename V, int MR, int NV>
+STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel, V (&acc)[MR][NV]) {
+  constexpr int kWidth = sizeof(V) / sizeof(T);
   // Three rows per base pointer: x86 addresses base, base + step and base + 2 * step without
   // arithmetic, so 14 rows need five moving pointers instead of fourteen.
   const T* base[(MR + 2) / 3];
@@ -70,12 +71,12 @@ STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel,
   const T* b = p.b + panel * p.panel_step;
   const int64_t row_step = p.row_step, k_step = p.k_step, ldb = p.ldb;
   for (int64_t k = 0; k < p.K; ++k) {
-    Vec<T> bv[NV];
+    V bv[NV];
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) bv[v] = load<T>(b + v * kLanes<T>);
+    for (int v = 0; v < NV; ++v) bv[v] = load<T, V>(b + v * kWidth);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      const Vec<T> am = splat<T>(base[i / 3][(i % 3) * row_step]);
+      const V am = V{} + base[i / 3][(i % 3) * row_step];
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v) acc[i][v] += am * bv[v];
     }
@@ -85,13 +86,14 @@ STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel,
   }
 }
 
-template <typename T, int MR, int NV>
+template <typename T, typename V, int MR, int NV>
 STRNN_INLINE void gemm_tile(const Gemm<T>& g, int64_t m, int64_t panel) {
-  Vec<T> acc[MR][NV];
+  constexpr int kWidth = sizeof(V) / sizeof(T);
+  V acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) acc[i][v] = Vec<T>{};
+    for (int v = 0; v < NV; ++v) acc[i][v] = V{};
   add_product(g.product, m, panel, acc);
   if (g.second.K) add_product(g.second, m, panel, acc);
   const T* init = g.init + m * g.init_step + panel * kPanel<T>;
@@ -100,47 +102,50 @@ STRNN_INLINE void gemm_tile(const Gemm<T>& g, int64_t m, int64_t panel) {
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v)
-      store<T>(c + i * g.ldc + v * kLanes<T>,
-               load<T>(init + i * g.init_step + v * kLanes<T>) + acc[i][v]);
+      store(c + i * g.ldc + v * kWidth,
+            load<T, V>(init + i * g.init_step + v * kWidth) + acc[i][v]);
 }
 
 template <typename T, int MR>
-STRNN_NOINLINE void gemm_rows(const Gemm<T>& g, int64_t m, int64_t num_vecs) {
+STRNN_NOINLINE void gemm_rows(const Gemm<T>& g, int64_t m, int64_t width) {
   int64_t panel = 0;
-  for (; num_vecs >= kPanelVecs; num_vecs -= kPanelVecs, ++panel)
-    gemm_tile<T, MR, kPanelVecs>(g, m, panel);
-  if (num_vecs) gemm_tile<T, MR, 1>(g, m, panel);
+  for (; width > kLanes<T>; width -= kPanel<T>, ++panel)
+    gemm_tile<T, Vec<T>, MR, kPanelVecs>(g, m, panel);
+  if (width > kLanes<T> / 2)
+    gemm_tile<T, Vec<T>, MR, 1>(g, m, panel);
+  else if (width > 0)
+    gemm_tile<T, HalfVec<T>, MR, 1>(g, m, panel);
 }
 
 template <typename T, int... I>
-STRNN_INLINE void gemm_rows_any(int rows, const Gemm<T>& g, int64_t m, int64_t num_vecs,
+STRNN_INLINE void gemm_rows_any(int rows, const Gemm<T>& g, int64_t m, int64_t width,
                                 std::integer_sequence<int, I...>) {
   using Fn = void (*)(const Gemm<T>&, int64_t, int64_t);
   static constexpr Fn table[] = {gemm_rows<T, I + 1>...};
-  table[rows - 1](g, m, num_vecs);
+  table[rows - 1](g, m, width);
 }
 
 template <typename T>
-STRNN_INLINE void gemm_terms(int64_t M, int64_t num_vecs, const Gemm<T>& g) {
+STRNN_INLINE void gemm_terms(int64_t M, int64_t width, const Gemm<T>& g) {
   const int64_t tiles = (M + kMaxTileRows - 1) / kMaxTileRows;
   int64_t m = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t rows = (M - m) / (tiles - t);
-    gemm_rows_any<T>((int)rows, g, m, num_vecs, std::make_integer_sequence<int, kMaxTileRows>{});
+    gemm_rows_any<T>((int)rows, g, m, width, std::make_integer_sequence<int, kMaxTileRows>{});
     m += rows;
   }
 }
 
 template <typename T>
-STRNN_INLINE void gemm(int64_t M, int64_t num_vecs, const Gemm<T>& g) {
+STRNN_INLINE void gemm(int64_t M, int64_t width, const Gemm<T>& g) {
   if (M == 0) return;
-  if (g.product.K + g.second.K <= kMaxTerms) return gemm_terms(M, num_vecs, g);
+  if (g.product.K + g.second.K <= kMaxTerms) return gemm_terms(M, width, g);
   Gemm<T> part = g;
   part.second = {};
   for (const Product<T>& product : {g.product, g.second})
     for (int64_t k = 0; k < product.K; k += kMaxTerms) {
       part.product = product.terms(k, kMaxTerms);
-      gemm_terms(M, num_vecs, part);
+      gemm_terms(M, width, part);
       part.init = g.c, part.init_step = g.ldc;
     }
 }

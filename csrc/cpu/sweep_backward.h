@@ -23,8 +23,7 @@ class SweepBackwardKernel {
         ld_(leading_dimension<T>(a.H)),
         ldc_(leading_dimension<T>(a.C)),
         ldx_(leading_dimension<T>(a.C + 1)),
-        num_vecs_(round_up<T>(a.H) / kLanes<T>),
-        num_vecs_c_(round_up<T>(a.C) / kLanes<T>) {
+        width_(round_up<T>(a.H)) {
     const double flops = 2.0 * a.B * a.N * a.D * a.H * (2 * a.C + 2 * a.H + 2 * a.K);
     tiling_ = Tiling::choose<T>(a, a.program, flops, (3 * ld_ + 2 * ldc_) * sizeof(T), num_threads);
     has_dx_sum_ = a.C && a.dx;
@@ -221,7 +220,7 @@ class SweepBackwardKernel {
       some |= tile.gather(i, m, buffers.sum + (row + (i - begin) * m) * ld_);
     if (!some) return;
     T* du = buffers.du + row * ld_;
-    gemm(tile.product_rows(begin, end, m), num_vecs_,
+    gemm(tile.product_rows(begin, end, m), width_,
          Gemm<T>{{a_.H, buffers.sum + row * ld_, ld_, 1,
                   packed_w_ + tile.d * packed_size<T>(a_.H, a_.H), kPanel<T>, a_.H * kPanel<T>},
                  du,
@@ -246,7 +245,7 @@ class SweepBackwardKernel {
         const T* h = buffers.h + row * ld_;
         const int64_t at = ((tile.b_of[r] * a_.N + n) * a_.D + tile.d) * a_.H;
         const bool is_masked = tile.is_masked(n, r);
-        for (int64_t j = 0; j < num_vecs_ * kLanes<T>; j += kLanes<T>) {
+        for (int64_t j = 0; j < width_; j += kLanes<T>) {
           Vec<T> y;
           if constexpr (kActivation == kGated) {
             const int64_t lanes = std::min<int64_t>(kLanes<T>, a_.H - j);
@@ -263,8 +262,9 @@ class SweepBackwardKernel {
       }
       tile.for_entering_rows(n, !slot, m, [&](int64_t r) {
         const T* du = buffers.du + (row - m + r) * ld_;
-        for (int64_t j = r * ld_, v = 0; v < num_vecs_; ++v, j += kLanes<T>)
-          store(buffers.dh0 + j, load(buffers.dh0 + j) + load(du + v * kLanes<T>));
+        T* dh0 = buffers.dh0 + r * ld_;
+        for (int64_t j = 0; j < width_; j += kLanes<T>)
+          store(dh0 + j, load(dh0 + j) + load(du + j));
       });
     }
   }
@@ -289,7 +289,7 @@ class SweepBackwardKernel {
   void add_gradients(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m,
                      const Gradients& mine, const Buffers& buffers) {
     const int64_t R = (end - begin) * m, H = a_.H, C = a_.C;
-    gemm(H, num_vecs_,
+    gemm(H, width_,
          Gemm<T>{{R, buffers.sum, 1, ld_, buffers.h, ld_, kPanel<T>}, mine.dw, ld_, mine.dw, ld_});
     if (a_.ds) add_dprojection(tile, begin, end, m, mine.dprojection, buffers);
     if (C == 0) return;
@@ -305,11 +305,11 @@ class SweepBackwardKernel {
         x[C] = 1;
       }
     const int64_t inputs = C + (a_.dbias ? 1 : 0);
-    gemm(inputs, num_vecs_,
+    gemm(inputs, width_,
          Gemm<T>{
              {R, buffers.x, 1, ldx_, buffers.du, ld_, kPanel<T>}, mine.du_t, ld_, mine.du_t, ld_});
     if (!has_dx_sum_) return;
-    gemm(R, num_vecs_c_,
+    gemm(R, C,
          Gemm<T>{{H, buffers.du, ld_, 1, packed_u_ + tile.d * packed_size<T>(H, C), kPanel<T>,
                   H * kPanel<T>},
                  zeros_,
@@ -343,7 +343,7 @@ class SweepBackwardKernel {
   void add_dprojection(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, T* dprojection,
                        const Buffers& buffers) {
     constexpr int kRows = STRNN_VEC_BYTES == 64 ? 5 : 2, kNodes = STRNN_VEC_BYTES == 64 ? 4 : 2;
-    const int64_t size = tile.rows * ld_, width = num_vecs_ * kLanes<T>;
+    const int64_t size = tile.rows * ld_;
     for (int64_t i = begin; i < end; i += kNodes)
       for (int64_t k = 0; k < a_.K; k += kRows) {
         const T *h[kNodes], *ds[kRows];
@@ -353,7 +353,7 @@ class SweepBackwardKernel {
           ds[q] = buffers.ds + std::min<int64_t>(k + q, a_.K - 1) * size;
         Vec<T> acc[kRows][kNodes] = {};
         for (int64_t r = 0; r < m * ld_; r += ld_)
-          for (int64_t j = r; j < r + width; j += kLanes<T>) {
+          for (int64_t j = r; j < r + width_; j += kLanes<T>) {
             Vec<T> hv[kNodes];
 #pragma GCC unroll 4
             for (int n = 0; n < kNodes; ++n) hv[n] = load(h[n] + j);
@@ -372,7 +372,7 @@ class SweepBackwardKernel {
 
   // h0 is a state without a gate: dh0 = (sum of du where it entered) W, and its share of dW.
   void finish_h0(const Tile<S>& tile, const Gradients& mine, const Buffers& buffers) {
-    gemm(a_.H, num_vecs_,
+    gemm(a_.H, width_,
          Gemm<T>{{tile.rows, buffers.dh0, 1, ld_, buffers.h0, ld_, kPanel<T>},
                  mine.dw,
                  ld_,
@@ -381,7 +381,7 @@ class SweepBackwardKernel {
     if (!a_.dh0) return;
     T* result = buffers.sum;
     std::fill(result, result + tile.rows * ld_, T(0));
-    gemm(tile.rows, num_vecs_,
+    gemm(tile.rows, width_,
          Gemm<T>{{a_.H, buffers.dh0, ld_, 1, packed_w_ + tile.d * packed_size<T>(a_.H, a_.H),
                   kPanel<T>, a_.H * kPanel<T>},
                  result,
@@ -425,7 +425,7 @@ class SweepBackwardKernel {
   }
 
   const SweepBackward& a_;
-  int64_t ld_, ldc_, ldx_, num_vecs_, num_vecs_c_, gradients_size_ = 0;
+  int64_t ld_, ldc_, ldx_, width_, gradients_size_ = 0;
   Tiling tiling_;
   bool has_dx_sum_, split_directions_, dx_in_place_;
   T *packed_w_ = nullptr, *packed_u_ = nullptr, *gradients_ = nullptr, *dx_ = nullptr,

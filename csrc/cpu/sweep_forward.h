@@ -21,7 +21,7 @@ class SweepForwardKernel {
       : a_(a),
         ld_(leading_dimension<T>(a.H)),
         ldc_(leading_dimension<T>(a.C)),
-        num_vecs_(round_up<T>(a.H) / kLanes<T>) {
+        width_(round_up<T>(a.H)) {
     const double flops = 2.0 * a.B * a.N * a.D * a.H * (a.C + a.H + a.K);
     tiling_ = Tiling::choose<T>(a, a.program, flops, (2 * ld_ + ldc_) * sizeof(T), num_threads);
     num_chunks_ = (a.N + tiling_.chunk - 1) / tiling_.chunk;
@@ -32,7 +32,7 @@ class SweepForwardKernel {
     const int64_t D = a_.D, H = a_.H, C = a_.C, K = a_.K, N = a_.N;
     T* w = scratch.take<T>(D * packed_size<T>(H, H));
     T* u = scratch.take<T>(D * packed_size<T>(C, H));
-    T* bias = scratch.take<T>(D * num_vecs_ * kLanes<T>);
+    T* bias = scratch.take<T>(D * width_);
     int64_t* row_of = scratch.take<int64_t>(a_.B);
     auto* nonzeros = scratch.take<NonZero<T>>(D * K * N);
     int64_t* nonzero_ptr = scratch.take<int64_t>(K ? D * num_chunks_ * K + 1 : 0);
@@ -48,11 +48,11 @@ class SweepForwardKernel {
       const S* w_ih = static_cast<const S*>(a_.w_ih) + d * H * C;
       pack_panels(C, H, u + d * packed_size<T>(C, H),
                   [&](int64_t k, int64_t n) { return to_acc(w_ih[n * C + k]); });
-      T* row = bias + d * num_vecs_ * kLanes<T>;
+      T* row = bias + d * width_;
       if (a_.bias)
         load_row<S, T>(static_cast<const S*>(a_.bias) + d * H, H, row);
       else
-        std::fill(row, row + num_vecs_ * kLanes<T>, T(0));
+        std::fill(row, row + width_, T(0));
     }
     order_rows(a_, row_of);
     if (K == 0) return;
@@ -201,8 +201,8 @@ class SweepForwardKernel {
     }
     if (!some && C == 0) return;
     T* pre = buffers.pre + row * ld_;
-    const T* bias = bias_ + tile.d * num_vecs_ * kLanes<T>;
-    gemm(tile.product_rows(begin, end, m), num_vecs_,
+    const T* bias = bias_ + tile.d * width_;
+    gemm(tile.product_rows(begin, end, m), width_,
          Gemm<T>{{some ? H : 0, buffers.sum, ld_, 1, packed_w_ + tile.d * packed_size<T>(H, H),
                   kPanel<T>, H * kPanel<T>},
                  C ? bias : pre,
@@ -252,7 +252,7 @@ class SweepForwardKernel {
   }
 
   const SweepForward& a_;
-  int64_t ld_, ldc_, num_vecs_, num_chunks_;
+  int64_t ld_, ldc_, width_, num_chunks_;
   Tiling tiling_;
   T *packed_w_ = nullptr, *packed_u_ = nullptr, *bias_ = nullptr;
   int64_t* row_of_ = nullptr;

@@ -12,11 +12,13 @@ struct VecOf;
 template <>
 struct VecOf<float> {
   typedef float type __attribute__((vector_size(kVecBytes)));
+  typedef float half __attribute__((vector_size(kVecBytes / 2)));
   typedef int32_t bits __attribute__((vector_size(kVecBytes)));
 };
 template <>
 struct VecOf<double> {
   typedef double type __attribute__((vector_size(kVecBytes)));
+  typedef double half __attribute__((vector_size(kVecBytes / 2)));
   typedef int64_t bits __attribute__((vector_size(kVecBytes)));
 };
 template <typename T>
@@ -25,17 +27,20 @@ template <typename T>
 using VecBits = typename VecOf<T>::bits;
 
 template <typename T>
-constexpr int kLanes = kVecBytes / sizeof(T);
+using HalfVec = typename VecOf<T>::half;
 
 template <typename T>
-STRNN_INLINE Vec<T> load(const T* p) {
-  Vec<T> v;
+constexpr int kLanes = kVecBytes / sizeof(T);
+
+template <typename T, typename V = Vec<T>>
+STRNN_INLINE V load(const T* p) {
+  V v;
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
 }
 
-template <typename T>
-STRNN_INLINE void store(T* p, Vec<T> v) {
+template <typename T, typename V>
+STRNN_INLINE void store(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
@@ -156,15 +161,17 @@ STRNN_INLINE void store_as(S* p, Vec<T> v) {
     store_partial<S, T>(p, kLanes<T>, v);
 }
 
-// Asks for the cache lines of n stored values. The rows of neighbouring visits lie far apart, so
-// the processor does not foresee them.
+// Asks for the cache lines of n stored values, of which the last may lie in one more. The rows of
+// neighbouring visits lie far apart, so the processor does not foresee them.
 template <typename S>
 STRNN_INLINE void prefetch_to_read(const S* p, int64_t n) {
   for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(S)) __builtin_prefetch(p + i, 0);
+  __builtin_prefetch(p + n - 1, 0);
 }
 template <typename S>
 STRNN_INLINE void prefetch_to_write(const S* p, int64_t n) {
   for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(S)) __builtin_prefetch(p + i, 1);
+  __builtin_prefetch(p + n - 1, 1);
 }
 
 // Rows: n stored values <-> a buffer of whole registers whose tail reads as zero.

@@ -28,7 +28,6 @@ constexpr int64_t kCacheBytes = 256 * 1024;
 // Rows that a product needs to run near its best (see gemm.h), and rows of a chunk.
 constexpr int64_t kGoodRows = kMaxTileRows;
 constexpr int64_t kMaxChunkRows = 256;
-constexpr int64_t kMaxRows = 16;
 // Rows that a loop over the rows of memory asks for ahead of the one it is at.
 constexpr int64_t kPrefetchRows = 16;
 // Below this many operations for each, a second thread costs more than it brings: opening a
@@ -73,8 +72,12 @@ struct Tiling {
                        int64_t bytes_per_chunk_row, int num_threads) {
     const int64_t width = std::max<int64_t>(1, a.N / program.G);  // nodes of a group, on average
     const int64_t state = leading_dimension<T>(a.H) * sizeof(T);
+    // Enough rows for the products of an average group, and no more: what a tile reads and writes
+    // should still be in the caches when the next direction comes, and rows of B often lie a power
+    // of two apart.
+    const auto rows_for = [&](int64_t product_rows) { return (product_rows + width - 1) / width; };
     const int64_t rows = std::clamp<int64_t>(kCacheBytes / 2 / (program.S * state),
-                                             (kGoodRows + width - 1) / width, kMaxRows);
+                                             rows_for(kGoodRows), rows_for(2 * kGoodRows));
     Tiling t;
     t.num_workers = std::clamp<int64_t>((int64_t)(flops / kFlopsPerThread), 1, num_threads);
     int64_t tiles = std::max<int64_t>(1, (a.B + rows - 1) / rows);
@@ -108,32 +111,28 @@ struct NonZero {
 };
 
 // to[0 .. size) = init + sum over the non-zeros of value * from[index * stride ..]; init: zero, or
-// what is there. size in whole registers.
-template <typename T>
+// what is there. size in whole registers, of which kVecs are summed at a time: eight hide the
+// latency of the additions; what is left is halved.
+template <typename T, int kVecs = 8>
 STRNN_INLINE void add_scaled(const NonZero<T>* begin, const NonZero<T>* end, int64_t size,
                              const T* from, int64_t stride, bool from_zero, T* to) {
-  constexpr int kBlock =
-      8;  // registers of the sum at a time: enough to hide the latency of the additions
   int64_t j = 0;
-  for (; j + kBlock * kLanes<T> <= size; j += kBlock * kLanes<T>) {
-    Vec<T> acc[kBlock] = {};
+  for (; j + kVecs * kLanes<T> <= size; j += kVecs * kLanes<T>) {
+    Vec<T> acc[kVecs] = {};
     for (const NonZero<T>* e = begin; e != end; ++e) {
       const T* row = from + e->index * stride + j;
 #pragma GCC unroll 8
-      for (int v = 0; v < kBlock; ++v) acc[v] += e->value * load(row + v * kLanes<T>);
+      for (int v = 0; v < kVecs; ++v) acc[v] += e->value * load(row + v * kLanes<T>);
     }
 #pragma GCC unroll 8
-    for (int v = 0; v < kBlock; ++v) {
+    for (int v = 0; v < kVecs; ++v) {
       T* at = to + j + v * kLanes<T>;
       store(at, from_zero ? acc[v] : load(at) + acc[v]);
     }
   }
-  for (; j < size; j += kLanes<T>) {
-    Vec<T> acc{};
-    for (const NonZero<T>* e = begin; e != end; ++e)
-      acc += e->value * load(from + e->index * stride + j);
-    store(to + j, from_zero ? acc : load(to + j) + acc);
-  }
+  if constexpr (kVecs > 1)
+    if (j < size)
+      add_scaled<T, kVecs / 2>(begin, end, size - j, from + j, stride, from_zero, to + j);
 }
 
 // The part of a unit that both passes share: rows, mask, slots, and the sum over predecessors.

@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.peers import jax_scan
 from bench.peers.cell_loop import CellLoop, CellLoopOverTime
 from bench.peers.torch_rnn import TorchRNN
-from bench.peers.wavefront import Wavefront
+from bench.peers.wavefront import Wavefront, level
 from strnn_kernels import reference
 from strnn_kernels.testing import NOT_DIFFERENTIABLE, Case
 
@@ -128,13 +128,17 @@ class Backend:
         return functional_runner(case, sk, inputs, dy, around=lambda: sk.use_backend(self.name))
 
 
+#: Compiling a loop of so many levels as one graph takes a minute; of S2's 63, more than ten.
+MAX_COMPILED_LEVELS = 16
+
+
 @dataclass(frozen=True)
 class WavefrontPeer:
     """`bench.peers.wavefront`: differentiable, with a second loop for inference, or compiled."""
 
     name: str = "wavefront"
     reuses_memory: bool = False
-    is_compiled: bool = False
+    compiled: str = ""  # "whole", "level", or not
     is_peer: bool = True
     modes: tuple[str, ...] = MODES
 
@@ -144,12 +148,21 @@ class WavefrontPeer:
             return f"not written for {case.op}"
         if case.has_h0 and case.has_lengths:
             return "not written for h0 together with lengths"
+        levels = case.topology.num_levels
+        if self.compiled == "whole" and levels > MAX_COMPILED_LEVELS:
+            return f"compiling {levels} levels as one graph takes too long; see the levels compiled"
         return None
 
     def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
         """Compilation, if any, happens at the first calls."""
-        compiled = partial(torch.compile, dynamic=False) if self.is_compiled else None
-        return functional_runner(case, Wavefront(self.reuses_memory), inputs, dy, wrap=compiled)
+        if self.compiled == "level":
+            peer = Wavefront(step=torch.compile(level, dynamic=True))
+            # One graph for each combination of sources, mask and gradient.
+            patch = torch._dynamo.config.patch  # type: ignore[attr-defined]
+            around = partial(patch, recompile_limit=64)
+            return functional_runner(case, peer, inputs, dy, around=around)
+        wrap = partial(torch.compile, dynamic=False) if self.compiled else None
+        return functional_runner(case, Wavefront(self.reuses_memory), inputs, dy, wrap=wrap)
 
 
 @dataclass(frozen=True)
@@ -364,11 +377,12 @@ def _use_threads_of_torch() -> int:
 PEERS: tuple[Contestant, ...] = (
     WavefrontPeer(),
     WavefrontPeer("wavefront in place", reuses_memory=True, modes=("inference",)),
-    WavefrontPeer("wavefront compiled", is_compiled=True),
+    WavefrontPeer("wavefront compiled", compiled="whole"),
+    WavefrontPeer("wavefront, levels compiled", compiled="level"),
     PythonCellLoop(),
     NnRNN(),
     JaxScan(),
     Reference(),
 )
 #: Not run unless asked for: minutes of compilation, or only of interest to us.
-OPTIONAL_PEERS = ("wavefront compiled", "reference")
+OPTIONAL_PEERS = ("wavefront compiled", "wavefront, levels compiled", "reference")

@@ -292,7 +292,8 @@ def time_all(names, device, cases, seconds: float) -> Iterator[dict[str, Any]]:
     peers: list[Contestant] = [WavefrontPeer(), NnRNN(), FlashRNN()]
     loops: list[Contestant] = [
         PythonCellLoop(),
-        WavefrontPeer("wavefront compiled", is_compiled=True),
+        WavefrontPeer("wavefront compiled", compiled="whole"),
+        WavefrontPeer("wavefront, levels compiled", compiled="level"),
         CompiledCellLoop(),
     ]
     rounds = [(case, [*ours, *peers]) for case in cases]

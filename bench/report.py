@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import gpu_report, table, whole_model
+from bench import gpu_report, profile, table, whole_model
 from bench.scaling import AXES
 from bench.targets import RATIO
 
@@ -53,6 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         result = json.loads(file.read_text())
         if gpu_report.is_gpu(result):
             page += gpu_report.section(result, file.stem)
+        elif "profile" in result:
+            page += profile.section(result, file.stem)
         else:
             page += section(result, file.stem, plots)
     options.out.write_text("\n".join(page) + "\n")

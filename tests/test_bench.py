@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
 
 from bench import __main__ as bench
-from bench import compare, gpu_report, measure, report, roofline
+from bench import compare, gpu_report, measure, profile, report, roofline
 from bench.contestants import Backend
 from strnn_kernels.testing import Case
 from strnn_kernels.topology import Topology
@@ -130,3 +131,33 @@ def test_a_gpu_section():
 def test_a_rehearsal_is_no_measurement():
     with pytest.raises(SystemExit, match="rehearsed"):
         gpu_report.section(gpu_result(is_rehearsal=True), "h200")
+
+
+def test_profile_names_parts():
+    stack = [
+        "strnn::cpu::avx512::store(float*, float __vector(16))",
+        "void strnn::cpu::avx512::SweepForwardKernel<float>::finish<(lambda)#1>(long) const",
+    ]
+    names = [profile.short_name(line) for line in stack]
+    assert names == ["store", "finish"] and profile.part_of(names) == "activation, stores"
+    assert profile.part_of(["memcpy"]) == profile.OTHER
+    sources = "".join(file.read_text() for file in (profile.ROOT / "csrc" / "cpu").glob("*.h"))
+    for functions in profile.PARTS.values():
+        for name in functions:
+            assert re.search(rf"\b{name}\(", sources), f"csrc/cpu has no function {name}"
+
+
+def test_profile_page(result, tmp_path):
+    row = {
+        "case": "T1",
+        "mode": "inference",
+        "kernel_ms": 2.0,
+        "parts_ms": dict.fromkeys((*profile.PARTS, profile.OTHER), 0.0) | {"products": 1.5},
+        "products_share_of_peak": 0.8,
+        "loop": {"instructions": 65, "FMA": 28},
+    }
+    found = {"machine": result["machine"], "commit": "x", "fma_gflops": 100.0, "profile": [row]}
+    (tmp_path / "sampled.json").write_text(json.dumps(found))
+    report.main(["--results", str(tmp_path), "--out", str(tmp_path / "REPORT.md")])
+    page = (tmp_path / "REPORT.md").read_text()
+    assert "75%" in page and "65 instructions, 28 FMA" in page

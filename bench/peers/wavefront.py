@@ -13,6 +13,7 @@ is a second loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -141,30 +142,44 @@ def plan(topology: Topology) -> Plan:
 
 
 def _states(
-    u: Tensor, w: Tensor, table: Plan, activation: str, mask: Tensor | None, h0: Tensor | None
+    u: Tensor,
+    w: Tensor,
+    table: Plan,
+    activation: str,
+    mask: Tensor | None,
+    h0: Tensor | None,
+    step: Callable[..., Tensor],
 ) -> Tensor:
-    """(D, R, B, H) -> (D, R, B, H), differentiable: one new tensor per level."""
+    """(D, R, B, H) -> (D, R, B, H), differentiable: one new tensor per level, made by `step`."""
     D, _, B, H = u.shape
-    act, wt = ACTIVATE[activation], w.transpose(1, 2)
+    wt = w.transpose(1, 2)
     starts = None if h0 is None else torch.bmm(h0.transpose(0, 1), wt)  # (D, B, H)
     keep = None if mask is None else mask.t()[table.node].to(u.dtype).unsqueeze(-1)  # (D, R, B, 1)
     h: list[Tensor] = []
     for level, a in zip(table.levels, u.split(table.widths, dim=1), strict=True):
-        rows = level.width * B
-        a = a.reshape(D, rows, H)
-        total = None
-        for source, bag in level.in_levels:
-            part = bag.sum(h[source].reshape(-1, B * H))
-            total = part if total is None else total + part
-        if total is not None:
-            a = torch.baddbmm(a, total.view(D, rows, H), wt)
+        a = a.reshape(D, level.width * B, H)
         if starts is not None:
             a = _add_start(a, starts, level, B)
-        a = act(a)
+        kept = None
         if keep is not None:
-            a = a * keep[:, level.start : level.start + level.width].reshape(D, rows, 1)
-        h.append(a)
+            kept = keep[:, level.start : level.start + level.width].reshape(D, level.width * B, 1)
+        sources = [(h[source].reshape(-1, B * H), bag) for source, bag in level.in_levels]
+        h.append(step(a, sources, wt, kept, activation))
     return torch.cat([a.view(D, -1, B, H) for a in h], dim=1)
+
+
+def level(
+    a: Tensor, sources: list[tuple[Tensor, Bag]], wt: Tensor, keep: Tensor | None, activation: str
+) -> Tensor:
+    """A level of states, (D, width*B, H): keep * act(a + (sum of predecessors) wt)."""
+    total = None
+    for states, bag in sources:
+        part = bag.sum(states)
+        total = part if total is None else total + part
+    if total is not None:
+        a = torch.baddbmm(a, total.view_as(a), wt)
+    a = ACTIVATE[activation](a)
+    return a if keep is None else a * keep
 
 
 def _states_in_place(u: Tensor, w: Tensor, table: Plan, activation: str) -> Tensor:
@@ -218,9 +233,11 @@ class Wavefront:
     Args:
         reuses_memory: whether states overwrite U x where no gradient is wanted; a user has to
             write the loop a second time for that.
+        step: what computes a level: `level`, or the same compiled.
     """
 
     reuses_memory: bool = False
+    step: Callable[..., Tensor] = level
 
     def sweep(
         self,
@@ -294,4 +311,4 @@ class Wavefront:
         can_overwrite = not torch.is_grad_enabled() and mask is None and h0 is None
         if self.reuses_memory and can_overwrite:
             return _states_in_place(u, w, table, activation)
-        return _states(u, w, table, activation, mask, h0)
+        return _states(u, w, table, activation, mask, h0, self.step)

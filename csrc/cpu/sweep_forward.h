@@ -34,11 +34,12 @@ class SweepForwardKernel {
     T* u = scratch.take<T>(D * packed_size<T>(C, H));
     T* bias = scratch.take<T>(D * width_);
     int64_t* row_of = scratch.take<int64_t>(a_.B);
+    T* projection = scratch.take<T>(D * K * N);
     auto* nonzeros = scratch.take<NonZero<T>>(D * K * N);
     int64_t* nonzero_ptr = scratch.take<int64_t>(K ? D * num_chunks_ * K + 1 : 0);
     if (!w) return;
-    packed_w_ = w, packed_u_ = u, bias_ = bias, row_of_ = row_of, nonzeros_ = nonzeros,
-    nonzero_ptr_ = nonzero_ptr;
+    packed_w_ = w, packed_u_ = u, bias_ = bias, row_of_ = row_of, projection_ = projection,
+    nonzeros_ = nonzeros, nonzero_ptr_ = nonzero_ptr;
 
     for (int64_t d = 0; d < D; ++d) {
       const S* w_hh = static_cast<const S*>(a_.w_hh) + d * H * H;
@@ -56,16 +57,21 @@ class SweepForwardKernel {
     }
     order_rows(a_, row_of);
     if (K == 0) return;
-    const S* projection = static_cast<const S*>(a_.projection);
+    for (int64_t dk = 0; dk < D * K; ++dk)
+      for (int64_t i = 0; i < N; ++i)
+        projection[dk * N + i] =
+            to_acc(static_cast<const S*>(a_.projection)[dk * N + a_.program.node[dk / K * N + i]]);
+    is_dense_ = N * D * K - std::count(projection, projection + D * K * N, T(0)) >=
+                kDenseProjection * D * K * N;
+    if (is_dense_) return;
     int64_t count = 0, run = 0;
     for (int64_t d = 0; d < D; ++d)
       for (int64_t c = 0; c < num_chunks_; ++c)
         for (int64_t k = 0; k < K; ++k) {
           nonzero_ptr[run++] = count;
-          for (int64_t i = c * tiling_.chunk; i < std::min(N, (c + 1) * tiling_.chunk); ++i) {
-            const T g = to_acc(projection[(d * K + k) * N + a_.program.node[d * N + i]]);
-            if (g != 0) nonzeros[count++] = {(int32_t)(i - c * tiling_.chunk), g};
-          }
+          const T* row = projection + (d * K + k) * N;
+          for (int64_t i = c * tiling_.chunk; i < std::min(N, (c + 1) * tiling_.chunk); ++i)
+            if (row[i] != 0) nonzeros[count++] = {(int32_t)(i - c * tiling_.chunk), row[i]};
         }
     nonzero_ptr[run] = count;
   }
@@ -242,20 +248,36 @@ class SweepForwardKernel {
     }
   }
 
-  // s[k] += sum over the chunk's nodes of G[k, n] h[n], for each k over its non-zeros only.
+  // s[k] += sum over the chunk's nodes of G[k, n] h[n], for each k.
   void project(int64_t d, int64_t c, int64_t m, int64_t rows, const Buffers& buffers) {
-    for (int64_t k = 0; k < a_.K; ++k) {
-      const int64_t* range = nonzero_ptr_ + (d * num_chunks_ + c) * a_.K + k;
-      add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], m * ld_, buffers.pre, m * ld_, false,
-                 buffers.s + k * rows * ld_);
+    if (is_dense_) {
+      const int64_t begin = c * tiling_.chunk, count = std::min(tiling_.chunk, a_.N - begin);
+      gemm(a_.K, m * ld_,
+           Gemm<T>{{count, projection_ + d * a_.K * a_.N + begin, a_.N, 1, buffers.pre, m * ld_,
+                    kPanel<T>},
+                   buffers.s,
+                   rows * ld_,
+                   buffers.s,
+                   rows * ld_});
+      return;
     }
+    const int64_t* ptr = nonzero_ptr_ + (d * num_chunks_ + c) * a_.K;
+    for (int64_t k = 0; k < a_.K; ++k)
+      add_scaled(nonzeros_ + ptr[k], nonzeros_ + ptr[k + 1], m * ld_, buffers.pre, m * ld_, false,
+                 buffers.s + k * rows * ld_);
   }
+
+  // From this share of non-zero weights on, the projection is a product with all of them: gemm
+  // makes more of its loads than a list of non-zeros can.
+  static constexpr double kDenseProjection = 0.7;
 
   const SweepForward& a_;
   int64_t ld_, ldc_, width_, num_chunks_;
   Tiling tiling_;
   T *packed_w_ = nullptr, *packed_u_ = nullptr, *bias_ = nullptr;
   int64_t* row_of_ = nullptr;
+  bool is_dense_ = false;    // the projection
+  T* projection_ = nullptr;  // (D, K, N) in visiting order
   NonZero<T>* nonzeros_ = nullptr;
   int64_t* nonzero_ptr_ = nullptr;
 };

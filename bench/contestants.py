@@ -187,6 +187,7 @@ class PythonCellLoop:
     """`bench.peers.cell_loop`: one slice of time after the other, cell by cell."""
 
     name: str = "cell loop"
+    is_compiled: bool = False  # the loop over the cells of a slice
     is_peer: bool = True
     modes: tuple[str, ...] = MODES
 
@@ -213,7 +214,7 @@ class PythonCellLoop:
                 loop.recurrent[d].weight.copy_(inputs["w_hh"][d])
                 if case.K:
                     loop.projections[d].weight.copy_(inputs["projection"][d])
-        model = CellLoopOverTime(loop)
+        model = CellLoopOverTime(torch.compile(loop, dynamic=False) if self.is_compiled else loop)
         x = inputs["x"].unflatten(0, (-1, case.slices)).contiguous().requires_grad_()
         dy = dy.unflatten(0, (-1, case.slices))
         groups = {
@@ -380,9 +381,16 @@ PEERS: tuple[Contestant, ...] = (
     WavefrontPeer("wavefront compiled", compiled="whole"),
     WavefrontPeer("wavefront, levels compiled", compiled="level"),
     PythonCellLoop(),
+    # Its 248 cells take five minutes to compile; with their derivatives nobody would wait.
+    PythonCellLoop("cell loop compiled", is_compiled=True, modes=("inference",)),
     NnRNN(),
     JaxScan(),
     Reference(),
 )
 #: Not run unless asked for: minutes of compilation, or only of interest to us.
-OPTIONAL_PEERS = ("wavefront compiled", "wavefront, levels compiled", "reference")
+OPTIONAL_PEERS = (
+    "wavefront compiled",
+    "wavefront, levels compiled",
+    "cell loop compiled",
+    "reference",
+)

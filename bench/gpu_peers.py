@@ -1,4 +1,4 @@
-"""Contestants that only a GPU session asks for: compiled loops, and FlashRNN where it is installed.
+"""What only a GPU session asks for: FlashRNN, where it is installed, and a limit on compilation.
 
 What has to be compiled first may take minutes: `within` gives up on it, and the row says so.
 """
@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import importlib
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from bench import contestants
-from bench.contestants import MODES, PythonCellLoop, Runner
+from bench.contestants import MODES, Runner
 from strnn_kernels.testing import Case
 
 #: Seconds that a contestant may take to compile and to be checked.
@@ -39,23 +38,6 @@ def within(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-@dataclass(frozen=True)
-class CompiledCellLoop(PythonCellLoop):
-    """The loop over cells through `torch.compile`."""
-
-    name: str = "cell loop compiled"
-
-    def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
-        """As the loop itself, its module compiled; that happens at the first calls."""
-        plain = contestants.CellLoopOverTime
-
-        def compiled(loop: torch.nn.Module) -> Callable[..., Tensor]:
-            return torch.compile(plain(loop), dynamic=False)
-
-        with patch.object(contestants, "CellLoopOverTime", compiled):
-            return super().prepare(case, inputs, dy)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from torch import Tensor
 
 import strnn_kernels as sk
 from bench.contestants import Backend, Contestant, NnRNN, PythonCellLoop, WavefrontPeer
-from bench.gpu_peers import COMPILE_SECONDS, CompiledCellLoop, FlashRNN, within
+from bench.gpu_peers import COMPILE_SECONDS, FlashRNN, within
 from bench.peers.wavefront import Wavefront
 from bench.roofline import work
 from strnn_kernels.backends import BACKENDS
@@ -294,7 +294,7 @@ def time_all(names, device, cases, seconds: float) -> Iterator[dict[str, Any]]:
         PythonCellLoop(),
         WavefrontPeer("wavefront compiled", compiled="whole"),
         WavefrontPeer("wavefront, levels compiled", compiled="level"),
-        CompiledCellLoop(),
+        PythonCellLoop("cell loop compiled", is_compiled=True, modes=("inference",)),
     ]
     rounds = [(case, [*ours, *peers]) for case in cases]
     # Last: compiling may take all the time that there is. Our own rows are measured again, beside

@@ -12,7 +12,7 @@ PAIRS = [
     pytest.param(peer, case, id=f"{peer.name}-{case.name}".replace(" ", "-"))
     for peer in PEERS
     for case in CONFORMANCE
-    if not getattr(peer, "compiled", "") and peer.refusal(case) is None
+    if "compiled" not in peer.name and peer.refusal(case) is None
 ]
 
 

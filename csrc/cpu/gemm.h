@@ -76,7 +76,7 @@ STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel, V (
     for (int v = 0; v < NV; ++v) bv[v] = load<T, V>(b + v * kWidth);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      const V am = V{} + base[i / 3][(i % 3) * row_step];
+      const V am = splat<T, V>(base[i / 3][(i % 3) * row_step]);
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v) acc[i][v] += am * bv[v];
     }

@@ -44,9 +44,10 @@ STRNN_INLINE void store(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
-template <typename T>
-STRNN_INLINE Vec<T> splat(T x) {
-  return Vec<T>{} + x;
+// x - 0 is x, whatever x is, so this is a broadcast and nothing else; 0 + x is not, for x = -0.
+template <typename T, typename V = Vec<T>>
+STRNN_INLINE V splat(T x) {
+  return x - V{};
 }
 
 template <typename Q>

@@ -98,7 +98,7 @@ class Work:
     num_bytes: float
     chain: float  # dependent FMA latencies
     held_bytes: float  # what is left behind: outputs, saved states, gradients
-    product_flops: float = 0.0  # those of the products with the weights, and of their gradients
+    product_flops: float = 0.0  # of the products with w_ih, w_hh, their gradients, and s = G h
 
     def floor(self, peaks: Peaks, threads: int) -> tuple[float, str]:
         """The floor in seconds, and which of the three it is."""
@@ -148,7 +148,7 @@ def work(case: Case, inputs: Mapping[str, Tensor], mode: str) -> Work:
     held = output
     if training:
         held += sum(tensors.values()) + (states if K and sweeps else 0)
-    in_products = (recurrent + enter) * (3 if training else 1) if sweeps else 0.0
+    in_products = (recurrent + enter) * (3 if training else 1) + project if sweeps else 0.0
     return Work(flops, num_bytes, chain * (2 if training else 1), held, in_products)
 
 

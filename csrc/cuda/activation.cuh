@@ -31,6 +31,8 @@ __device__ __forceinline__ float tanh_of(float x, __half) {
   return 1.f - __fdividef(2.f, 1.f + __expf(2.f * x));
 }
 
+__device__ __forceinline__ float tanh_of(float x, float) { return tanh_of(x); }
+
 // The same of several, to be stored as S.
 template <typename S, int kCount>
 __device__ __forceinline__ void activate(int activation, float (&u)[kCount], S) {

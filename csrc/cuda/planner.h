@@ -7,8 +7,9 @@
 //                 second-level cache serves them.
 //   warp_per_row  H <= 32, float32: a warp per (direction, row of B), a lane per hidden unit,
 //                 weights in registers.
-//   tensor_core   H <= 256, 16-bit types: a CTA per (direction, tile of rows of B), products of 16
-//                 (node, row) pairs by mma, weights in registers; a single warp where H <= 64.
+//   tensor_core   H <= 256, 16-bit types; H <= 128, float32 where the user allows tf32: a CTA per
+//                 (direction, tile of rows of B), products of 16 (node, row) pairs by mma, weights
+//                 in registers; a single warp where H <= 64 (tf32: 32).
 //   cluster       256 < H <= 1024, bfloat16 and float16, sm_90 and later: a cluster per (direction,
 //                 tile of rows of B), W shared out over the registers of its CTAs.
 //   level         any width: a launch per group, tiles of (node, row) pairs and hidden units; where
@@ -37,6 +38,7 @@ struct SweepSizes {
   int64_t B, N, D, C, H, K, G, S;
   Dtype dtype;
   bool is_backward, is_gated;
+  bool allow_tf32 = false;
 };
 
 constexpr int kItemsPerThreadLog2 = 2;
@@ -60,16 +62,18 @@ struct WarpLayout {
 };
 
 // tensor_core: what its registers hold, its tables encode, and the inputs under way at a time.
-constexpr int64_t kTensorMaxH = 256;
 constexpr int64_t kTensorMaxNodes = 32767;  // and slots: 16 bits each
 constexpr int kTensorRing = 4;
 constexpr int kTensorStreams = 4;    // inputs of the shape of the states
 constexpr int kTensorSumsSteps = 8;  // most units of a state whose dw_hh stays in registers
 
+// Most units of 16 columns of a state. At H = 256, W in tf32 alone would fill an SM's registers.
+constexpr int tensor_max_steps(bool is_tf32) { return is_tf32 ? 8 : 16; }
+
 // Units of 16 columns of a warp, of `steps` in all. Forward, one warp has all of them up to H = 64;
-// backward its registers also hold its rows of dw_hh.
-constexpr int tensor_own(int steps, bool is_backward) {
-  if (is_backward) return steps == 1 || steps == 8 ? 1 : 2;
+// backward its registers also hold its rows of dw_hh; weights of tf32 take twice the registers.
+constexpr int tensor_own(int steps, bool is_backward, bool is_tf32) {
+  if (is_backward || is_tf32) return steps == 1 || steps == 8 ? 1 : 2;
   return steps <= 4 ? steps : 2;
 }
 
@@ -127,6 +131,8 @@ struct Plan {
   TensorLayout tensor;
   int64_t parts;  // tensor_core backward and level: CTAs of a direction (with a part of dw_hh each)
 };
+
+int64_t storage_bytes(Dtype);
 
 // Throws std::runtime_error with the limit if no tile fits the device.
 Plan plan_sweep(const SweepSizes&, const Device&);

@@ -99,7 +99,18 @@ __global__ void __launch_bounds__(128) sum_entered_kernel(const Entered a) {
 }
 
 SweepSizes sizes_of(const SweepBackward& a, Dtype dtype) {
-  return {a.B, a.N, a.D, a.C, a.H, a.K, a.program.G, a.program.S, dtype, true, a.gate != nullptr};
+  return {a.B,
+          a.N,
+          a.D,
+          a.C,
+          a.H,
+          a.K,
+          a.program.G,
+          a.program.S,
+          dtype,
+          true,
+          a.gate != nullptr,
+          a.allow_tf32};
 }
 
 SparseProjectionBackward projection_of(const SweepBackward& a, void* dh) {
@@ -282,9 +293,10 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
   const Plan plan = plan_sweep(sizes_of(a, dtype), device);
   if (plan.family == Family::kWarpPerRow)
     return sweep_backward_warp(a, plan, device, workspace, stream);
-  if constexpr (sizeof(S) == 2) {
+  if constexpr (sizeof(S) <= 4)
     if (plan.family == Family::kTensorCore)
       return run_tensor<S>(a, dtype, plan, device, workspace, stream);
+  if constexpr (sizeof(S) == 2) {
     if (plan.family == Family::kCluster)
       return run_cluster<S>(a, dtype, plan, device, workspace, stream);
   }

@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       for (int k = 0; k < kSteps; ++k)
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
-          const int row = tile.unit(own) * kUnit + Core::row_of(e % 4 / 2);
+          const int row = tile.unit(own) * kUnit + tile_column(e % 4 / 2);
           const int column = k * kUnit + 8 * (e / 4) + 2 * tile.q + e % 2;
           if (row < H && column < H)
             to[static_cast<int64_t>(row) * H + column] = dw[own][k][e / 4][e % 4];
@@ -130,7 +130,8 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 void sweep_backward_tensor(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
                            const Plan& plan, void* stream) {
   TensorBackwardArgs f{};
-  f.sweep = tensor_sweep(a, a.program, plan, {a.h, to.dh, a.gate, a.pre, a.dgate, to.du, to.q});
+  f.sweep =
+      tensor_sweep(a, a.program, plan, dtype, {a.h, to.dh, a.gate, a.pre, a.dgate, to.du, to.q});
   if (!a.gate || to.dw_hh) f.sweep.stream[0] = a.h;
   f.sweep.stream[1] = to.dh, f.sweep.stream[2] = a.gate, f.sweep.stream[3] = a.pre;
   f.w_hh = a.w_hh;
@@ -139,7 +140,7 @@ void sweep_backward_tensor(const SweepBackward& a, const BackwardStates& to, Dty
   f.dgate = a.dgate, f.du = to.du, f.q = to.q, f.dw_hh = to.dw_hh;
   const dim3 grid(static_cast<unsigned>(plan.parts), static_cast<unsigned>(a.D));
   with_tensor_dtype(dtype, [&](auto s) {
-    with_tensor_shape<true>(plan, [&](auto own, auto steps) {
+    with_tensor_shape<true, std::is_same_v<decltype(s), float>>(plan, [&](auto own, auto steps) {
       launch(
           "sweep_backward_tensor",
           sweep_backward_tensor_kernel<decltype(s), decltype(own)::value, decltype(steps)::value>,

@@ -134,9 +134,10 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 void sweep_forward_tensor(const SweepForward& a, Dtype dtype, const Plan& plan, void* stream) {
   TensorForwardArgs f{};
   const void* u = a.C ? nullptr : a.x;
-  f.sweep = tensor_sweep(a, a.program, plan, {u, a.gate, a.h, a.pre});
+  f.sweep = tensor_sweep(a, a.program, plan, dtype, {u, a.gate, a.h, a.pre});
   f.sweep.C = static_cast<int>(a.C);
-  f.sweep.x = a.C ? a.x : nullptr, f.sweep.alignment_x = alignment_of<uint16_t>(a.x, a.C);
+  f.sweep.x = a.C ? a.x : nullptr,
+  f.sweep.alignment_x = alignment_of(a.x, a.C * storage_bytes(dtype));
   f.sweep.stream[0] = u;
   f.sweep.stream[1] = a.gate;
   f.w_ih = a.w_ih, f.bias = a.C ? a.bias : nullptr, f.w_hh = a.w_hh, f.h0 = a.h0, f.entry = a.entry;
@@ -145,7 +146,7 @@ void sweep_forward_tensor(const SweepForward& a, Dtype dtype, const Plan& plan, 
       static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),
       static_cast<unsigned>(a.D));
   with_tensor_dtype(dtype, [&](auto s) {
-    with_tensor_shape<false>(plan, [&](auto own, auto steps) {
+    with_tensor_shape<false, std::is_same_v<decltype(s), float>>(plan, [&](auto own, auto steps) {
       launch("sweep_forward_tensor",
              sweep_forward_tensor_kernel<decltype(s), decltype(own)::value, decltype(steps)::value>,
              grid, plan.threads, plan.shared_bytes, stream, f);

@@ -1,13 +1,14 @@
-// The sweep on tensor cores, 16-bit storage, H <= 256: a CTA per (tile of rows of B, direction), W
-// in registers for the whole sweep.
+// The sweep on tensor cores: a CTA per (tile of rows of B, direction), W in registers for the whole
+// sweep. 16-bit storage up to H = 256; float32 storage up to H = 128, where the user allows tf32:
+// slots, sums and inputs are float32, and rounded as they become operands of a product.
 //
 // Of the columns, in units of 16 (mma.cuh), each of kSteps / kOwn warps owns kOwn: it alone
 // gathers, produces and keeps them. The items of a product are 16 pairs (node, row) of one group of
 // the program, which do not depend on each other: 16 rows of a chain's node, or 16 nodes of a
 // grid's diagonal of one row. For each chunk of nodes of a group:
 //
-//   gather  sum of the predecessors' states from the slots of own columns, rounded to the storage
-//           type; several warps hand it to each other through `exchange` (a warp alone keeps it)
+//   gather  sum of the predecessors' states from the slots of own columns, as an operand; several
+//           warps hand it to each other through `exchange` (a warp alone keeps it)
 //   -- barrier: the exchange and this chunk's inputs are there; the chunk before is done
 //   stage   the inputs of a later chunk on their way (cp.async), kTensorRing - 1 chunks ahead
 //   product sum W^T, one mma after the other
@@ -64,10 +65,9 @@ struct TensorItem {
   bool is_live;    // and not masked
 };
 
-// Bytes, at most 16, to which the rows of `width` elements from `data` on are aligned.
-template <typename S>
+// Bytes, at most 16, to which rows of `width` bytes from `data` on are aligned.
 __host__ __device__ __forceinline__ int alignment_of(const void* data, int64_t width) {
-  const auto bits = static_cast<int>(reinterpret_cast<uintptr_t>(data) | width * sizeof(S) | 16);
+  const auto bits = static_cast<int>(reinterpret_cast<uintptr_t>(data) | width | 16);
   return bits & -bits;
 }
 
@@ -367,7 +367,8 @@ struct TensorTile {
     const int row = block * kUnit + i, column = block_column * kUnit + kPiece * q;
     const S* from =
         static_cast<const S*>(matrix) + (static_cast<int64_t>(d) * a.H + row) * width + column;
-    return load_piece(from, row < a.H ? width - column : 0, alignment_of<S>(matrix, width));
+    return load_piece(from, row < a.H ? width - column : 0,
+                      alignment_of(matrix, width * static_cast<int64_t>(sizeof(S))));
   }
 
   // The sweep over a tile of rows. extra as above; start(at, tile, acc) says what the product is
@@ -442,7 +443,7 @@ struct TensorTile {
 
 // states: all arrays of rows of H elements, null or not.
 inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Plan& plan,
-                                std::initializer_list<const void*> states) {
+                                Dtype dtype, std::initializer_list<const void*> states) {
   TensorSweep sweep{};
   sweep.program = program;
   sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
@@ -452,25 +453,28 @@ inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Pl
   sweep.mask = a.mask;
   sweep.alignment = 16;
   for (const void* state : states)
-    sweep.alignment = std::min(sweep.alignment, alignment_of<uint16_t>(state, a.H));
+    sweep.alignment = std::min(sweep.alignment, alignment_of(state, a.H * storage_bytes(dtype)));
   return sweep;
 }
 
-// Calls f(S{}) with the storage type, one of 16 bits.
+// Calls f(S{}) with the storage type.
 template <typename F>
 void with_tensor_dtype(Dtype dtype, const F& f) {
-  if (dtype == Dtype::kBFloat16)
+  if (dtype == Dtype::kFloat32)
+    f(float{});
+  else if (dtype == Dtype::kBFloat16)
     f(__nv_bfloat16{});
   else
     f(__half{});
 }
 
-// Calls f with the shapes (kOwn, kSteps) that tensor_shape chooses.
-template <bool kIsBackward, typename F>
+// Calls f with the shape (kOwn, kSteps) of a plan.
+template <bool kIsBackward, bool kIsTf32, typename F>
 void with_tensor_shape(const Plan& plan, const F& f) {
   const auto call = [&](auto steps) {
     constexpr int kSteps = decltype(steps)::value;
-    f(std::integral_constant<int, tensor_own(kSteps, kIsBackward)>{}, steps);
+    if constexpr (kSteps <= tensor_max_steps(kIsTf32))
+      f(std::integral_constant<int, tensor_own(kSteps, kIsBackward, kIsTf32)>{}, steps);
   };
   switch (plan.steps) {
     case 1:

@@ -130,9 +130,10 @@ def expected_mma(name, architecture):
     if not name.endswith("_tensor_kernel"):
         return (0,)
     own, steps = map(int, arguments[-2:])
-    product = 2 * own * steps
+    of_unit = 4 if arguments[0] == "float" else 2  # tf32: half as deep
+    product = of_unit * own * steps
     if name.startswith("sweep_forward"):
-        return (product + 2 * own,)  # and one unit of x
+        return (product + of_unit * own,)  # and one unit of x
     return (2 * product if steps <= 8 else product,)  # and dw_hh
 
 

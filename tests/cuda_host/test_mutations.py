@@ -1,6 +1,7 @@
 """The emulator sees bugs planted in the package's kernels: each of these changes must be caught."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -244,6 +245,43 @@ MUTATIONS |= {
     ),
 }
 MUTATIONS |= {
+    "tf32-wrong-fragment": (
+        "mma.cuh",
+        "x.r[2 * e] = rounded(a.w[e]), x.r[2 * e + 1] = rounded(b.w[e]);",
+        "x.r[e] = rounded(a.w[e]), x.r[e + 4] = rounded(b.w[e]);",
+        "sweep-mask-h0",
+        None,
+    ),
+    "tf32-wrong-column-of-a-weight": (
+        "mma.cuh",
+        "w.r[4 * (e / 2) + 2 * t + e % 2] = rounded(p.w[e]);",
+        "w.r[4 * (e / 2) + 2 * t + e % 2] = rounded(p.w[e ^ 1]);",
+        "sweep-mask-h0",
+        None,
+    ),
+    "tf32-wrong-item-of-a-sum": (
+        "mma.cuh",
+        "x[(8 * j + q + 4 * s) * ld + 8 * t + g]",
+        "x[(8 * j + q + 4 * (1 - s)) * ld + 8 * t + g]",
+        "sweep-mask-h0",
+        None,
+    ),
+    "tf32-wrong-row-of-a-transposed-weight": (
+        "mma.cuh",
+        "return own % 2 ? b : a;",
+        "return own % 2 ? a : b;",
+        "sweep-mask-h0",
+        None,
+    ),
+    "tf32-row-beyond-the-width": (
+        "sweep_tensor.cuh",
+        "if (i * kWordElements < valid)",
+        "if (i * kWordElements <= valid)",
+        "sweep-mask-h0",
+        "RACE|BOUNDS",
+    ),
+}
+MUTATIONS |= {
     "cluster-barrier": (
         "sweep_cluster.cuh",
         """    cluster_arrive();
@@ -360,7 +398,7 @@ MUTATIONS |= {
         None,
     ),
 }
-#: Of the tensor_core family only H = 33..64, two warps backward, in bfloat16.
+#: Of the tensor_core family only H = 33..64, two warps backward, in one type.
 SHAPES = """  switch (plan.steps) {
     case 1:
       return call(std::integral_constant<int, 1>{});
@@ -374,7 +412,9 @@ SHAPES = """  switch (plan.steps) {
       return call(std::integral_constant<int, 16>{});
   }
 """
-HALVES = """  if (dtype == Dtype::kBFloat16)
+TENSOR_DISPATCH = """  if (dtype == Dtype::kFloat32)
+    f(float{});
+  else if (dtype == Dtype::kBFloat16)
     f(__nv_bfloat16{});
   else
     f(__half{});
@@ -386,6 +426,7 @@ KINDS = {
     "general": ("general", torch.float64, "double", (80, 2, 48 * 1024, 48 * 1024)),
     "warp": ("warp_per_row", torch.float32, "float", (80, 2, 48 * 1024, 48 * 1024)),
     "tensor": ("tensor_core", torch.bfloat16, "__nv_bfloat16", (80, 1, 160 * 1024, 8 * 1024)),
+    "tf32": ("tensor_core", torch.float32, "float", (80, 1, 160 * 1024, 16 * 1024)),
     "level": ("level", torch.float32, "float", (80, 1, 64 * 1024, 64 * 1024)),
     "cluster": ("cluster", torch.bfloat16, "__nv_bfloat16", (90, 2, 96 * 1024, 96 * 1024)),
 }
@@ -417,18 +458,21 @@ def run(harness, switch, sources, name, kind):
     """
     family, dtype, storage, device = KINDS[kind]
     mutate(sources, "storage.cuh", DISPATCH, f"    default:\n      return f({storage}{{}});\n")
-    mutate(sources, "sweep_tensor.cuh", HALVES, "  f(__nv_bfloat16{});\n")
+    is_tensor, is_tf32 = family == "tensor_core", kind == "tf32"
+    of_tensor = storage if is_tensor else "__nv_bfloat16"
+    mutate(sources, "sweep_tensor.cuh", TENSOR_DISPATCH, f"  f({of_tensor}{{}});\n")
     mutate(
         sources, "sweep_tensor.cuh", SHAPES, "  return call(std::integral_constant<int, 4>{});\n"
     )
     case = testing.find(name)
-    if kind == "tensor":  # no kinks: in 16 bits rounding decides a ReLU's derivative at many states
+    if is_tensor:  # no kinks: in so few bits rounding decides a ReLU's derivative at many states
         case = replace(case, activation="tanh")
     inputs = case.inputs(dtype=dtype)
-    expected = testing.Expected.of(case, inputs)
+    expected = testing.Expected.of(case, inputs, allow_tf32=is_tf32)
     library = harness.build("mutant", sources / "cuda")
     emulated = harness.Emulated(library, device, seed=2, family=family)
-    with switch.running(emulated):
+    allowed = harness.allowed_tf32() if is_tf32 else nullcontext()
+    with allowed, switch.running(emulated):
         expected.check(case.results(sk, inputs), "mutant")
 
 

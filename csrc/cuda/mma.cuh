@@ -85,12 +85,12 @@ struct TensorCore {
     return {{transpose_8x8(x.r[0]), transpose_8x8(x.r[2]), transpose_8x8(x.r[1]),
              transpose_8x8(x.r[3])}};
   }
-  // The right operand of a sum over items, from a unit in shared memory with `ld` elements from
-  // item to item; columns in their own order, 8t + 2q + e.
-  static __device__ __forceinline__ Weight transposed(const S* x, int64_t ld) {
+  // The right operand of a sum over items, from a unit in shared memory, of which item i is row
+  // i >> shift, with `ld` elements from row to row; columns in their own order, 8t + 2q + e.
+  static __device__ __forceinline__ Weight transposed(const S* x, int64_t ld, int shift = 0) {
     const int lane = threadIdx.x % 32;
     Weight w;
-    load_transposed(w.r, x + lane % 16 * ld + lane / 16 * 8);
+    load_transposed(w.r, x + (lane % 16 >> shift) * ld + lane / 16 * 8);
     return w;
   }
   // The left operand of the same sum, its rows the columns of a unit that lies likewise.
@@ -168,13 +168,13 @@ struct TensorCore<float> {
     }
     return y;
   }
-  static __device__ __forceinline__ Weight transposed(const float* x, int64_t ld) {
+  static __device__ __forceinline__ Weight transposed(const float* x, int64_t ld, int shift = 0) {
     const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
     Weight w;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int j = i / 4, t = i / 2 % 2, s = i % 2;
-      w.r[i] = to_tf32(x[(8 * j + q + 4 * s) * ld + 8 * t + g]);
+      w.r[i] = to_tf32(x[((8 * j + q + 4 * s) >> shift) * ld + 8 * t + g]);
     }
     return w;
   }
@@ -223,8 +223,7 @@ struct TensorCore<float> {
   // tile_column(t), from the lanes of row `g`.
   static __device__ __forceinline__ uint32_t of_column(uint32_t even, uint32_t odd, int g) {
     const int own = threadIdx.x % 32 / 4, from = 4 * g + own / 2;
-    const uint32_t a = __shfl_sync(0xffffffffu, even, from),
-                   b = __shfl_sync(0xffffffffu, odd, from);
+    const uint32_t a = __shfl_sync(kAllLanes, even, from), b = __shfl_sync(kAllLanes, odd, from);
     return own % 2 ? b : a;
   }
 };

@@ -77,12 +77,24 @@ constexpr int tensor_own(int steps, bool is_backward, bool is_tf32) {
   return steps <= 4 ? steps : 2;
 }
 
+// The fused projection: most rows of the sparse weight, elements from node to node of its copy in
+// shared memory (no bank conflicts), and rows of B of a tile, each of which has sums of its own.
+constexpr int kTensorMaxK = 16;
+constexpr int kTensorLdProjection = 24;
+constexpr int tensor_projected_rows(int own, int steps, bool is_tf32) {
+  return steps > 8 ? 1 : (is_tf32 ? 2 : 4) / own;
+}
+
+// Elements of a row of `units` units in shared memory. An odd number of units: neighbouring rows
+// meet in no bank.
+constexpr int tensor_ld(int units) { return 16 * (units | 1); }
+
 // Shared memory of the tensor_core family's CTA: records and parts of products 16 bytes each, the
 // others in elements of the storage type; the kernels carve their arrays in this order.
 struct TensorLayout {
-  int64_t records, input_weights, slots, exchange, ring;
-  // Of a stage of the ring: elements, where each stream and x start, lengths of rows.
-  int stage, stream[kTensorStreams], x, ld_state, ld_x;
+  int64_t records, input_weights, projection, slots, exchange, ring;
+  // Of a stage of the ring: elements, where each stream and x start, length of a row of x.
+  int stage, stream[kTensorStreams], x, ld_x;
 
   static TensorLayout of(const SweepSizes&, const struct Plan&);
   int64_t bytes(Dtype) const;
@@ -122,7 +134,7 @@ struct Plan {
               // after the other; tensor_core: products of 16 pairs between two barriers
   bool weights_in_shared;
   bool slots_in_shared;
-  bool projects;  // the sparse projection is fused; else a second kernel reads h
+  bool projects;  // the sparse projection is fused; else a kernel of its own reads h or makes dh
   int64_t shared_bytes;
   WarpLayout warp;  // of the family warp_per_row
   // Of the family tensor_core, whose weights are in registers: units of 16 columns of a warp and of

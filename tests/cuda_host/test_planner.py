@@ -133,6 +133,18 @@ def test_tf32_up_to_the_width_whose_weights_fit(is_backward):
     assert wide == plan(H=129, is_backward=is_backward)
 
 
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_tensor_core_projects_where_its_sums_fit(is_backward):
+    """Up to 16 rows of the weight, in tiles of few rows of B; a kernel of its own beyond."""
+    kind = dict(dtype="bfloat16", is_backward=is_backward)
+    assert plan(**kind)["projects"] and plan(**kind)["rows"] <= 2
+    assert plan(**kind, K=16)["projects"] and not plan(**kind, K=17)["projects"]
+    assert not plan(**kind, K=0)["projects"]
+    many = dict(N=128, D=2, C=0, H=128, groups=128, slots=1, B=4096)
+    assert not plan(**kind, **many)["projects"] and plan(**kind, **many)["rows"] == 16
+    assert plan(**kind, **many | dict(B=8))["projects"]
+
+
 def test_rows_follow_the_width_of_a_group():
     """Half a product of a chain is half the work; a grid's diagonal fills one with few rows."""
     chain = dict(dtype="bfloat16", N=512, D=2, C=0, K=0, groups=512, slots=1)

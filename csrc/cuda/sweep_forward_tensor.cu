@@ -15,9 +15,9 @@
 //     finish 130); 95 products, 2 warps on a scheduler: 83 us. Operations 17.2 GFLOP = 17 us, bytes
 //     84 MB = 18 us: bound by the instructions beside the mma.
 //   * SEED, B = 288, C = 5, H = 30 (576 CTAs of 2 rows, a warp each, one on a scheduler): 13 chunks
-//     of about 430 instructions (480 with the projection) and 600 cycles of waiting, with the
-//     tables 8 us. Rows of 5 numbers are aligned to 2 bytes, which cp.async does not take: their
-//     loads are waited for.
+//     of about 450 instructions (500 with the projection) and 300 cycles of waiting, with the
+//     tables 6 us. Rows of 5 numbers are aligned to 2 bytes, which cp.async does not take: they go
+//     through registers, and no one waits for them before the product is done.
 #include "kernels.h"
 #include "sweep_tensor.cuh"
 
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   const auto extra = [&](const TensorItem& item, int column, float (&sum)[kPiece]) {
     if (!f.h0 || !item.is_inside) return;
     const int64_t at = (tile.b0 + item.row) * a.D + d;
-    if (f.entry ? f.entry[at] != item.node : item.count != 0) return;
+    if (f.entry ? __ldg(f.entry + at) != item.node : item.count != 0) return;
 #pragma unroll
     for (int e = 0; e < kPiece; ++e)
       if (column + e < H) sum[e] += to_acc(static_cast<const S*>(f.h0)[at * H + column + e]);

@@ -326,7 +326,7 @@ struct TensorTile {
           stage_item<true>(item, at, tile, half);
         else
           stage_item<false>(item, at, tile, half);
-        if (a.x)
+        if (a.x && !is_x_late())
 #pragma unroll 1
           for (int unit_x = warp; unit_x * kUnit < a.C; unit_x += kWarps) {
             const int at_column = unit_x * kUnit + kPiece * q;
@@ -338,6 +338,36 @@ struct TensorTile {
       }
     cp_async_commit();
   }
+  // Narrow rows of x that cp.async does not take, for they are aligned to 2 bytes, of a warp alone,
+  // whose chunks are one product: loaded where others are staged, kept over the product, and put
+  // into the ring after it.
+  struct LateX {
+    S x[2][kPiece];
+  };
+  __device__ __forceinline__ bool is_x_late() const {
+    return kWarps == 1 && sizeof(S) == 2 && a.x && a.alignment_x < 4 && a.C <= kUnit;
+  }
+  __device__ __forceinline__ void load_x(const TensorChunk& c, LateX& late) const {
+    if (!is_x_late()) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const TensorItem item = this->item(c, 0, half);
+      const S* from = static_cast<const S*>(a.x) + row(item.row, item.node) * a.C;
+#pragma unroll
+      for (int e = 0; e < kPiece; ++e) {
+        const int column = kPiece * q + e;
+        late.x[half][e] = item.is_live && column < a.C ? from[column] : from_acc<S>(0.f);
+      }
+    }
+  }
+  __device__ __forceinline__ void store_x(int at, const LateX& late) const {
+    if (!is_x_late()) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int e = 0; e < kPiece; ++e) staged_x(at, 0, half, 0)[e] = late.x[half][e];
+  }
+
   template <bool kIsAligned>
   __device__ __forceinline__ void stage_item(const TensorItem& item, int at, int tile,
                                              int half) const {
@@ -435,7 +465,12 @@ struct TensorTile {
                                         const After& after) const {
     TensorChunk now = chunk(0), ahead = now;
 #pragma unroll 1
-    for (int s = 0; s < kTensorRing - 1; ++s, ahead = chunk(ahead.end)) stage(ahead, s);
+    for (int s = 0; s < kTensorRing - 1; ++s, ahead = chunk(ahead.end)) {
+      LateX late;
+      load_x(ahead, late);
+      stage(ahead, s);
+      store_x(s, late);
+    }
     int at = 0, parity = 0;
     while (now.begin < now.end) {
       const int tiles = num_tiles(now);
@@ -450,7 +485,10 @@ struct TensorTile {
       }
       cp_async_wait<kTensorRing - 2>();  // this chunk's inputs are there
       sync();
-      stage(ahead, (at + kTensorRing - 1) % kTensorRing);
+      const int last = (at + kTensorRing - 1) % kTensorRing;
+      LateX late;
+      load_x(ahead, late);
+      stage(ahead, last);
       ahead = chunk(ahead.end);
 #pragma unroll 1
       for (int tile = 0; tile < tiles; ++tile) {
@@ -487,6 +525,7 @@ struct TensorTile {
           if (has_items(now, tile, half)) finish(at, tile, half, item(now, tile, half), sums, acc);
         after(now, at, tile, sums);
       }
+      store_x(last, late);
       __syncwarp();  // the slots are there
       now = chunk(now.end);
       at = (at + 1) % kTensorRing;

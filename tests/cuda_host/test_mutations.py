@@ -259,6 +259,13 @@ MUTATIONS |= {
         "sweep-mask-h0",
         "UNWRITTEN",
     ),
+    "tensor-late-inputs-into-another-stage": (
+        "sweep_tensor.cuh",
+        "      store_x(last, late);\n",
+        "      store_x(at, late);\n",
+        "corner-4x3-states",
+        None,
+    ),
     "projection-of-another-row": (
         "sweep_tensor.cuh",
         "row_of(0) != r) low",

@@ -168,8 +168,8 @@ MUTATIONS |= {
     ),
     "tensor-barrier": (
         "sweep_tensor.cuh",
-        "      sync();\n      stage(ahead",
-        "      stage(ahead",
+        "      sync();\n      const int last",
+        "      const int last",
         "sweep-mask-h0",
         "RACE",
     ),
@@ -203,7 +203,7 @@ MUTATIONS |= {
     ),
     "tensor-copies-too-early": (
         "sweep_tensor.cuh",
-        "stage(ahead, (at + kTensorRing - 1) % kTensorRing)",
+        "stage(ahead, last)",
         "stage(ahead, at)",
         "chain-causal",
         "RACE|copy under way",

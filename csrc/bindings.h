@@ -138,7 +138,7 @@ struct SweepInputs {
 
   Shape states() const { return {B, N, D, H}; }
 
-  void fill(Sweep& a, int64_t activation) const {
+  void fill(Sweep& a, int64_t activation, bool allow_tf32) const {
     STD_TORCH_CHECK(activation >= 0 && activation < kNumActivations, Backend::kName,
                     ": unknown activation ", activation);
     a.B = B, a.N = N, a.D = D, a.C = C, a.H = H, a.K = K;
@@ -146,6 +146,7 @@ struct SweepInputs {
     a.mask = mask.template data<bool>(), a.h0 = h0.data(), a.entry = entry.template data<int32_t>(),
     a.projection = projection.data();
     a.activation = static_cast<int>(activation);
+    a.allow_tf32 = allow_tf32;
   }
 };
 
@@ -172,12 +173,12 @@ struct Ops {
                                               OptionalTensor entry, OptionalTensor projection,
                                               const Tensor& program, const Tensor& reversed_program,
                                               std::vector<int64_t> program_sizes,
-                                              int64_t activation, bool keep_h) {
+                                              int64_t activation, bool keep_h, bool allow_tf32) {
     const SweepInputs<Backend> in(x, w_ih, bias, w_hh, mask, h0, entry, projection);
     Tensor h = new_tensor(x, keep_h ? in.states() : Shape{0});
     Tensor s = new_tensor(x, projection ? Shape{in.B, in.D, in.K, in.H} : Shape{0});
     SweepForward a{};
-    in.fill(a, activation);
+    in.fill(a, activation, allow_tf32);
     a.program = program_of(program, in.N, in.D, program_sizes, 0);
     a.h = keep_h ? h.mutable_data_ptr() : nullptr;
     a.s = projection ? s.mutable_data_ptr() : nullptr;
@@ -189,7 +190,7 @@ struct Ops {
       OptionalTensor dh, OptionalTensor ds, const Tensor& x, const Tensor& h, OptionalTensor w_ih,
       OptionalTensor bias, const Tensor& w_hh, OptionalTensor mask, OptionalTensor h0,
       OptionalTensor entry, OptionalTensor projection, const Tensor& reversed_program,
-      std::vector<int64_t> program_sizes, int64_t activation, bool need_dx) {
+      std::vector<int64_t> program_sizes, int64_t activation, bool need_dx, bool allow_tf32) {
     const SweepInputs<Backend> in(x, w_ih, bias, w_hh, mask, h0, entry, projection);
     const Argument<Backend> h_in("h", h, in.dtype, in.states()),
         dh_in("dh", dh, in.dtype, in.states()), ds_in("ds", ds, in.dtype, {in.B, in.D, in.K, in.H});
@@ -203,7 +204,7 @@ struct Ops {
     Tensor dh0 = output(h0.has_value(), {in.B, in.D, in.H});
     Tensor dprojection = output(projection.has_value(), {in.D, in.K, in.N});
     SweepBackward a{};
-    in.fill(a, activation);
+    in.fill(a, activation, allow_tf32);
     a.program = program_of(reversed_program, in.N, in.D, program_sizes, 2);
     a.h = h_in.data(), a.dh = dh_in.data(), a.ds = projection ? ds_in.data() : nullptr;
     a.dx = need_dx ? dx.mutable_data_ptr() : nullptr;
@@ -218,12 +219,12 @@ struct Ops {
 
   static Tensor gated_sweep_fwd(const Tensor& g, const Tensor& gate, const Tensor& w,
                                 const Tensor& program, const Tensor& reversed_program,
-                                std::vector<int64_t> program_sizes) {
+                                std::vector<int64_t> program_sizes, bool allow_tf32) {
     const SweepInputs<Backend> in(g, {}, {}, w, {}, {}, {}, {});
     const Argument<Backend> gate_in("gate", gate, in.dtype, in.states());
     Tensor y = new_tensor(g, in.states());
     SweepForward a{};
-    in.fill(a, kIdentity);
+    in.fill(a, kIdentity, allow_tf32);
     a.program = program_of(program, in.N, in.D, program_sizes, 0);
     a.gate = gate_in.data();
     a.h = y.mutable_data_ptr();
@@ -237,19 +238,20 @@ struct Ops {
                                                             const Tensor& g, const Tensor& gate,
                                                             const Tensor& w, const Tensor& program,
                                                             const Tensor& reversed_program,
-                                                            std::vector<int64_t> program_sizes) {
+                                                            std::vector<int64_t> program_sizes,
+                                                            bool allow_tf32) {
     const SweepInputs<Backend> in(g, {}, {}, w, {}, {}, {}, {});
     const Argument<Backend> gate_in("gate", gate, in.dtype, in.states()),
         dy_in("dy", dy, in.dtype, in.states()), y_in("y", y, in.dtype, in.states());
     Tensor pre = new_tensor(g, in.states()), dg = new_tensor(g, in.states()),
            dgate = new_tensor(g, in.states()), dw = new_tensor(g, {in.D, in.H, in.H});
     SweepForward again{};
-    in.fill(again, kIdentity);
+    in.fill(again, kIdentity, allow_tf32);
     again.program = program_of(program, in.N, in.D, program_sizes, 0);
     again.gate = gate_in.data();
     again.pre = pre.mutable_data_ptr();
     SweepBackward a{};
-    in.fill(a, kIdentity);
+    in.fill(a, kIdentity, allow_tf32);
     a.program = program_of(reversed_program, in.N, in.D, program_sizes, 2);
     a.h = y_in.data(), a.dh = dy_in.data(), a.gate = gate_in.data(), a.pre = pre.const_data_ptr();
     a.dx = dg.mutable_data_ptr(), a.dgate = dgate.mutable_data_ptr(),

@@ -507,7 +507,8 @@ py::dict build_info() {
 // machine.
 py::dict plan_cuda_sweep(int64_t B, int64_t N, int64_t D, int64_t C, int64_t H, int64_t K,
                          int64_t groups, int64_t slots, const std::string& dtype, bool is_backward,
-                         bool is_gated, std::array<int64_t, 4> device, int64_t max_cluster) {
+                         bool is_gated, std::array<int64_t, 4> device, int64_t max_cluster,
+                         bool allow_tf32) {
   const std::pair<const char*, Dtype> dtypes[] = {{"float32", Dtype::kFloat32},
                                                   {"float64", Dtype::kFloat64},
                                                   {"bfloat16", Dtype::kBFloat16},
@@ -515,7 +516,7 @@ py::dict plan_cuda_sweep(int64_t B, int64_t N, int64_t D, int64_t C, int64_t H, 
   for (const auto& [name, value] : dtypes) {
     if (dtype != name) continue;
     const cuda::Plan plan = cuda::plan_sweep(
-        {B, N, D, C, H, K, groups, slots, value, is_backward, is_gated},
+        {B, N, D, C, H, K, groups, slots, value, is_backward, is_gated, allow_tf32},
         {device[0], device[1], device[2], device[3], device[0] < 90 ? 0 : max_cluster});
     py::dict found;
     found["family"] = cuda::family_name(plan.family);
@@ -550,5 +551,5 @@ PYBIND11_MODULE(_planner, m) {
   m.def("plan_cuda_sweep", &plan_cuda_sweep, py::kw_only(), py::arg("B"), py::arg("N"),
         py::arg("D"), py::arg("C"), py::arg("H"), py::arg("K"), py::arg("groups"), py::arg("slots"),
         py::arg("dtype"), py::arg("is_backward"), py::arg("is_gated"), py::arg("device"),
-        py::arg("max_cluster") = strnn::cuda::kMaxCluster);
+        py::arg("max_cluster") = strnn::cuda::kMaxCluster, py::arg("allow_tf32") = false);
 }

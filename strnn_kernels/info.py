@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from . import __version__
-from .backends import backends, native
+from .backends import backends, native, tf32
 from .topology import PLANNER, PLANNER_REASON
 
 
@@ -50,6 +50,7 @@ def _cuda_plan(dtype: str) -> str:
     device = (gpu.major * 10 + gpu.minor, gpu.multi_processor_count, *shared)
     sizes = {"B": 288, "N": 62, "D": 4, "C": 5, "H": 30, "K": 10, "groups": 13, "slots": 13}
     kind = {"dtype": dtype, "is_backward": False, "is_gated": False}
+    kind["allow_tf32"] = tf32.is_allowed(getattr(torch, dtype))
     return ", ".join(f"{k} {v}" for k, v in plan_cuda_sweep(**sizes, **kind, device=device).items())
 
 
@@ -77,6 +78,7 @@ def info() -> dict[str, dict[str, str]]:
             "cpu instruction set in use": native.cpu_capability() or "none",
             "cuda plan, SEED, float32": _cuda_plan("float32"),
             "cuda plan, SEED, bfloat16": _cuda_plan("bfloat16"),
+            "gpu products of float32": "tf32" if tf32.is_allowed(torch.float32) else "exact",
             "cuda kernels": native.cuda_architectures() or native.CUDA_UNAVAILABLE or "none",
         },
         "backends": {name: reason or "available" for name, reason in backends().items()},

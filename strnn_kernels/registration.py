@@ -23,7 +23,7 @@ from types import SimpleNamespace
 
 import torch
 
-from .backends import BACKENDS, Backend
+from .backends import BACKENDS, Backend, tf32
 from .notation import ACTIVATIONS
 from .schema import OPS
 from .topology import Topology, by_handle
@@ -40,14 +40,15 @@ def sweep(backend: Backend, x, w_ih, bias, w_hh, mask, h0, entry, projection, ta
     tensors = (x, w_ih, bias, w_hh, mask, h0, entry, projection)
     needs_grad = _needs_grad(tensors)
     keep_h = needs_grad or projection is None
-    args = (*tensors, *tables, ACTIVATIONS.index(activation), keep_h)
+    allow_tf32 = backend.has_tf32 and tf32.is_allowed(x.dtype)
+    args = (*tensors, *tables, ACTIVATIONS.index(activation), keep_h, allow_tf32)
     h, s = _call(backend, "sweep", args, needs_grad)
     return h if projection is None else s
 
 
 def gated_sweep(backend: Backend, g, gate, w, tables):
     """The gated sweep of ``schema.OPS``: y (B, N, D, H)."""
-    args = (g, gate, w, *tables)
+    args = (g, gate, w, *tables, backend.has_tf32 and tf32.is_allowed(g.dtype))
     return _call(backend, "gated_sweep", args, _needs_grad((g, gate, w)))
 
 
@@ -164,18 +165,18 @@ class _Rule:
 
 
 def _save_sweep(ctx, inputs, output):
-    *tensors, program, reversed_program, sizes, activation, _keep_h = inputs
+    *tensors, program, reversed_program, sizes, activation, _keep_h, allow_tf32 = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, program, reversed_program, output[0])
-    ctx.rest = (sizes, activation)
+    ctx.rest = (sizes, activation, allow_tf32)
 
 
 def _sweep_backward(ops, ctx, dh, ds):
     x, w_ih, bias, w_hh, mask, h0, entry, projection, program, reversed_program, h = (
         ctx.saved_tensors
     )
-    sizes, activation = ctx.rest
-    nothing = (None,) * 5
+    sizes, activation, allow_tf32 = ctx.rest
+    nothing = (None,) * 6
     if projection is None:
         ds = None
     if dh is None and ds is None:
@@ -183,7 +184,7 @@ def _sweep_backward(ops, ctx, dh, ds):
     if not _is_differentiated_again():
         dx, dw_ih, dbias, dw_hh, dh0, dprojection = ops.sweep_bwd(
             dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection, reversed_program, sizes,
-            activation, ctx.needs_input_grad[0],
+            activation, ctx.needs_input_grad[0], allow_tf32,
         )  # fmt: skip
         return (
             dx if ctx.needs_input_grad[0] else None,
@@ -203,7 +204,9 @@ def _sweep_backward(ops, ctx, dh, ds):
     if mask is not None:
         gate = gate * mask[:, :, None, None]
     back = [*sizes[2:], *sizes[:2]]
-    du = ops.gated_sweep(total, gate, w_hh.transpose(1, 2), reversed_program, program, back)
+    du = ops.gated_sweep(
+        total, gate, w_hh.transpose(1, 2), reversed_program, program, back, allow_tf32
+    )
     dw_hh = torch.einsum("bndi,bndj->dij", du, _sum_predecessors(h, program, sizes[0]))
     dh0 = None
     if h0 is not None:
@@ -222,23 +225,26 @@ def _sweep_backward(ops, ctx, dh, ds):
 
 
 def _save_gated_sweep(ctx, inputs, output):
-    *tensors, sizes = inputs
+    *tensors, sizes, allow_tf32 = inputs
     ctx.save_for_backward(*tensors, output)
-    ctx.rest = sizes
+    ctx.rest = (sizes, allow_tf32)
 
 
 def _gated_sweep_backward(ops, ctx, dy):
     g, gate, w, program, reversed_program, y = ctx.saved_tensors
-    sizes = ctx.rest
+    sizes, allow_tf32 = ctx.rest
+    nothing = (None,) * 4
     if not _is_differentiated_again():
-        gradients = ops.gated_sweep_bwd(dy, y, g, gate, w, program, reversed_program, sizes)
-        return *gradients, None, None, None
+        gradients = ops.gated_sweep_bwd(
+            dy, y, g, gate, w, program, reversed_program, sizes, allow_tf32
+        )
+        return *gradients, *nothing
     back = [*sizes[2:], *sizes[:2]]
-    dg = ops.gated_sweep(dy, gate, w.transpose(1, 2), reversed_program, program, back)
+    dg = ops.gated_sweep(dy, gate, w.transpose(1, 2), reversed_program, program, back, allow_tf32)
     t = dy + torch.einsum("bndi,dij->bndj", _sum_predecessors(dg, reversed_program, sizes[2]), w)
     sums = _sum_predecessors(y, program, sizes[0])
     dgate = t * (g + torch.einsum("dij,bndj->bndi", w, sums))
-    return dg, dgate, torch.einsum("bndi,bndj->dij", dg, sums), None, None, None
+    return dg, dgate, torch.einsum("bndi,bndj->dij", dg, sums), *nothing
 
 
 def _save_sparse_projection(ctx, inputs, output):

@@ -13,6 +13,10 @@ file in each backend's folder. Tensors keep the letters of :mod:`strnn_kernels.n
 groups, reversed slots). ``h0`` (B, D, H) enters at node ``entry[b, d]``, or, without ``entry``, at
 all nodes without predecessors. An output that is not wanted has shape (0,). What a forward leaves
 for its backward is the same for every backend, so any backward can finish any forward.
+
+``allow_tf32`` lets a backend that decides when it is called make its products of float32 of TF32
+(cuda); the others are exact, or ask torch when they run (triton). An argument, not a setting of the
+library: what a graph was compiled with, and what a forward ran with, holds for its backward.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _PROGRAM = "Tensor program, Tensor reversed_program, int[] program_sizes"
+_TF32 = "bool allow_tf32=False"
 _SWEEP = (
     "Tensor? w_ih, Tensor? bias, Tensor w_hh, Tensor? mask, Tensor? h0, Tensor? entry, "
     "Tensor? projection"
@@ -37,7 +42,20 @@ class Op:
 
 
 def _sweep_fwd(
-    x, w_ih, bias, w_hh, mask, h0, entry, projection, program, reversed_, sizes, activation, keep_h
+    x,
+    w_ih,
+    bias,
+    w_hh,
+    mask,
+    h0,
+    entry,
+    projection,
+    program,
+    reversed_,
+    sizes,
+    activation,
+    keep_h,
+    allow_tf32=False,
 ):
     (B, N), (D, H) = x.shape[:2], w_hh.shape[:2]
     h = x.new_empty((B, N, D, H) if keep_h else (0,))
@@ -61,6 +79,7 @@ def _sweep_bwd(
     sizes,
     activation,
     need_dx,
+    allow_tf32=False,
 ):
     def like(t, is_wanted=True):
         return x.new_empty((0,) if t is None or not is_wanted else t.shape)
@@ -68,7 +87,7 @@ def _sweep_bwd(
     return like(x, need_dx), like(w_ih), like(bias), like(w_hh), like(h0), like(projection)
 
 
-def _gated_sweep_bwd(dy, y, g, gate, w, program, reversed_, sizes):
+def _gated_sweep_bwd(dy, y, g, gate, w, program, reversed_, sizes, allow_tf32=False):
     return g.new_empty(g.shape), g.new_empty(gate.shape), g.new_empty(w.shape)
 
 
@@ -84,24 +103,25 @@ def _sparse_projection_bwd(ds, h, weight):
 OPS = (
     Op(
         "sweep_fwd",
-        f"(Tensor x, {_SWEEP}, {_PROGRAM}, int activation, bool keep_h) -> (Tensor h, Tensor s)",
+        f"(Tensor x, {_SWEEP}, {_PROGRAM}, int activation, bool keep_h, {_TF32}) -> "
+        "(Tensor h, Tensor s)",
         _sweep_fwd,
     ),
     Op(
         "sweep_bwd",
         f"(Tensor? dh, Tensor? ds, Tensor x, Tensor h, {_SWEEP}, Tensor reversed_program, "
-        "int[] program_sizes, int activation, bool need_dx) -> "
+        f"int[] program_sizes, int activation, bool need_dx, {_TF32}) -> "
         "(Tensor dx, Tensor dw_ih, Tensor dbias, Tensor dw_hh, Tensor dh0, Tensor dprojection)",
         _sweep_bwd,
     ),
     Op(
         "gated_sweep_fwd",
-        f"(Tensor g, Tensor gate, Tensor w, {_PROGRAM}) -> Tensor y",
-        lambda g, gate, w, program, reversed_, sizes: g.new_empty(g.shape),
+        f"(Tensor g, Tensor gate, Tensor w, {_PROGRAM}, {_TF32}) -> Tensor y",
+        lambda g, gate, w, program, reversed_, sizes, allow_tf32=False: g.new_empty(g.shape),
     ),
     Op(
         "gated_sweep_bwd",
-        f"(Tensor dy, Tensor y, Tensor g, Tensor gate, Tensor w, {_PROGRAM}) -> "
+        f"(Tensor dy, Tensor y, Tensor g, Tensor gate, Tensor w, {_PROGRAM}, {_TF32}) -> "
         "(Tensor dg, Tensor dgate, Tensor dw)",
         _gated_sweep_bwd,
     ),

@@ -279,15 +279,23 @@ class Expected:
         *,
         gradients: bool = True,
         seed: int = 0,
+        allow_tf32: bool = False,
         oracle: ModuleType | Any = reference,
     ) -> Expected:
-        """The results of `oracle` on `inputs` as they are, and on the same numbers in float64."""
-        wide = {n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}
-        return cls(
-            case,
-            case.results(oracle, wide, gradients=gradients, seed=seed),
-            case.results(oracle, inputs, gradients=gradients, seed=seed),
-        )
+        """The results of `oracle` on `inputs` as they are, and on the same numbers in float64.
+
+        TF32 has the fraction of float16, so with `allow_tf32` the reference in float16 stands for
+        that in the dtype of `inputs`: it rounds the same operands as much, and results besides.
+        """
+
+        def results(dtype: torch.dtype | None) -> dict[str, Tensor]:
+            given = {n: v.to(dtype) if v.is_floating_point() else v for n, v in inputs.items()}
+            return case.results(oracle, given, gradients=gradients, seed=seed)
+
+        same = results(torch.float16 if allow_tf32 else None)
+        if allow_tf32:
+            same = {name: value.float() for name, value in same.items()}
+        return cls(case, results(torch.float64), same)
 
     def check(self, actual: Mapping[str, Tensor], who: str = "", *, slack: float = 1.0) -> None:
         """Holds "output" and the gradients in `actual` against the reference.

@@ -31,13 +31,17 @@ __device__ __forceinline__ float tanh_of(float x, __half) {
   return 1.f - __fdividef(2.f, 1.f + __expf(2.f * x));
 }
 
+__device__ __forceinline__ float tanh_of(float x, float) { return tanh_of(x); }
+
 // The same of several, to be stored as S.
 template <typename S, int kCount>
 __device__ __forceinline__ void activate(int activation, float (&u)[kCount], S) {
-  if (activation == kTanh || activation == kSigmoid) {
-    const float scale = activation == kTanh ? 1.f : 0.5f, shift = 1.f - scale;
+  if (activation == kTanh) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) u[i] = shift + scale * tanh_of(scale * u[i], S{});
+    for (int i = 0; i < kCount; ++i) u[i] = tanh_of(u[i], S{});
+  } else if (activation == kSigmoid) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) u[i] = 0.5f + 0.5f * tanh_of(0.5f * u[i], S{});
   } else if (activation == kRelu) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) u[i] = u[i] < 0 ? 0.f : u[i];

@@ -46,6 +46,12 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint3
   mma_f16(d, a, b0, b1);
 }
 
+// The lane's column of an operand's t-th tile of 8, in the order of a unit.
+__device__ __forceinline__ int tile_column(int t) {
+  const int g = threadIdx.x % 32 / 4;
+  return 4 * (g / 2) + 2 * t + g % 2;
+}
+
 template <typename S>
 struct TensorCore {
   // Columns 4q..4q+3 of one item, as they lie in memory.
@@ -73,23 +79,18 @@ struct TensorCore {
   static __device__ __forceinline__ Piece part(const Operand& x, int half) {
     return {{x.r[half], x.r[half + 2]}};
   }
-  // The lane's column of an operand's t-th tile of 8, in the order of a unit.
-  static __device__ __forceinline__ int row_of(int t) {
-    const int g = threadIdx.x % 32 / 4;
-    return 4 * (g / 2) + 2 * t + g % 2;
-  }
   // The same unit with items for columns and columns for items, for a sum over items; the lane's
-  // rows are columns row_of(0) and row_of(1).
+  // rows are columns tile_column(0) and tile_column(1).
   static __device__ __forceinline__ Operand transposed(const Operand& x) {
     return {{transpose_8x8(x.r[0]), transpose_8x8(x.r[2]), transpose_8x8(x.r[1]),
              transpose_8x8(x.r[3])}};
   }
-  // The right operand of a sum over items, from a unit in shared memory with `ld` elements from
-  // item to item; columns in their own order, 8t + 2q + e.
-  static __device__ __forceinline__ Weight transposed(const S* x, int64_t ld) {
+  // The right operand of a sum over items, from a unit in shared memory, of which item i is row
+  // i >> shift, with `ld` elements from row to row; columns in their own order, 8t + 2q + e.
+  static __device__ __forceinline__ Weight transposed(const S* x, int64_t ld, int shift = 0) {
     const int lane = threadIdx.x % 32;
     Weight w;
-    load_transposed(w.r, x + lane % 16 * ld + lane / 16 * 8);
+    load_transposed(w.r, x + (lane % 16 >> shift) * ld + lane / 16 * 8);
     return w;
   }
   // The left operand of the same sum, its rows the columns of a unit that lies likewise.
@@ -106,7 +107,7 @@ struct TensorCore {
     Weight w;
 #pragma unroll
     for (int t = 0; t < 2; ++t) {
-      const Piece p = block(row_of(t));
+      const Piece p = block(tile_column(t));
       w.r[2 * t] = p.w[0], w.r[2 * t + 1] = p.w[1];
     }
     return w;
@@ -116,7 +117,7 @@ struct TensorCore {
     Weight w;
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
-      const Piece p = block(row_of(s));
+      const Piece p = block(tile_column(s));
       w.r[s] = transpose_8x8(p.w[0]), w.r[2 + s] = transpose_8x8(p.w[1]);
     }
     return w;
@@ -126,6 +127,104 @@ struct TensorCore {
                                                   const Weight& w) {
 #pragma unroll
     for (int t = 0; t < 2; ++t) mma(acc[t], a.r, w.r[2 * t], w.r[2 * t + 1], S{});
+  }
+};
+
+// float32 storage: pieces are exact, and rounded to tf32 when they become operands. A unit is two
+// products of 8 columns: words 4t..4t+3 of an operand and of weights belong to the t-th, in the
+// order of mma_tf32, weights those of one tile of 8 output columns after the other's.
+template <>
+struct TensorCore<float> {
+  struct alignas(16) Piece {
+    uint32_t w[4];
+  };
+  struct alignas(16) Operand {
+    uint32_t r[8];
+  };
+  using Weight = Operand;
+
+  static __device__ __forceinline__ Piece piece(const float (&v)[kPiece]) {
+    Piece p;
+    memcpy(&p, v, sizeof p);
+    return p;
+  }
+  static __device__ __forceinline__ void values(const Piece& p, float (&v)[kPiece]) {
+    memcpy(v, &p, sizeof p);
+  }
+  static __device__ __forceinline__ Operand operand(const Piece& a, const Piece& b) {
+    Operand x;
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e) x.r[2 * e] = rounded(a.w[e]), x.r[2 * e + 1] = rounded(b.w[e]);
+    return x;
+  }
+  // The k-th item of the j-th product is item 8j + k.
+  static __device__ __forceinline__ Operand transposed(const Operand& x) {
+    const int q = threadIdx.x % 4;
+    Operand y;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int j = i / 4, s = i / 2 % 2, t = i % 2;
+      y.r[i] = of_column(x.r[4 * t + j], x.r[4 * t + 2 + j], q + 4 * s);
+    }
+    return y;
+  }
+  static __device__ __forceinline__ Weight transposed(const float* x, int64_t ld, int shift = 0) {
+    const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+    Weight w;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int j = i / 4, t = i / 2 % 2, s = i % 2;
+      w.r[i] = to_tf32(x[((8 * j + q + 4 * s) >> shift) * ld + 8 * t + g]);
+    }
+    return w;
+  }
+  template <typename F>
+  static __device__ __forceinline__ Weight weight(const F& block) {
+    Weight w;
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+      const Piece p = block(tile_column(t));
+#pragma unroll
+      for (int e = 0; e < kPiece; ++e) w.r[4 * (e / 2) + 2 * t + e % 2] = rounded(p.w[e]);
+    }
+    return w;
+  }
+  template <typename F>
+  static __device__ __forceinline__ Weight weight_transposed(const F& block) {
+    const int q = threadIdx.x % 4;
+    Weight w;
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+      const Piece p = block(tile_column(t));
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        w.r[4 * t + i] = rounded(of_column(p.w[2 * (i / 2)], p.w[2 * (i / 2) + 1], 2 * q + i % 2));
+    }
+    return w;
+  }
+  static __device__ __forceinline__ void multiply(float (&acc)[2][4], const Operand& a,
+                                                  const Weight& w) {
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+      const uint32_t left[4] = {a.r[4 * t], a.r[4 * t + 1], a.r[4 * t + 2], a.r[4 * t + 3]};
+#pragma unroll
+      for (int tile = 0; tile < 2; ++tile)
+        mma_tf32(acc[tile], left, w.r[4 * t + 2 * tile], w.r[4 * t + 2 * tile + 1]);
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ uint32_t rounded(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return to_tf32(x);
+  }
+  // Of columns 2t (even) and 2t + 1 (odd) of every lane's four, the one that is column
+  // tile_column(t), from the lanes of row `g`.
+  static __device__ __forceinline__ uint32_t of_column(uint32_t even, uint32_t odd, int g) {
+    const int own = threadIdx.x % 32 / 4, from = 4 * g + own / 2;
+    const uint32_t a = __shfl_sync(kAllLanes, even, from), b = __shfl_sync(kAllLanes, odd, from);
+    return own % 2 ? b : a;
   }
 };
 

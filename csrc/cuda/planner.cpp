@@ -6,15 +6,6 @@
 #include <string>
 
 namespace strnn::cuda {
-namespace {
-
-constexpr int64_t kRowsPerSplit =
-    64;  // below this a part of a sum over rows costs more than it brings
-constexpr int64_t kMaxThreads = 256;
-constexpr int64_t kMaxItems = 32;
-constexpr int kMaxRowsLog2 = 4;
-constexpr int64_t kTensorMaxTiles = 4;   // products of a chunk
-constexpr int64_t kTensorMaxWarps = 16;  // of an SM at a time, for want of registers
 
 int64_t storage_bytes(Dtype dtype) {
   switch (dtype) {
@@ -26,6 +17,17 @@ int64_t storage_bytes(Dtype dtype) {
       return 2;
   }
 }
+
+namespace {
+
+constexpr int64_t kRowsPerSplit =
+    64;  // below this a part of a sum over rows costs more than it brings
+constexpr int64_t kMaxThreads = 256;
+constexpr int64_t kMaxItems = 32;
+constexpr int kMaxRowsLog2 = 4;
+constexpr int64_t kTensorMaxTiles = 4;   // products of a chunk
+constexpr int64_t kTensorMaxWarps = 16;  // of an SM at a time, for want of registers
+
 int64_t acc_bytes(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : 4; }
 int64_t array_bytes(int64_t count, int64_t element) { return (count * element + 127) / 128 * 128; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -78,24 +80,30 @@ bool plan_warp_per_row(const SweepSizes& z, const Device& device, Plan& plan) {
 
 // What a chunk of the tensor_core family costs, in cycles: predictions, which only choose between
 // tiles. The serial chain (gather, exchange, first products, activation), and what a warp issues
-// for 8 items of a unit of columns, with each mma of 16 x 8 x 16 taking the tensor core 8 cycles.
+// for 8 items of a unit of columns, with each mma of 16 x 8 x 16, or in tf32 16 x 8 x 8, taking the
+// tensor core 8 cycles.
 constexpr int64_t kTensorChain = 400;
 constexpr int64_t kTensorIssue = 80;
 constexpr int64_t kTensorMma = 8;
+// And the projection as a kernel of its own: a launch, and the states once more, bytes per cycle.
+constexpr int64_t kTensorLaunch = 5000;
+constexpr int64_t kTensorBytesPerSm = 32;
 
 bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
-  const bool is_16_bit = z.dtype == Dtype::kBFloat16 || z.dtype == Dtype::kFloat16;
+  const bool is_tf32 = z.dtype == Dtype::kFloat32 && z.allow_tf32;
+  const int64_t units = ceil_div(z.H, 16), width = ceil_div(z.N, std::max<int64_t>(1, z.G));
   if (!may_be(Family::kTensorCore, device)) return false;
-  if (!is_16_bit || device.architecture < 80 || z.H > kTensorMaxH || z.N < 1 ||
-      z.N > kTensorMaxNodes || z.S > kTensorMaxNodes)
+  if (!(is_tf32 || storage_bytes(z.dtype) == 2) || device.architecture < 80 ||
+      units > tensor_max_steps(is_tf32) || z.N < 1 || z.N > kTensorMaxNodes ||
+      z.S > kTensorMaxNodes)
     return false;
-  const int64_t units = ceil_div(z.H, 16), width = ceil_div(z.N, z.G);
   plan.steps = units <= 1 ? 1 : units <= 2 ? 2 : units <= 4 ? 4 : units <= 8 ? 8 : 16;
-  plan.own = tensor_own(plan.steps, z.is_backward);
+  plan.own = tensor_own(plan.steps, z.is_backward, is_tf32);
   const int warps = plan.steps / plan.own;
   plan.threads = 32 * warps;
   plan.slots_in_shared = true;
-  const int64_t issue = plan.own * (kTensorIssue + plan.steps * kTensorMma);  // of half a product
+  const int64_t mma = (is_tf32 ? 2 : 1) * plan.steps * kTensorMma;
+  const int64_t issue = plan.own * (kTensorIssue + mma);  // of half a product
   int64_t best = -1;
   Plan candidate = plan;
   for (int rows_log2 = kMaxRowsLog2; rows_log2 >= 0; --rows_log2) {
@@ -103,11 +111,17 @@ bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
     if (rows_log2 && rows / 2 >= z.B) continue;
     // A warp alone keeps its sums in registers; several wait for each other once a chunk.
     const int64_t wanted = warps == 1 || z.N == z.G ? 1 : ceil_div(2 * width * rows, 16);
+    const bool can_project = z.K > 0 && z.K <= kTensorMaxK &&
+                             rows <= tensor_projected_rows(plan.own, plan.steps, is_tf32);
     for (int64_t tiles = std::min<int64_t>(wanted, kTensorMaxTiles); tiles >= 1; --tiles) {
       candidate.rows_log2 = rows_log2, candidate.items = static_cast<int>(tiles);
-      candidate.tensor = TensorLayout::of(z, candidate);
-      candidate.shared_bytes = candidate.tensor.bytes(z.dtype);
-      if (candidate.shared_bytes > device.shared_per_block) continue;
+      const auto fits = [&](bool projects) {
+        candidate.projects = projects;
+        candidate.tensor = TensorLayout::of(z, candidate);
+        candidate.shared_bytes = candidate.tensor.bytes(z.dtype);
+        return candidate.shared_bytes <= device.shared_per_block;
+      };
+      if (!(can_project && fits(true)) && !fits(false)) continue;
       // A product of which only one half has items costs half.
       const int64_t halves = ceil_div(width * rows, 8), chunks = z.G * ceil_div(halves, 2 * tiles);
       const int64_t of_chunk = std::min(halves, 2 * tiles);
@@ -118,7 +132,12 @@ bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
       const int64_t ctas = std::max<int64_t>(1, ceil_div(z.B, rows) * z.D);
       const int64_t waves = ceil_div(ctas, resident);
       const int64_t in_turn = ceil_div(std::min(ctas, resident) * warps, 4 * device.num_sms);
+      const int64_t states = z.B * z.N * z.D * z.H * storage_bytes(z.dtype);
+      const int64_t projection = z.K > 0 && !candidate.projects
+                                     ? kTensorLaunch + states / (kTensorBytesPerSm * device.num_sms)
+                                     : 0;
       const int64_t cost =
+          projection +
           waves * chunks * std::max(kTensorChain + of_chunk * issue, of_chunk * issue * in_turn);
       if (best >= 0 && cost >= best) continue;
       best = cost;
@@ -202,20 +221,22 @@ TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan) {
   const int64_t rows = int64_t{1} << plan.rows_log2;
   const int items = 16 * plan.items;
   const int units_x = z.is_backward ? 0 : static_cast<int>(ceil_div(z.C, 16));
+  const int64_t quads = storage_bytes(z.dtype) / 2;  // of 16 bytes in a lane's part of an operand
   TensorLayout l{};
-  // Of an odd number of units: neighbouring rows of 16 bytes meet in no bank.
-  l.ld_state = 16 * (plan.steps | 1), l.ld_x = 16 * (units_x | 1);
+  const int ld = tensor_ld(plan.steps);
+  l.ld_x = tensor_ld(units_x);
   l.records = z.N;
-  l.input_weights = int64_t{32} * units_x * plan.steps;
-  l.slots = plan.steps * z.S * rows * 16;
-  l.exchange = plan.steps > plan.own ? 2 * plan.items * plan.steps * 32 : 0;
+  l.input_weights = 32 * quads * units_x * plan.steps;
+  l.projection = plan.projects ? (z.N + 15) * kTensorLdProjection : 0;
+  l.slots = (z.S + 1) * rows * ld;  // and one full of zeros
+  l.exchange = plan.steps > plan.own ? 2 * plan.items * plan.steps * quads * 32 : 0;
   const bool keeps_sums = plan.steps <= kTensorSumsSteps;
   const bool is_there[kTensorStreams] = {z.is_backward ? !z.is_gated || keeps_sums : z.C == 0,
                                          z.is_backward || z.is_gated, z.is_backward && z.is_gated,
                                          z.is_backward && z.is_gated};
   for (int s = 0; s < kTensorStreams; ++s) {
     l.stream[s] = l.stage;
-    l.stage += is_there[s] ? items * l.ld_state : 0;
+    l.stage += is_there[s] ? items * ld : 0;
   }
   l.x = l.stage;
   l.stage += units_x ? items * l.ld_x : 0;
@@ -225,8 +246,8 @@ TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan) {
 
 int64_t TensorLayout::bytes(Dtype dtype) const {
   const int64_t s = storage_bytes(dtype);
-  return array_bytes(records, 16) + array_bytes(input_weights, 16) + array_bytes(slots, s) +
-         array_bytes(exchange, 16) + array_bytes(ring, s);
+  return array_bytes(records, 16) + array_bytes(input_weights, 16) + array_bytes(projection, s) +
+         array_bytes(slots, s) + array_bytes(exchange, 16) + array_bytes(ring, s);
 }
 
 int64_t cluster_slice(int64_t H, int cluster) { return ceil_div(ceil_div(H, cluster), 16) * 16; }

@@ -7,8 +7,9 @@
 //                 second-level cache serves them.
 //   warp_per_row  H <= 32, float32: a warp per (direction, row of B), a lane per hidden unit,
 //                 weights in registers.
-//   tensor_core   H <= 256, 16-bit types: a CTA per (direction, tile of rows of B), products of 16
-//                 (node, row) pairs by mma, weights in registers; a single warp where H <= 64.
+//   tensor_core   H <= 256, 16-bit types; H <= 128, float32 where the user allows tf32: a CTA per
+//                 (direction, tile of rows of B), products of 16 (node, row) pairs by mma, weights
+//                 in registers; a single warp where H <= 64 (tf32: 32).
 //   cluster       256 < H <= 1024, bfloat16 and float16, sm_90 and later: a cluster per (direction,
 //                 tile of rows of B), W shared out over the registers of its CTAs.
 //   level         any width: a launch per group, tiles of (node, row) pairs and hidden units; where
@@ -37,6 +38,7 @@ struct SweepSizes {
   int64_t B, N, D, C, H, K, G, S;
   Dtype dtype;
   bool is_backward, is_gated;
+  bool allow_tf32 = false;
 };
 
 constexpr int kItemsPerThreadLog2 = 2;
@@ -60,25 +62,39 @@ struct WarpLayout {
 };
 
 // tensor_core: what its registers hold, its tables encode, and the inputs under way at a time.
-constexpr int64_t kTensorMaxH = 256;
 constexpr int64_t kTensorMaxNodes = 32767;  // and slots: 16 bits each
 constexpr int kTensorRing = 4;
 constexpr int kTensorStreams = 4;    // inputs of the shape of the states
 constexpr int kTensorSumsSteps = 8;  // most units of a state whose dw_hh stays in registers
 
+// Most units of 16 columns of a state. At H = 256, W in tf32 alone would fill an SM's registers.
+constexpr int tensor_max_steps(bool is_tf32) { return is_tf32 ? 8 : 16; }
+
 // Units of 16 columns of a warp, of `steps` in all. Forward, one warp has all of them up to H = 64;
-// backward its registers also hold its rows of dw_hh.
-constexpr int tensor_own(int steps, bool is_backward) {
-  if (is_backward) return steps == 1 || steps == 8 ? 1 : 2;
+// backward its registers also hold its rows of dw_hh; weights of tf32 take twice the registers.
+constexpr int tensor_own(int steps, bool is_backward, bool is_tf32) {
+  if (is_backward || is_tf32) return steps == 1 || steps == 8 ? 1 : 2;
   return steps <= 4 ? steps : 2;
 }
+
+// The fused projection: most rows of the sparse weight, elements from node to node of its copy in
+// shared memory (no bank conflicts), and rows of B of a tile, each of which has sums of its own.
+constexpr int kTensorMaxK = 16;
+constexpr int kTensorLdProjection = 24;
+constexpr int tensor_projected_rows(int own, int steps, bool is_tf32) {
+  return steps > 8 ? 1 : (is_tf32 ? 2 : 4) / own;
+}
+
+// Elements of a row of `units` units in shared memory. An odd number of units: neighbouring rows
+// meet in no bank.
+constexpr int tensor_ld(int units) { return 16 * (units | 1); }
 
 // Shared memory of the tensor_core family's CTA: records and parts of products 16 bytes each, the
 // others in elements of the storage type; the kernels carve their arrays in this order.
 struct TensorLayout {
-  int64_t records, input_weights, slots, exchange, ring;
-  // Of a stage of the ring: elements, where each stream and x start, lengths of rows.
-  int stage, stream[kTensorStreams], x, ld_state, ld_x;
+  int64_t records, input_weights, projection, slots, exchange, ring;
+  // Of a stage of the ring: elements, where each stream and x start, length of a row of x.
+  int stage, stream[kTensorStreams], x, ld_x;
 
   static TensorLayout of(const SweepSizes&, const struct Plan&);
   int64_t bytes(Dtype) const;
@@ -118,7 +134,7 @@ struct Plan {
               // after the other; tensor_core: products of 16 pairs between two barriers
   bool weights_in_shared;
   bool slots_in_shared;
-  bool projects;  // the sparse projection is fused; else a second kernel reads h
+  bool projects;  // the sparse projection is fused; else a kernel of its own reads h or makes dh
   int64_t shared_bytes;
   WarpLayout warp;  // of the family warp_per_row
   // Of the family tensor_core, whose weights are in registers: units of 16 columns of a warp and of
@@ -127,6 +143,8 @@ struct Plan {
   TensorLayout tensor;
   int64_t parts;  // tensor_core backward and level: CTAs of a direction (with a part of dw_hh each)
 };
+
+int64_t storage_bytes(Dtype);
 
 // Throws std::runtime_error with the limit if no tile fits the device.
 Plan plan_sweep(const SweepSizes&, const Device&);

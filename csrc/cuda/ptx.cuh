@@ -17,6 +17,8 @@
 
 namespace strnn::cuda {
 
+constexpr unsigned kAllLanes = 0xffffffffu;
+
 #ifndef STRNN_CUDA_HOST
 
 #define STRNN_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
@@ -39,14 +41,6 @@ __device__ __forceinline__ void cp_async(void* to, const void* from) {
 }
 __device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-// The same, of the first `bytes` bytes only; zeros take the place of the others.
-template <int kBytes>
-__device__ __forceinline__ void cp_async(void* to, const void* from, int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from),
-               "n"(kBytes), "r"(bytes)
-               : "memory");
 }
 
 // Waits until at most kPending of this thread's newest groups of copies are under way.
@@ -181,10 +175,6 @@ struct Carver {
 template <int kBytes>
 inline void cp_async(void* to, const void* from) {
   emu::cp_async(to, from, kBytes, kBytes);
-}
-template <int kBytes>
-inline void cp_async(void* to, const void* from, int bytes) {
-  emu::cp_async(to, from, kBytes, bytes);
 }
 inline void cp_async_commit() { emu::cp_commit(); }
 template <int kPending>

@@ -99,7 +99,18 @@ __global__ void __launch_bounds__(128) sum_entered_kernel(const Entered a) {
 }
 
 SweepSizes sizes_of(const SweepBackward& a, Dtype dtype) {
-  return {a.B, a.N, a.D, a.C, a.H, a.K, a.program.G, a.program.S, dtype, true, a.gate != nullptr};
+  return {a.B,
+          a.N,
+          a.D,
+          a.C,
+          a.H,
+          a.K,
+          a.program.G,
+          a.program.S,
+          dtype,
+          true,
+          a.gate != nullptr,
+          a.allow_tf32};
 }
 
 SparseProjectionBackward projection_of(const SweepBackward& a, void* dh) {
@@ -122,7 +133,7 @@ struct Scratch {
           Workspace& workspace) {
     const int64_t states = a.B * a.N * a.D * a.H, rows = a.B * a.N;
     const int64_t tiles = (a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2;
-    dh = workspace.take<S>(a.ds ? states : 0);
+    dh = workspace.take<S>(a.ds && !plan.projects ? states : 0);
     projection = workspace.take<char>(
         a.ds ? sparse_projection_backward_workspace(projection_of(a, nullptr), dtype, device) : 0);
     const bool is_du_in_dx = std::is_same_v<S, Du> && a.C == 0 && a.dx;
@@ -200,7 +211,7 @@ void run_sums(const SweepBackward& a, const Scratch<S, Du>& scratch, void* strea
   if (C && a.dx) input_gradient<S>(a, scratch.du, stream);
 }
 
-// dh with the projection's share in it.
+// dh with the projection's share in it, unless the sweep itself adds that.
 template <typename S, typename Du>
 const void* projected_gradient(const SweepBackward& a, const Scratch<S, Du>& scratch, Dtype dtype,
                                const Device& device, void* stream) {
@@ -208,7 +219,7 @@ const void* projected_gradient(const SweepBackward& a, const Scratch<S, Du>& scr
   if (!a.ds) return a.dh;
   sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device, scratch.projection,
                              stream);
-  return scratch.dh;
+  return scratch.dh ? scratch.dh : a.dh;
 }
 
 template <typename S>
@@ -282,9 +293,10 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
   const Plan plan = plan_sweep(sizes_of(a, dtype), device);
   if (plan.family == Family::kWarpPerRow)
     return sweep_backward_warp(a, plan, device, workspace, stream);
-  if constexpr (sizeof(S) == 2) {
+  if constexpr (sizeof(S) <= 4)
     if (plan.family == Family::kTensorCore)
       return run_tensor<S>(a, dtype, plan, device, workspace, stream);
+  if constexpr (sizeof(S) == 2) {
     if (plan.family == Family::kCluster)
       return run_cluster<S>(a, dtype, plan, device, workspace, stream);
   }

@@ -3,10 +3,12 @@
 // over their 16 items (a warp has the rows of its own columns), and the reduction that follows adds
 // the CTAs up in their order; beyond, q goes to memory and a product over all rows follows.
 //
-// Predicted, not measured (H200 at 1.98 GHz, bfloat16): as forward, with twice the streams to stage
-// and as many mma again for dw_hh, so 1.5 times its instructions: a chain of H = 128 about 0.65 us
-// a step; 64 images of 32 x 32, H = 128 about 150 us, and for the sums after it (dx and dw_ih of C
-// = 128, 17 GFLOP, 170 MB) 60 us. Bytes of the sweep itself: 200 MB = 42 us.
+// The share of a projection of few rows in dh is one more product, of its weights by ds.
+//
+// Predicted, not measured (H200 at 1.98 GHz, bfloat16, H = 128), from instructions counted as
+// forward: a chain 8 warps of about 400 instructions a step, two on a scheduler, 0.55 us; 64 images
+// of 32 x 32 about 145 us, and for the sums after it (dx and dw_ih of C = 128, 17 GFLOP, 170 MB) 60
+// us. Bytes of the sweep itself: 200 MB = 42 us.
 #include "sweep_tensor.cuh"
 
 namespace strnn::cuda {
@@ -22,9 +24,12 @@ struct TensorBackwardArgs {
   void* du;      // (B, N, D, H) or null
   void* q;       // (B, N, D, H) or null
   float* dw_hh;  // [CTA][D][H][H] or null
+  const void* projection;
+  const void* ds;
+  int K;
 };
 
-template <typename S, int kOwn, int kSteps>
+template <typename S, int kOwn, int kSteps, bool kProjects>
 __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps / kOwn))
     sweep_backward_tensor_kernel(const TensorBackwardArgs f) {
   using Tile = TensorTile<S, kOwn, kSteps>;
@@ -45,8 +50,26 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
           [&](int i) { return tile.block_row(f.w_hh, k, tile.unit(own), H, i); });
   float dw[kSums ? kOwn : 1][kSums ? kSteps : 1][2][4] = {};
 
+  // ds of a tile's rows, by which the projection's weights of a node are multiplied.
+  constexpr int kRows = kProjects ? Tile::kProjectedRows : 1;
+  typename Tile::Weight ds[kRows][kOwn];
+  if constexpr (kProjects) tile.load_projection(f.projection, f.K);
+  const auto load_ds = [&] {
+    const int alignment = alignment_of(f.ds, H * static_cast<int64_t>(sizeof(S)));
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own)
+        ds[r][own] = Core::weight_transposed([&](int k) {
+          const int64_t row = ((tile.b0 + r) * a.D + d) * f.K + k;
+          const int column = tile.column(own);
+          return load_piece(static_cast<const S*>(f.ds) + row * H + column,
+                            r < tile.tile_rows && k < f.K ? H - column : 0, alignment);
+        });
+  };
+
   const auto extra = [](const TensorItem&, int, float (&)[kPiece]) {};
-  const auto start = [&](int at, int number, float (&acc)[kOwn][2][4]) {
+  const auto start = [&](const TensorChunk& c, int at, int number, float (&acc)[kOwn][2][4]) {
 #pragma unroll
     for (int own = 0; own < kOwn; ++own)
 #pragma unroll
@@ -57,6 +80,18 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
         for (int e = 0; e < kPiece; ++e) acc[own][e / 2][2 * half + e % 2] = dh[e];
       }
+    if constexpr (kProjects) {
+      const auto weights_of = [&](int item) {
+        return *reinterpret_cast<const Piece*>(tile.projected(c, number, item) + kPiece * tile.q);
+      };
+      const Piece low = weights_of(tile.g), high = weights_of(tile.g + 8);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const auto of_row = tile.of_row(r, low, high);
+#pragma unroll
+        for (int own = 0; own < kOwn; ++own) Core::multiply(acc[own], of_row, ds[r][own]);
+      }
+    }
   };
   const auto finish = [&](int at, int number, int half, const TensorItem& item,
                           const typename Tile::Operand(&q)[kOwn], const float (&acc)[kOwn][2][4]) {
@@ -82,9 +117,8 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       }
       // Not 0 * t, which may be NaN where the node is masked.
 #pragma unroll
-      for (int e = 0; e < kPiece; ++e)
-        v[e] = item.is_live || f.is_gated ? other[e] * acc[own][e / 2][2 * half + e % 2] : 0.f;
-      const Piece du = Core::piece(v);
+      for (int e = 0; e < kPiece; ++e) v[e] = other[e] * acc[own][e / 2][2 * half + e % 2];
+      const Piece du = item.is_live ? Core::piece(v) : Piece{};
       if (item.slot != kNoSlot) *reinterpret_cast<Piece*>(tile.slot(own, item.slot, half)) = du;
       if (f.du) store_piece(static_cast<S*>(f.du) + item.state + column, du, valid, a.alignment);
       if constexpr (!kSums)
@@ -92,12 +126,13 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
                     a.alignment);
     }
   };
-  const auto after = [&](int at, int number, const typename Tile::Operand(&q)[kOwn]) {
+  const auto after = [&](const TensorChunk&, int at, int number,
+                         const typename Tile::Operand(&q)[kOwn]) {
     if constexpr (kSums) {
       const S* h = tile.staged_rows(at, 0, number);
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) {
-        const auto columns = Core::transposed(h + k * kUnit, a.layout.ld_state);
+        const auto columns = Core::transposed(h + k * kUnit, Tile::kLd);
 #pragma unroll
         for (int own = 0; own < kOwn; ++own)
           Core::multiply(dw[own][k], Core::transposed(q[own]), columns);
@@ -106,6 +141,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   };
   for (int64_t i = blockIdx.x; i < f.num_tiles; i += gridDim.x) {
     tile.begin(i << a.rows_log2);
+    if constexpr (kProjects) load_ds();
     tile.sweep(weights, extra, start, finish, after);
   }
 
@@ -117,7 +153,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       for (int k = 0; k < kSteps; ++k)
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
-          const int row = tile.unit(own) * kUnit + Core::row_of(e % 4 / 2);
+          const int row = tile.unit(own) * kUnit + tile_column(e % 4 / 2);
           const int column = k * kUnit + 8 * (e / 4) + 2 * tile.q + e % 2;
           if (row < H && column < H)
             to[static_cast<int64_t>(row) * H + column] = dw[own][k][e / 4][e % 4];
@@ -130,20 +166,24 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 void sweep_backward_tensor(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
                            const Plan& plan, void* stream) {
   TensorBackwardArgs f{};
-  f.sweep = tensor_sweep(a, a.program, plan, {a.h, to.dh, a.gate, a.pre, a.dgate, to.du, to.q});
+  f.sweep =
+      tensor_sweep(a, a.program, plan, dtype, {a.h, to.dh, a.gate, a.pre, a.dgate, to.du, to.q});
   if (!a.gate || to.dw_hh) f.sweep.stream[0] = a.h;
   f.sweep.stream[1] = to.dh, f.sweep.stream[2] = a.gate, f.sweep.stream[3] = a.pre;
   f.w_hh = a.w_hh;
   f.num_tiles = (a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2;
   f.activation = a.activation, f.is_gated = a.gate != nullptr;
   f.dgate = a.dgate, f.du = to.du, f.q = to.q, f.dw_hh = to.dw_hh;
+  f.projection = a.projection, f.ds = a.ds, f.K = static_cast<int>(a.K);
   const dim3 grid(static_cast<unsigned>(plan.parts), static_cast<unsigned>(a.D));
   with_tensor_dtype(dtype, [&](auto s) {
-    with_tensor_shape<true>(plan, [&](auto own, auto steps) {
-      launch(
-          "sweep_backward_tensor",
-          sweep_backward_tensor_kernel<decltype(s), decltype(own)::value, decltype(steps)::value>,
-          grid, plan.threads, plan.shared_bytes, stream, f);
+    with_tensor_shape<true, std::is_same_v<decltype(s), float>>(plan, [&](auto own, auto steps) {
+      using S = decltype(s);
+      constexpr int kOwn = decltype(own)::value, kSteps = decltype(steps)::value;
+      launch("sweep_backward_tensor",
+             plan.projects && a.ds ? sweep_backward_tensor_kernel<S, kOwn, kSteps, true>
+                                   : sweep_backward_tensor_kernel<S, kOwn, kSteps, false>,
+             grid, plan.threads, plan.shared_bytes, stream, f);
     });
   });
 }

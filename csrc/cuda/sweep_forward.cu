@@ -117,7 +117,18 @@ void transpose(const Transpose& t, void* stream) {
 }
 
 SweepSizes sizes_of(const SweepForward& a, Dtype dtype) {
-  return {a.B, a.N, a.D, a.C, a.H, a.K, a.program.G, a.program.S, dtype, false, a.gate != nullptr};
+  return {a.B,
+          a.N,
+          a.D,
+          a.C,
+          a.H,
+          a.K,
+          a.program.G,
+          a.program.S,
+          dtype,
+          false,
+          a.gate != nullptr,
+          a.allow_tf32};
 }
 
 // Whether u is computed before the sweep.

@@ -1,19 +1,23 @@
 // Forward sweep on tensor cores; see sweep_tensor.cuh for the plan and sweep_forward.cu for the op.
 //
+// With a projection of few rows, s grows beside the sweep, as a sum over the items of a product on
+// tensor cores (the rows of B of a tile have sums of their own, so they are few); h need not be
+// written then.
+//
 // Predicted, not measured (H200 at 1.98 GHz), from instructions counted in sm_90a code of bfloat16,
 // tanh, H = 128, aligned rows:
 //   * A chain, T = 512, B = 64 (16 CTAs of 8 rows, 4 warps, one on a scheduler): a warp issues
-//   about
-//     620 instructions a step (gather 140, stage 210, product 115 with 32 mma, finish 110) and
-//     waits about 250 cycles: 0.45 us a step, 230 us. Operations 2.1 GFLOP = 2 us, bytes 67 MB = 14
-//     us: bound by the chain, of which staging is the largest part.
+//     about 420 instructions a step (gather 70, stage 80, product 100 with 32 mma, finish 60, the
+//     rest chunks and options) and waits about 250 cycles: 0.34 us a step, 175 us. Operations 2.1
+//     GFLOP = 2 us, bytes 67 MB = 14 us: bound by the chain. In tf32, 8 warps of 360: 0.45 us.
 //   * A grid, 64 images of 32 x 32, C = H = 128 (256 CTAs of one image, two on an SM): a product of
-//     16 nodes is about 1000 instructions of a warp with 64 mma; 95 products, 2 warps on a
-//     scheduler: 96 us. Operations 17.2 GFLOP = 17 us, bytes 84 MB = 18 us: bound by the
-//     instructions beside the mma (addresses, sums of predecessors).
+//     16 nodes is about 870 instructions of a warp with 64 mma (gather 230, input 210, stage 130,
+//     finish 130); 95 products, 2 warps on a scheduler: 83 us. Operations 17.2 GFLOP = 17 us, bytes
+//     84 MB = 18 us: bound by the instructions beside the mma.
 //   * SEED, B = 288, C = 5, H = 30 (576 CTAs of 2 rows, a warp each, one on a scheduler): 13 chunks
-//     of about 500 instructions and 600 cycles of waiting, with the tables 8 to 9 us. Rows of 5
-//     numbers are aligned to 2 bytes, which cp.async does not take: their loads are waited for.
+//     of about 450 instructions (500 with the projection) and 300 cycles of waiting, with the
+//     tables 6 us. Rows of 5 numbers are aligned to 2 bytes, which cp.async does not take: they go
+//     through registers, and no one waits for them before the product is done.
 #include "kernels.h"
 #include "sweep_tensor.cuh"
 
@@ -30,9 +34,12 @@ struct TensorForwardArgs {
   int activation;
   void* h;
   void* pre;
+  const void* projection;
+  int K;
+  void* s;
 };
 
-template <typename S, int kOwn, int kSteps>
+template <typename S, int kOwn, int kSteps, bool kProjects>
 __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps / kOwn))
     sweep_forward_tensor_kernel(const TensorForwardArgs f) {
   using Tile = TensorTile<S, kOwn, kSteps>;
@@ -71,16 +78,24 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
     for (int own = 0; own < kOwn; ++own) weights[k][own] = weight_of(f.w_hh, own, k, H);
   }
 
+  // s, [row][unit][column of H][k], grows over all nodes as states^T projection^T.
+  constexpr int kRows = kProjects ? Tile::kProjectedRows : 1;
+  float s[kRows][kOwn][2][4] = {};
+  Piece states[2][kOwn];  // of a tile, for the projection
+  if constexpr (kProjects) tile.load_projection(f.projection, f.K);
+
   tile.begin(static_cast<int64_t>(blockIdx.x) << a.rows_log2);
   const auto extra = [&](const TensorItem& item, int column, float (&sum)[kPiece]) {
     if (!f.h0 || !item.is_inside) return;
     const int64_t at = (tile.b0 + item.row) * a.D + d;
-    if (f.entry ? f.entry[at] != item.node : item.count != 0) return;
+    if (f.entry ? __ldg(f.entry + at) != item.node : item.count != 0) return;
 #pragma unroll
     for (int e = 0; e < kPiece; ++e)
       if (column + e < H) sum[e] += to_acc(static_cast<const S*>(f.h0)[at * H + column + e]);
   };
-  const auto start = [&](int at, int number, float (&acc)[kOwn][2][4]) {
+  const auto start = [&](const TensorChunk&, int at, int number, float (&acc)[kOwn][2][4]) {
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) states[1][own] = {};  // perhaps no item is in that half
 #pragma unroll
     for (int own = 0; own < kOwn; ++own)
 #pragma unroll
@@ -119,14 +134,40 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         for (int e = 0; e < kPiece; ++e) v[e] *= gate[e];
       } else {
         activate(f.activation, v, S{});
-        if (!item.is_live) v[0] = v[1] = v[2] = v[3] = 0;
       }
-      const Piece state = Core::piece(v);
+      const Piece state = states[half][own] = item.is_live ? Core::piece(v) : Piece{};
       if (item.slot != kNoSlot) *reinterpret_cast<Piece*>(tile.slot(own, item.slot, half)) = state;
       if (f.h) store_piece(static_cast<S*>(f.h) + item.state + column, state, valid, a.alignment);
     }
   };
-  tile.sweep(weights, extra, start, finish, [](int, int, const auto&) {});
+  const auto after = [&](const TensorChunk& c, int, int number, const auto&) {
+    if constexpr (kProjects) {
+      const Weight weight =
+          Core::transposed(tile.projected(c, number, 0), kTensorLdProjection, a.rows_log2);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+#pragma unroll
+        for (int own = 0; own < kOwn; ++own)
+          Core::multiply(s[r][own],
+                         Core::transposed(tile.of_row(r, states[0][own], states[1][own])), weight);
+    }
+  };
+  tile.sweep(weights, extra, start, finish, after);
+
+  if constexpr (kProjects) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own)
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          const int column = tile.unit(own) * kUnit + tile_column(e % 4 / 2);
+          const int k = 8 * (e / 4) + 2 * tile.q + e % 2;
+          if (r < tile.tile_rows && column < H && k < f.K)
+            static_cast<S*>(f.s)[(((tile.b0 + r) * a.D + d) * f.K + k) * H + column] =
+                from_acc<S>(s[r][own][e / 4][e % 4]);
+        }
+  }
 }
 
 }  // namespace
@@ -134,20 +175,25 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 void sweep_forward_tensor(const SweepForward& a, Dtype dtype, const Plan& plan, void* stream) {
   TensorForwardArgs f{};
   const void* u = a.C ? nullptr : a.x;
-  f.sweep = tensor_sweep(a, a.program, plan, {u, a.gate, a.h, a.pre});
+  f.sweep = tensor_sweep(a, a.program, plan, dtype, {u, a.gate, a.h, a.pre});
   f.sweep.C = static_cast<int>(a.C);
-  f.sweep.x = a.C ? a.x : nullptr, f.sweep.alignment_x = alignment_of<uint16_t>(a.x, a.C);
+  f.sweep.x = a.C ? a.x : nullptr,
+  f.sweep.alignment_x = alignment_of(a.x, a.C * storage_bytes(dtype));
   f.sweep.stream[0] = u;
   f.sweep.stream[1] = a.gate;
   f.w_ih = a.w_ih, f.bias = a.C ? a.bias : nullptr, f.w_hh = a.w_hh, f.h0 = a.h0, f.entry = a.entry;
   f.activation = a.activation, f.h = a.h, f.pre = a.pre;
+  f.projection = a.projection, f.K = static_cast<int>(a.K), f.s = a.s;
   const dim3 grid(
       static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),
       static_cast<unsigned>(a.D));
   with_tensor_dtype(dtype, [&](auto s) {
-    with_tensor_shape<false>(plan, [&](auto own, auto steps) {
+    with_tensor_shape<false, std::is_same_v<decltype(s), float>>(plan, [&](auto own, auto steps) {
+      using S = decltype(s);
+      constexpr int kOwn = decltype(own)::value, kSteps = decltype(steps)::value;
       launch("sweep_forward_tensor",
-             sweep_forward_tensor_kernel<decltype(s), decltype(own)::value, decltype(steps)::value>,
+             plan.projects ? sweep_forward_tensor_kernel<S, kOwn, kSteps, true>
+                           : sweep_forward_tensor_kernel<S, kOwn, kSteps, false>,
              grid, plan.threads, plan.shared_bytes, stream, f);
     });
   });

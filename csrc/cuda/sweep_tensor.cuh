@@ -1,13 +1,14 @@
-// The sweep on tensor cores, 16-bit storage, H <= 256: a CTA per (tile of rows of B, direction), W
-// in registers for the whole sweep.
+// The sweep on tensor cores: a CTA per (tile of rows of B, direction), W in registers for the whole
+// sweep. 16-bit storage up to H = 256; float32 storage up to H = 128, where the user allows tf32:
+// slots, sums and inputs are float32, and rounded as they become operands of a product.
 //
 // Of the columns, in units of 16 (mma.cuh), each of kSteps / kOwn warps owns kOwn: it alone
 // gathers, produces and keeps them. The items of a product are 16 pairs (node, row) of one group of
 // the program, which do not depend on each other: 16 rows of a chain's node, or 16 nodes of a
 // grid's diagonal of one row. For each chunk of nodes of a group:
 //
-//   gather  sum of the predecessors' states from the slots of own columns, rounded to the storage
-//           type; several warps hand it to each other through `exchange` (a warp alone keeps it)
+//   gather  sum of the predecessors' states from the slots of own columns, as an operand; several
+//           warps hand it to each other through `exchange` (a warp alone keeps it)
 //   -- barrier: the exchange and this chunk's inputs are there; the chunk before is done
 //   stage   the inputs of a later chunk on their way (cp.async), kTensorRing - 1 chunks ahead
 //   product sum W^T, one mma after the other
@@ -15,7 +16,9 @@
 //
 // The exchange has two halves, so one barrier is enough. A slot is written and read by one warp; a
 // slot freed by a node may be taken by a later one of its group, so all of a tile's are read before
-// one is written, and a node whose state nobody reads does not write its slot at all.
+// one is written, and a node whose state nobody reads does not write its slot at all. Where lanes
+// have fewer predecessors than others of their product, they read a slot of zeros: loads that do
+// not wait for branches.
 #pragma once
 #include <algorithm>
 #include <initializer_list>
@@ -58,41 +61,38 @@ struct TensorChunk {
 
 // A pair (node, row) as its lane sees it.
 struct TensorItem {
-  int position, node, slot, count, pred[3], row;
-  int64_t state;   // element of (B, N, D, H) where its state starts
-  bool is_inside;  // of the chunk and of the batch: may be read and written
-  bool is_live;    // and not masked
+  int position, node, count, row;
+  int slot, pred[3];  // by their first rows
+  int64_t state;      // element of (B, N, D, H) where its state starts
+  bool is_inside;     // of the chunk and of the batch: may be read and written
+  bool is_live;       // and not masked
 };
 
-// Bytes, at most 16, to which the rows of `width` elements from `data` on are aligned.
-template <typename S>
+// Bytes, at most 16, to which rows of `width` bytes from `data` on are aligned.
 __host__ __device__ __forceinline__ int alignment_of(const void* data, int64_t width) {
-  const auto bits = static_cast<int>(reinterpret_cast<uintptr_t>(data) | width * sizeof(S) | 16);
+  const auto bits = static_cast<int>(reinterpret_cast<uintptr_t>(data) | width | 16);
   return bits & -bits;
 }
 
 template <typename S>
 constexpr int kPieceBytes = kPiece * static_cast<int>(sizeof(S));
 
-// Four neighbouring columns from global to shared memory, zero from `valid` on; alignment: of all
-// such addresses in global memory.
+// Four neighbouring columns from global to shared memory, of which `valid` > 0 are there;
+// alignment: of all such addresses in global memory. Rows aligned to a piece end where a piece
+// ends.
 template <typename S>
 __device__ __forceinline__ void copy_piece(S* to, const S* from, int valid, int alignment) {
-  const int bytes = (valid < 0 ? 0 : valid > kPiece ? kPiece : valid) * static_cast<int>(sizeof(S));
   if (alignment >= kPieceBytes<S>) {
-    cp_async<kPieceBytes<S>>(to, from, bytes);
-  } else if (alignment >= 4) {
+    cp_async<kPieceBytes<S>>(to, from);
+  } else if (alignment >= 4) {  // nor does a row end inside of a word
 #pragma unroll
-    for (int at = 0; at < kPieceBytes<S>; at += 4) {
-      const int rest = bytes - at;
-      cp_async<4>(reinterpret_cast<char*>(to) + at, reinterpret_cast<const char*>(from) + at,
-                  rest < 0   ? 0
-                  : rest > 4 ? 4
-                             : rest);
-    }
+    for (int at = 0; at < kPieceBytes<S>; at += 4)
+      if (at < valid * static_cast<int>(sizeof(S)))
+        cp_async<4>(reinterpret_cast<char*>(to) + at, reinterpret_cast<const char*>(from) + at);
   } else {
 #pragma unroll
-    for (int e = 0; e < kPiece; ++e) to[e] = e < valid ? from[e] : from_acc<S>(0.f);
+    for (int e = 0; e < kPiece; ++e)
+      if (e < valid) to[e] = from[e];
   }
 }
 
@@ -138,15 +138,19 @@ struct TensorTile {
   using Weight = typename Core::Weight;
   static constexpr int kWarps = kSteps / kOwn, kThreads = 32 * kWarps;
   static constexpr int kQuads = sizeof(Operand) / 16;
+  static constexpr int kLd = tensor_ld(kSteps);
+  static constexpr int kProjectedRows =
+      tensor_projected_rows(kOwn, kSteps, std::is_same_v<S, float>);
 
   const TensorSweep& a;
   int d, lane, g, q, warp, rows, tile_rows;
   int64_t b0, first_state[2];  // of the lane's two rows
   int first_slot[2];           // and of the first own unit
   int4* records;  // by position: node | end of the group, slot | number of predecessors, slots of
-                  // the first three | live rows; 16 bits each
+                  // the first three | live rows; 16 bits each; a slot is named by its first row
   uint4* input_weights;  // [unit of C][unit of H][quad][lane]
-  S* slots;              // [unit][S][row][kUnit]
+  S* projection;         // [position][kTensorLdProjection]
+  S* slots;              // [S + 1][row][kLd]
   uint4* exchange;       // [2][tiles][unit][quad][lane]
   S* ring;               // [kTensorRing][layout.stage]
 
@@ -156,10 +160,21 @@ struct TensorTile {
     rows = 1 << a.rows_log2;
     records = carver.take<int4>(a.layout.records);
     input_weights = carver.take<uint4>(a.layout.input_weights);
+    projection = carver.take<S>(a.layout.projection);
     slots = carver.take<S>(a.layout.slots);
     exchange = carver.take<uint4>(a.layout.exchange);
     ring = carver.take<S>(a.layout.ring);
     load_records();
+    set_to_zero(ring, a.layout.ring);
+    set_to_zero(slots + no_pred() * kLd, rows * kLd);
+  }
+
+  static __device__ __forceinline__ void set_to_zero(S* to, int64_t count) {
+    auto* words = reinterpret_cast<uint4*>(to);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < static_cast<int>(count * sizeof(S) / sizeof(uint4));
+         i += kThreads)
+      words[i] = {};
   }
 
   static __device__ __forceinline__ void sync() {
@@ -169,6 +184,12 @@ struct TensorTile {
       __syncwarp();
   }
 
+  // A slot's first row; where there is no predecessor, a slot beyond the others, full of zeros.
+  __device__ __forceinline__ int first_row(int slot) const { return slot << a.rows_log2; }
+  __device__ __forceinline__ int no_pred() const {
+    return first_row(static_cast<int>(a.program.S));
+  }
+
   __device__ __forceinline__ void load_records() const {
     const Program& p = a.program;
 #pragma unroll 1
@@ -176,10 +197,10 @@ struct TensorTile {
       const int32_t* range = p.pred_ptr + d * (p.N + 1) + i;
       const int begin = range[0], count = range[1] - begin;
       const int32_t* pred = p.pred_slot + begin;
-      const int slot = p.num_succ[d * p.N + i] ? p.slot[d * p.N + i] : kNoSlot;
-      records[i] = {p.node[d * p.N + i], slot | count << 16,
-                    (count > 0 ? pred[0] : 0) | (count > 1 ? pred[1] : 0) << 16,
-                    count > 2 ? pred[2] : 0};
+      const auto pred_row = [&](int k) { return k < count ? first_row(pred[k]) : no_pred(); };
+      const int slot = p.num_succ[d * p.N + i] ? first_row(p.slot[d * p.N + i]) : kNoSlot;
+      records[i] = {p.node[d * p.N + i], slot | count << 16, pred_row(0) | pred_row(1) << 16,
+                    pred_row(2)};
     }
     sync();
 #pragma unroll 1
@@ -190,6 +211,30 @@ struct TensorTile {
     }
   }
 
+  // weight (D, K, N), zero beyond K and, for the last product's sake, beyond N.
+  __device__ __forceinline__ void load_projection(const void* weight, int K) const {
+    const int N = static_cast<int>(a.N);
+    const S* from = static_cast<const S*>(weight) + static_cast<int64_t>(d) * K * N;
+#pragma unroll 1
+    for (int e = threadIdx.x; e < (N + kUnit - 1) * kTensorMaxK; e += kThreads) {
+      const int k = e % kTensorMaxK, i = e / kTensorMaxK;
+      const bool is_there = i < N && k < K;
+      projection[i * kTensorLdProjection + k] =
+          is_there ? from[static_cast<int64_t>(k) * N + a.program.node[d * a.N + i]]
+                   : from_acc<S>(0.f);
+    }
+  }
+  // Where the projection's weights of an item of a tile are.
+  __device__ __forceinline__ const S* projected(const TensorChunk& c, int tile, int item) const {
+    return projection + (c.begin + ((tile * kUnit + item) >> a.rows_log2)) * kTensorLdProjection;
+  }
+  // The part of a unit that belongs to row r of the tile: products with sums of their own.
+  __device__ __forceinline__ Operand of_row(int r, Piece low, Piece high) const {
+    if (kProjectedRows > 1 && row_of(0) != r) low = Piece{};
+    if (kProjectedRows > 1 && row_of(1) != r) high = Piece{};
+    return Core::operand(low, high);
+  }
+
   // Turns to the rows from first_row on.
   __device__ __forceinline__ void begin(int64_t first_row) {
     b0 = first_row;
@@ -197,7 +242,7 @@ struct TensorTile {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       first_state[half] = (row(row_of(half), 0) * a.D + d) * a.H;
-      first_slot[half] = unit(0) * slots_of_unit() + row_of(half) * kUnit + kPiece * q;
+      first_slot[half] = row_of(half) * kLd + column(0);
     }
     sync();  // the records are there, the tile before is done
 #pragma unroll 1
@@ -237,6 +282,7 @@ struct TensorTile {
     const int i = c.begin + (index >> a.rows_log2);
     TensorItem item{};
     item.position = i, item.row = row_of(half), item.slot = kNoSlot;
+    item.pred[0] = item.pred[1] = item.pred[2] = no_pred();
     if (i >= c.end) return item;
     const int4 r = records[i];
     item.node = r.x & 0xffff;
@@ -250,59 +296,91 @@ struct TensorTile {
     return item;
   }
 
-  __device__ __forceinline__ int slots_of_unit() const {
-    return (static_cast<int>(a.program.S) << a.rows_log2) * kUnit;
-  }
   __device__ __forceinline__ S* slot(int own, int index, int half) const {
-    return slots + (first_slot[half] + own * slots_of_unit() + (index << a.rows_log2) * kUnit);
+    return slots + (first_slot[half] + index * kLd + own * kUnit);
   }
   // A stream's items of a tile in stage `at` of the ring, and the lane's columns of one.
   __device__ __forceinline__ S* staged_rows(int at, int stream, int tile) const {
-    return ring + at * a.layout.stage + a.layout.stream[stream] + tile * kUnit * a.layout.ld_state;
+    return ring + at * a.layout.stage + a.layout.stream[stream] + tile * kUnit * kLd;
   }
   __device__ __forceinline__ S* staged(int at, int stream, int tile, int half, int own) const {
-    return staged_rows(at, stream, tile) + (g + 8 * half) * a.layout.ld_state + column(own);
+    return staged_rows(at, stream, tile) + (g + 8 * half) * kLd + column(own);
   }
   __device__ __forceinline__ S* staged_x(int at, int tile, int half, int unit_x) const {
     return ring + at * a.layout.stage + a.layout.x + (tile * kUnit + g + 8 * half) * a.layout.ld_x +
            unit_x * kUnit + kPiece * q;
   }
 
-  // Starts the copies of a chunk's inputs: each lane what it will read itself, but x by all.
+  // Starts the copies of a chunk's inputs: each lane what it will read itself, but x by all. What
+  // is not there is not copied: the ring began as zeros, so a product's item or column of nothing
+  // is zero or what an earlier item left, and meets only zeros or results that nobody reads.
   __device__ __forceinline__ void stage(const TensorChunk& c, int at) const {
     const int tiles = num_tiles(c);
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
+        if (!has_items(c, tile, half)) break;
         const TensorItem item = this->item(c, tile, half);
         if (a.alignment >= kPieceBytes<S>)
           stage_item<true>(item, at, tile, half);
         else
           stage_item<false>(item, at, tile, half);
-        if (a.x)
+        if (a.x && !is_x_late())
 #pragma unroll 1
           for (int unit_x = warp; unit_x * kUnit < a.C; unit_x += kWarps) {
             const int at_column = unit_x * kUnit + kPiece * q;
-            copy_piece(staged_x(at, tile, half, unit_x),
-                       static_cast<const S*>(a.x) + row(item.row, item.node) * a.C + at_column,
-                       item.is_live ? a.C - at_column : 0, a.alignment_x);
+            if (item.is_live && at_column < a.C)
+              copy_piece(staged_x(at, tile, half, unit_x),
+                         static_cast<const S*>(a.x) + row(item.row, item.node) * a.C + at_column,
+                         a.C - at_column, a.alignment_x);
           }
       }
     cp_async_commit();
   }
+  // Narrow rows of x that cp.async does not take, for they are aligned to 2 bytes, of a warp alone,
+  // whose chunks are one product: loaded where others are staged, kept over the product, and put
+  // into the ring after it.
+  struct LateX {
+    S x[2][kPiece];
+  };
+  __device__ __forceinline__ bool is_x_late() const {
+    return kWarps == 1 && sizeof(S) == 2 && a.x && a.alignment_x < 4 && a.C <= kUnit;
+  }
+  __device__ __forceinline__ void load_x(const TensorChunk& c, LateX& late) const {
+    if (!is_x_late()) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const TensorItem item = this->item(c, 0, half);
+      const S* from = static_cast<const S*>(a.x) + row(item.row, item.node) * a.C;
+#pragma unroll
+      for (int e = 0; e < kPiece; ++e) {
+        const int column = kPiece * q + e;
+        late.x[half][e] = item.is_live && column < a.C ? from[column] : from_acc<S>(0.f);
+      }
+    }
+  }
+  __device__ __forceinline__ void store_x(int at, const LateX& late) const {
+    if (!is_x_late()) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int e = 0; e < kPiece; ++e) staged_x(at, 0, half, 0)[e] = late.x[half][e];
+  }
+
   template <bool kIsAligned>
   __device__ __forceinline__ void stage_item(const TensorItem& item, int at, int tile,
                                              int half) const {
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) {
+      const int valid = a.H - column(own);
+      if (!item.is_inside || valid <= 0) continue;
+      const int64_t from = item.state + column(own);
 #pragma unroll(kIsAligned ? kTensorStreams : 1)
-    for (int s = 0; s < kTensorStreams; ++s) {
-      if (!a.stream[s]) continue;
-#pragma unroll(kIsAligned ? kOwn : 1)
-      for (int own = 0; own < kOwn; ++own)
-        copy_piece(staged(at, s, tile, half, own),
-                   static_cast<const S*>(a.stream[s]) + item.state + column(own),
-                   item.is_inside ? a.H - column(own) : 0,
-                   kIsAligned ? kPieceBytes<S> : a.alignment);
+      for (int s = 0; s < kTensorStreams; ++s)
+        if (a.stream[s])
+          copy_piece(staged(at, s, tile, half, own), static_cast<const S*>(a.stream[s]) + from,
+                     valid, kIsAligned ? kPieceBytes<S> : a.alignment);
     }
   }
 
@@ -323,20 +401,26 @@ struct TensorTile {
     for (int half = 0; half < 2; ++half) {
       if (!has_items(c, tile, half)) break;
       const TensorItem item = this->item(c, tile, half);
+      float sum[kOwn][kPiece] = {};
+#pragma unroll
+      for (int p = 0; p < 3; ++p) {
+        if (!__any_sync(kAllLanes, p < item.count)) break;
+#pragma unroll
+        for (int own = 0; own < kOwn; ++own) add_slot(sum[own], own, item.pred[p], half);
+      }
+      if (item.count > 3) {
+        const int32_t* pred =
+            a.program.pred_slot + __ldg(a.program.pred_ptr + d * (a.N + 1) + item.position);
+#pragma unroll 1
+        for (int p = 3; p < item.count; ++p)
+#pragma unroll
+          for (int own = 0; own < kOwn; ++own)
+            add_slot(sum[own], own, first_row(__ldg(pred + p)), half);
+      }
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
-        float sum[kPiece] = {};
-#pragma unroll
-        for (int p = 0; p < 3; ++p)
-          if (p < item.count) add_slot(sum, own, item.pred[p], half);
-        if (item.count > 3) {
-          const int32_t* pred =
-              a.program.pred_slot + __ldg(a.program.pred_ptr + d * (a.N + 1) + item.position);
-#pragma unroll 1
-          for (int p = 3; p < item.count; ++p) add_slot(sum, own, __ldg(pred + p), half);
-        }
-        extra(item, column(own), sum);
-        pieces[half][own] = Core::piece(sum);
+        extra(item, column(own), sum[own]);
+        pieces[half][own] = Core::piece(sum[own]);
       }
     }
 #pragma unroll
@@ -367,19 +451,26 @@ struct TensorTile {
     const int row = block * kUnit + i, column = block_column * kUnit + kPiece * q;
     const S* from =
         static_cast<const S*>(matrix) + (static_cast<int64_t>(d) * a.H + row) * width + column;
-    return load_piece(from, row < a.H ? width - column : 0, alignment_of<S>(matrix, width));
+    return load_piece(from, row < a.H ? width - column : 0,
+                      alignment_of(matrix, width * static_cast<int64_t>(sizeof(S))));
   }
 
-  // The sweep over a tile of rows. extra as above; start(at, tile, acc) says what the product is
-  // added to; finish(at, tile, half, item, sums, acc) takes the result of half a tile's items, and
-  // after(at, tile, sums) follows. at: stage of the ring; sums: of the own columns.
+  // The sweep over a tile of rows. extra as above; start(chunk, at, tile, acc) says what the
+  // product is added to; finish(at, tile, half, item, sums, acc) takes the result of half a tile's
+  // items, and after(chunk, at, tile, sums) follows. at: stage of the ring; sums: of the own
+  // columns.
   template <typename Extra, typename Start, typename Finish, typename After>
   __device__ __forceinline__ void sweep(const Weight (&weights)[kSteps][kOwn], const Extra& extra,
                                         const Start& start, const Finish& finish,
                                         const After& after) const {
     TensorChunk now = chunk(0), ahead = now;
 #pragma unroll 1
-    for (int s = 0; s < kTensorRing - 1; ++s, ahead = chunk(ahead.end)) stage(ahead, s);
+    for (int s = 0; s < kTensorRing - 1; ++s, ahead = chunk(ahead.end)) {
+      LateX late;
+      load_x(ahead, late);
+      stage(ahead, s);
+      store_x(s, late);
+    }
     int at = 0, parity = 0;
     while (now.begin < now.end) {
       const int tiles = num_tiles(now);
@@ -394,12 +485,15 @@ struct TensorTile {
       }
       cp_async_wait<kTensorRing - 2>();  // this chunk's inputs are there
       sync();
-      stage(ahead, (at + kTensorRing - 1) % kTensorRing);
+      const int last = (at + kTensorRing - 1) % kTensorRing;
+      LateX late;
+      load_x(ahead, late);
+      stage(ahead, last);
       ahead = chunk(ahead.end);
 #pragma unroll 1
       for (int tile = 0; tile < tiles; ++tile) {
         float acc[kOwn][2][4];
-        start(at, tile, acc);
+        start(now, at, tile, acc);
         if constexpr (kWarps > 1) {
           // The products of odd units go to sums of their own, if there are registers for them: few
           // columns are few mma that do not wait for each other.
@@ -429,8 +523,9 @@ struct TensorTile {
 #pragma unroll
         for (int half = 0; half < 2; ++half)
           if (has_items(now, tile, half)) finish(at, tile, half, item(now, tile, half), sums, acc);
-        after(at, tile, sums);
+        after(now, at, tile, sums);
       }
+      store_x(last, late);
       __syncwarp();  // the slots are there
       now = chunk(now.end);
       at = (at + 1) % kTensorRing;
@@ -442,7 +537,7 @@ struct TensorTile {
 
 // states: all arrays of rows of H elements, null or not.
 inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Plan& plan,
-                                std::initializer_list<const void*> states) {
+                                Dtype dtype, std::initializer_list<const void*> states) {
   TensorSweep sweep{};
   sweep.program = program;
   sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
@@ -452,25 +547,28 @@ inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Pl
   sweep.mask = a.mask;
   sweep.alignment = 16;
   for (const void* state : states)
-    sweep.alignment = std::min(sweep.alignment, alignment_of<uint16_t>(state, a.H));
+    sweep.alignment = std::min(sweep.alignment, alignment_of(state, a.H * storage_bytes(dtype)));
   return sweep;
 }
 
-// Calls f(S{}) with the storage type, one of 16 bits.
+// Calls f(S{}) with the storage type.
 template <typename F>
 void with_tensor_dtype(Dtype dtype, const F& f) {
-  if (dtype == Dtype::kBFloat16)
+  if (dtype == Dtype::kFloat32)
+    f(float{});
+  else if (dtype == Dtype::kBFloat16)
     f(__nv_bfloat16{});
   else
     f(__half{});
 }
 
-// Calls f with the shapes (kOwn, kSteps) that tensor_shape chooses.
-template <bool kIsBackward, typename F>
+// Calls f with the shape (kOwn, kSteps) of a plan.
+template <bool kIsBackward, bool kIsTf32, typename F>
 void with_tensor_shape(const Plan& plan, const F& f) {
   const auto call = [&](auto steps) {
     constexpr int kSteps = decltype(steps)::value;
-    f(std::integral_constant<int, tensor_own(kSteps, kIsBackward)>{}, steps);
+    if constexpr (kSteps <= tensor_max_steps(kIsTf32))
+      f(std::integral_constant<int, tensor_own(kSteps, kIsBackward, kIsTf32)>{}, steps);
   };
   switch (plan.steps) {
     case 1:

@@ -21,7 +21,6 @@ namespace strnn::cuda {
 
 constexpr int kLanes = 32;
 constexpr int kWarpNodes = 2;  // nodes of a step
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 // The sweep program of one direction in shared memory, two int4 for each position:
 // {node, slot or -1 if nobody reads the state, first predecessor, their number},

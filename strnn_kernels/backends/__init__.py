@@ -32,6 +32,7 @@ class Backend:
         dtypes: floating dtypes it takes; None: all.
         unavailable: why it cannot run on this machine; None: it can.
         order: the traversal order of the sweep programs it follows.
+        has_tf32: whether it wants to be told when products of float32 may be made of TF32.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Backend:
     dtypes: tuple[torch.dtype, ...] | None
     unavailable: str | None
     order: str = "levels"
+    has_tf32: bool = False
 
     @property
     def namespace(self) -> str:
@@ -64,7 +66,7 @@ _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cuda", ("cuda",), _FLOATS, native.CUDA_UNAVAILABLE),
+        Backend("cuda", ("cuda",), _FLOATS, native.CUDA_UNAVAILABLE, has_tf32=True),
         Backend("triton", triton.DEVICES, triton.DTYPES, triton.UNAVAILABLE),
         Backend("cpu", ("cpu",), _FLOATS, native.CPU_UNAVAILABLE),
         Backend("reference", None, None, None),

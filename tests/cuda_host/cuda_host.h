@@ -122,6 +122,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   }
   return ballot;
 }
+inline bool __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 template <typename T>

@@ -34,8 +34,8 @@ KERNELS = (
 RUNTIME = ("scheduler.cpp", "checker.cpp", "tensor_core.cpp")
 COMMON = ["-std=c++17", "-g1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas"]
 _CHECKED = ["-fno-tree-vectorize", "-fno-store-merging", "-fsanitize=thread"]
-#: "mutant" is "race" for sources that are compiled for a single run.
-MODES = {"fast": ["-O2"], "race": ["-O2", *_CHECKED], "mutant": ["-O1", *_CHECKED]}
+#: -O1: at -O2 the compiler takes longer than the tests would save.
+MODES = {"fast": ["-O1"], "race": ["-O1", *_CHECKED]}
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 #: Families of kernels in the planner's order; see csrc/cuda/planner.h.
 FAMILIES = ("general", "warp_per_row", "tensor_core", "cluster", "level")
@@ -201,22 +201,23 @@ class Emulated:
     # --- the ops of strnn_kernels.schema ---
 
     def _sweep(
-        self, x, w_ih, bias, w_hh, mask, h0, entry, projection, table, groups, slots, activation
-    ):
+        self, x, w_ih, bias, w_hh, mask, h0, entry, projection, table, groups, slots, activation,
+        allow_tf32,
+    ):  # fmt: skip
         (B, N), (D, H) = x.shape[:2], w_hh.shape[:2]
         C = 0 if w_ih is None else w_ih.shape[2]
         K = 0 if projection is None else projection.shape[1]
         names = ("x", "w_ih", "bias", "w_hh", "mask", "h0", "entry", "projection", "table")
         values = (x, w_ih, bias, w_hh, mask, h0, entry, projection, table)
-        return (B, N, D, C, H, K, activation, groups, slots, table.numel()), dict(
-            zip(names, values, strict=True)
-        )
+        sizes = (B, N, D, C, H, K, activation, groups, slots, table.numel(), allow_tf32)
+        return sizes, dict(zip(names, values, strict=True))
 
     def sweep_fwd(self, x, w_ih, bias, w_hh, mask, h0, entry, projection, program, reversed_program,
-                  sizes, activation, keep_h):  # fmt: skip
+                  sizes, activation, keep_h, allow_tf32=False):  # fmt: skip
         n, given = self._sweep(
-            x, w_ih, bias, w_hh, mask, h0, entry, projection, program, *sizes[:2], activation
-        )
+            x, w_ih, bias, w_hh, mask, h0, entry, projection, program, *sizes[:2], activation,
+            allow_tf32,
+        )  # fmt: skip
         B, N, D, _, H, K = n[:6]
         wanted = {
             "h": (B, N, D, H) if keep_h else None,
@@ -227,20 +228,11 @@ class Emulated:
         return tuple(x.new_empty(0) if made[k] is None else made[k] for k in ("h", "s"))
 
     def sweep_bwd(self, dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection,
-                  reversed_program, sizes, activation, need_dx):  # fmt: skip
+                  reversed_program, sizes, activation, need_dx, allow_tf32=False):  # fmt: skip
         n, given = self._sweep(
-            x,
-            w_ih,
-            bias,
-            w_hh,
-            mask,
-            h0,
-            entry,
-            projection,
-            reversed_program,
-            *sizes[2:],
-            activation,
-        )
+            x, w_ih, bias, w_hh, mask, h0, entry, projection, reversed_program, *sizes[2:],
+            activation, allow_tf32,
+        )  # fmt: skip
         given |= {"h": h, "dh": dh, "ds": ds, "gate": None, "pre": None}
         of = {"dx": x if need_dx else None, "dw_ih": w_ih, "dbias": bias, "dw_hh": w_hh, "dh0": h0}
         of["dprojection"] = projection
@@ -248,23 +240,26 @@ class Emulated:
         made = self.call("sweep_backward", n, given, wanted, x.dtype)
         return tuple(x.new_empty(0) if made[k] is None else made[k] for k in of)
 
-    def gated_sweep_fwd(self, g, gate, w, program, reversed_program, sizes):
-        n, given = self._sweep(g, None, None, w, None, None, None, None, program, *sizes[:2], 0)
+    def gated_sweep_fwd(self, g, gate, w, program, reversed_program, sizes, allow_tf32=False):
+        n, given = self._gated(g, w, program, sizes[:2], allow_tf32)
         wanted = {"h": g.shape, "pre": None, "s": None}
         return self.call("sweep", n, given | {"gate": gate}, wanted, g.dtype)["h"]
 
-    def gated_sweep_bwd(self, dy, y, g, gate, w, program, reversed_program, sizes):
-        n, given = self._sweep(g, None, None, w, None, None, None, None, program, *sizes[:2], 0)
+    def gated_sweep_bwd(self, dy, y, g, gate, w, program, reversed_program, sizes,
+                        allow_tf32=False):  # fmt: skip
+        n, given = self._gated(g, w, program, sizes[:2], allow_tf32)
         wanted = {"h": None, "pre": g.shape, "s": None}
         pre = self.call("sweep", n, given | {"gate": gate}, wanted, g.dtype)["pre"]
-        n, given = self._sweep(
-            g, None, None, w, None, None, None, None, reversed_program, *sizes[2:], 0
-        )
+        n, given = self._gated(g, w, reversed_program, sizes[2:], allow_tf32)
         given |= {"h": y, "dh": dy, "ds": None, "gate": gate, "pre": pre}
         wanted = {"dgate": g.shape, "dx": g.shape, "dw_ih": None, "dbias": None, "dw_hh": w.shape}
         wanted |= {"dh0": None, "dprojection": None}
         made = self.call("sweep_backward", n, given, wanted, g.dtype)
         return made["dx"], made["dgate"], made["dw_hh"]
+
+    def _gated(self, g, w, table, sizes, allow_tf32):
+        nothing = (None,) * 4
+        return self._sweep(g, None, None, w, *nothing, table, *sizes, 0, allow_tf32)
 
     def sparse_projection_fwd(self, h, weight):
         (B, N, D, H), K = h.shape, weight.shape[1]
@@ -281,12 +276,23 @@ class Emulated:
         return made["dh"], made["dweight"]
 
 
+@contextmanager
+def allowed_tf32() -> Iterator[None]:
+    """As a user allows TF32 for matrix products."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 class Switch:
     """The backend "cuda_host", whose ops go to whichever `Emulated` runs."""
 
     def __init__(self):
         self._current: Emulated | None = None
-        self._backend = Backend("cuda_host", ("cpu",), tuple(DTYPES), None)
+        self._backend = Backend("cuda_host", ("cpu",), tuple(DTYPES), None, has_tf32=True)
         registration._OPS["cuda_host"] = registration._register(self._backend)
         self._library = torch.library.Library(self._backend.namespace, "IMPL")
         for op in registration.OPS:

@@ -129,11 +129,14 @@ def expected_mma(name, architecture):
         return (0 if architecture == "sm_80" else 4 * int(arguments[-1]),)
     if not name.endswith("_tensor_kernel"):
         return (0,)
-    own, steps = map(int, arguments[-2:])
-    product = 2 * own * steps
+    own, steps = map(int, arguments[1:3])
+    of_unit = 4 if arguments[0] == "float" else 2  # tf32: half as deep
+    product = of_unit * own * steps
+    rows = 1 if steps > 8 else 8 // of_unit // own  # that the projection tells apart
+    projection = of_unit * own * rows if arguments[3] == "true" else 0
     if name.startswith("sweep_forward"):
-        return (product + 2 * own,)  # and one unit of x
-    return (2 * product if steps <= 8 else product,)  # and dw_hh
+        return (product + of_unit * own + projection,)  # and one unit of x
+    return ((2 * product if steps <= 8 else product) + projection,)  # and dw_hh
 
 
 def test_products_are_on_the_tensor_core():

@@ -45,6 +45,8 @@ TENSOR = (
     widened("diamond", 70), widened("gated-corner", 40), widened("corner-no-bias", 128),
     widened("chain-tanh-h0", 130), widened("gated-diamond", 136),
 )  # fmt: skip
+#: Of these, the widths that tf32 has.
+TF32 = tuple(case for case in TENSOR if case.H <= 128)
 #: One CTA at a time on one multiprocessor: it goes through all tiles of rows.
 ONE_CTA = (80, 1, 160 * 1024, 8 * 1024)
 
@@ -77,6 +79,55 @@ def test_tensor_core(case, dtype, harness, switch, fast):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_tensor_core_takes_the_whole_table(case, harness, switch, fast):
     check(switch, harness.Emulated(fast), smooth(case), torch.bfloat16)
+
+
+def check_tf32(harness, switch, emulated, case):
+    inputs = case.inputs()
+    expected = testing.Expected.of(case, inputs, allow_tf32=True)
+    with harness.allowed_tf32(), switch.running(emulated):
+        actual = case.results(sk, inputs)
+    expected.check(actual, "cuda_host")
+    return actual
+
+
+@pytest.mark.parametrize("case", TF32, ids=str)
+def test_tf32(case, harness, switch, fast):
+    actual = check_tf32(harness, switch, harness.Emulated(fast, family="tensor_core"), case)
+    with switch.running(harness.Emulated(fast)):
+        exact = case.results(sk, case.inputs())
+    assert not torch.equal(actual["output"], exact["output"])
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("case", TF32[::2], ids=str)
+def test_tf32_schedules(case, seed, harness, switch, fast):
+    emulated = harness.Emulated(fast, ONE_CTA, seed=seed, family="tensor_core")
+    check_tf32(harness, switch, emulated, case)
+
+
+@pytest.mark.parametrize("case", TF32[1::3], ids=str)
+def test_no_races_of_tf32(case, harness, switch, race):
+    emulated = harness.Emulated(race, ONE_CTA, seed=2, family="tensor_core")
+    check_tf32(harness, switch, emulated, case)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_tf32_is_a_constant_of_a_compiled_graph(harness, switch, fast):
+    """Torch compiles again when the user changes the setting; a backward follows its forward."""
+    case = TF32[2]
+    leaves = {n: v.requires_grad_(v.is_floating_point()) for n, v in case.inputs().items()}
+    compiled = torch.compile(case.bind(sk, leaves), fullgraph=True, backend="aot_eager")
+    with switch.running(harness.Emulated(fast)):
+        exact = compiled()
+        with harness.allowed_tf32():
+            y = compiled()
+            expected = case.results(sk, leaves)
+        slopes = torch.autograd.grad(y, leaves.values(), case.output_gradient(y))
+        again = compiled()
+    assert torch.equal(y, expected["output"])
+    assert torch.equal(exact, again) and not torch.equal(exact, y)
+    for name, slope in zip(leaves, slopes, strict=True):
+        assert torch.equal(slope, expected["d" + name]), name
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -1,6 +1,7 @@
 """The emulator sees bugs planted in the package's kernels: each of these changes must be caught."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -160,15 +161,15 @@ MUTATIONS |= {
     ),
     "tensor-wrong-item-of-a-sum": (
         "mma.cuh",
-        "x + lane % 16 * ld",
-        "x + (lane ^ 1) % 16 * ld",
+        "(lane % 16 >> shift)",
+        "((lane ^ 1) % 16 >> shift)",
         "chain-causal",
         None,
     ),
     "tensor-barrier": (
         "sweep_tensor.cuh",
-        "      sync();\n      stage(ahead",
-        "      stage(ahead",
+        "      sync();\n      const int last",
+        "      const int last",
         "sweep-mask-h0",
         "RACE",
     ),
@@ -202,7 +203,7 @@ MUTATIONS |= {
     ),
     "tensor-copies-too-early": (
         "sweep_tensor.cuh",
-        "stage(ahead, (at + kTensorRing - 1) % kTensorRing)",
+        "stage(ahead, last)",
         "stage(ahead, at)",
         "chain-causal",
         "RACE|copy under way",
@@ -216,8 +217,8 @@ MUTATIONS |= {
     ),
     "tensor-tail-of-the-batch-is-read": (
         "sweep_tensor.cuh",
-        "item.is_inside ? a.H - column(own) : 0",
-        "a.H - column(own)",
+        "if (!item.is_inside || valid <= 0) continue;",
+        "if (valid <= 0) continue;",
         "chain-causal",
         "BOUNDS",
     ),
@@ -241,6 +242,64 @@ MUTATIONS |= {
         "if (true)",
         "sweep-mask-h0",
         "BOUNDS",
+    ),
+}
+MUTATIONS |= {
+    "tensor-no-zeros-for-no-predecessor": (
+        "sweep_tensor.cuh",
+        "    set_to_zero(slots + no_pred() * kLd, rows * kLd);\n",
+        "",
+        "corner-4x3-states",
+        "UNWRITTEN",
+    ),
+    "tensor-ring-without-zeros": (
+        "sweep_tensor.cuh",
+        "    set_to_zero(ring, a.layout.ring);\n",
+        "",
+        "sweep-mask-h0",
+        "UNWRITTEN",
+    ),
+    "tensor-late-inputs-into-another-stage": (
+        "sweep_tensor.cuh",
+        "      store_x(last, late);\n",
+        "      store_x(at, late);\n",
+        "corner-4x3-states",
+        None,
+    ),
+    "projection-of-another-row": (
+        "sweep_tensor.cuh",
+        "row_of(0) != r) low",
+        "row_of(0) == r) low",
+        "corner-4x3-states",
+        None,
+    ),
+    "projection-beyond-the-nodes": (
+        "sweep_tensor.cuh",
+        "e < (N + kUnit - 1) * kTensorMaxK;",
+        "e < N * kTensorMaxK;",
+        "corner-4x3-states",
+        "UNWRITTEN",
+    ),
+    "tf32-wrong-fragment": (
+        "mma.cuh",
+        "x.r[2 * e] = rounded(a.w[e]), x.r[2 * e + 1] = rounded(b.w[e]);",
+        "x.r[e] = rounded(a.w[e]), x.r[e + 4] = rounded(b.w[e]);",
+        "sweep-mask-h0",
+        None,
+    ),
+    "tf32-wrong-item-of-a-sum": (
+        "mma.cuh",
+        "(8 * j + q + 4 * s) >> shift",
+        "(8 * j + q + 4 * (1 - s)) >> shift",
+        "sweep-mask-h0",
+        None,
+    ),
+    "tf32-wrong-row-of-a-transposed-weight": (
+        "mma.cuh",
+        "return own % 2 ? b : a;",
+        "return own % 2 ? a : b;",
+        "sweep-mask-h0",
+        None,
     ),
 }
 MUTATIONS |= {
@@ -360,7 +419,7 @@ MUTATIONS |= {
         None,
     ),
 }
-#: Of the tensor_core family only H = 33..64, two warps backward, in bfloat16.
+#: Of the tensor_core family only H = 33..64, two warps backward, in one type.
 SHAPES = """  switch (plan.steps) {
     case 1:
       return call(std::integral_constant<int, 1>{});
@@ -374,7 +433,9 @@ SHAPES = """  switch (plan.steps) {
       return call(std::integral_constant<int, 16>{});
   }
 """
-HALVES = """  if (dtype == Dtype::kBFloat16)
+TENSOR_DISPATCH = """  if (dtype == Dtype::kFloat32)
+    f(float{});
+  else if (dtype == Dtype::kBFloat16)
     f(__nv_bfloat16{});
   else
     f(__half{});
@@ -386,6 +447,8 @@ KINDS = {
     "general": ("general", torch.float64, "double", (80, 2, 48 * 1024, 48 * 1024)),
     "warp": ("warp_per_row", torch.float32, "float", (80, 2, 48 * 1024, 48 * 1024)),
     "tensor": ("tensor_core", torch.bfloat16, "__nv_bfloat16", (80, 1, 160 * 1024, 8 * 1024)),
+    "projection": ("tensor_core", torch.bfloat16, "__nv_bfloat16", (80, 99, 99 * 1024, 99 * 1024)),
+    "tf32": ("tensor_core", torch.float32, "float", (80, 1, 160 * 1024, 16 * 1024)),
     "level": ("level", torch.float32, "float", (80, 1, 64 * 1024, 64 * 1024)),
     "cluster": ("cluster", torch.bfloat16, "__nv_bfloat16", (90, 2, 96 * 1024, 96 * 1024)),
 }
@@ -417,18 +480,21 @@ def run(harness, switch, sources, name, kind):
     """
     family, dtype, storage, device = KINDS[kind]
     mutate(sources, "storage.cuh", DISPATCH, f"    default:\n      return f({storage}{{}});\n")
-    mutate(sources, "sweep_tensor.cuh", HALVES, "  f(__nv_bfloat16{});\n")
+    is_tensor, is_tf32 = family == "tensor_core", kind == "tf32"
+    of_tensor = storage if is_tensor else "__nv_bfloat16"
+    mutate(sources, "sweep_tensor.cuh", TENSOR_DISPATCH, f"  f({of_tensor}{{}});\n")
     mutate(
         sources, "sweep_tensor.cuh", SHAPES, "  return call(std::integral_constant<int, 4>{});\n"
     )
     case = testing.find(name)
-    if kind == "tensor":  # no kinks: in 16 bits rounding decides a ReLU's derivative at many states
-        case = replace(case, activation="tanh")
+    if is_tensor:  # no kinks: in so few bits rounding decides a ReLU's derivative at many states
+        case = replace(case, activation="tanh", K=3 if kind == "projection" else case.K)
     inputs = case.inputs(dtype=dtype)
-    expected = testing.Expected.of(case, inputs)
-    library = harness.build("mutant", sources / "cuda")
+    expected = testing.Expected.of(case, inputs, allow_tf32=is_tf32)
+    library = harness.build("race", sources / "cuda")
     emulated = harness.Emulated(library, device, seed=2, family=family)
-    with switch.running(emulated):
+    allowed = harness.allowed_tf32() if is_tf32 else nullcontext()
+    with allowed, switch.running(emulated):
         expected.check(case.results(sk, inputs), "mutant")
 
 

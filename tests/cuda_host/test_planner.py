@@ -116,8 +116,33 @@ def test_16_bit_types_go_to_the_tensor_core(is_backward, dtype):
     assert plan(turing, dtype=dtype, is_backward=is_backward)["family"] == "general"
 
 
-def test_float32_stays_exact():
+def test_float32_stays_exact_unless_tf32_is_allowed():
     assert plan(H=64)["family"] == "general"
+    assert plan(H=64, allow_tf32=True)["family"] == "tensor_core"
+    assert plan(H=64, dtype="float64", allow_tf32=True)["family"] == "general"
+
+
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_tf32_up_to_the_width_whose_weights_fit(is_backward):
+    """Narrow states keep their warps, which are exact and as quick."""
+    for H, family in [(30, "warp_per_row"), (33, "tensor_core"), (128, "tensor_core")]:
+        for device in (H200, A100):
+            found = plan(device, H=H, is_backward=is_backward, allow_tf32=True)
+            assert found["family"] == family, H
+    wide = plan(H=129, is_backward=is_backward, allow_tf32=True)
+    assert wide == plan(H=129, is_backward=is_backward)
+
+
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_tensor_core_projects_where_its_sums_fit(is_backward):
+    """Up to 16 rows of the weight, in tiles of few rows of B; a kernel of its own beyond."""
+    kind = dict(dtype="bfloat16", is_backward=is_backward)
+    assert plan(**kind)["projects"] and plan(**kind)["rows"] <= 2
+    assert plan(**kind, K=16)["projects"] and not plan(**kind, K=17)["projects"]
+    assert not plan(**kind, K=0)["projects"]
+    many = dict(N=128, D=2, C=0, H=128, groups=128, slots=1, B=4096)
+    assert not plan(**kind, **many)["projects"] and plan(**kind, **many)["rows"] == 16
+    assert plan(**kind, **many | dict(B=8))["projects"]
 
 
 def test_rows_follow_the_width_of_a_group():

@@ -18,7 +18,7 @@ from .sweep_weights import weight_gradient
 from .tile import GATED
 
 
-def gated_sweep_fwd(g, gate, w, program, _reversed, sizes):
+def gated_sweep_fwd(g, gate, w, program, _reversed, sizes, _allow_tf32=False):
     """States y, (B, N, D, H)."""
     y = g.new_empty(g.shape)
     if y.numel():
@@ -33,7 +33,7 @@ def gated_sweep_fwd(g, gate, w, program, _reversed, sizes):
     return y
 
 
-def gated_sweep_bwd(dy, y, g, gate, w, program, reversed_program, sizes):
+def gated_sweep_bwd(dy, y, g, gate, w, program, reversed_program, sizes, _allow_tf32=False):
     """Gradients dg, dgate (B, N, D, H), dw (D, H, H)."""
     dy, y, g, gate, w = (t.contiguous() for t in (dy, y, g, gate, w))
     dg, dgate, t = torch.empty_like(g), torch.empty_like(g), torch.empty_like(g)

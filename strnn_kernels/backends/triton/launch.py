@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from strnn_kernels.backends import tf32
+
 from . import IS_INTERPRETED
 
 #: Widest state (padded to a power of two) of which W stays on chip, by operand; beyond it the wide
@@ -122,9 +124,7 @@ def precision(dtype: torch.dtype) -> str:
 
     STRNN_TRITON_TF32=tf32x3 asks for three TF32 products (nearly exact) wherever TF32 is allowed.
     """
-    if dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision != "tf32":
-        return "ieee"
-    return os.environ.get("STRNN_TRITON_TF32", "tf32")
+    return os.environ.get("STRNN_TRITON_TF32", "tf32") if tf32.is_allowed(dtype) else "ieee"
 
 
 def types(dtype: torch.dtype) -> dict:

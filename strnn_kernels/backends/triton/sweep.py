@@ -81,8 +81,9 @@ def run_sweep(
 
 
 def sweep_fwd(
-    x, w_ih, bias, w_hh, mask, h0, entry, projection, program, _reversed, sizes, activation, keep_h
-):
+    x, w_ih, bias, w_hh, mask, h0, entry, projection, program, _reversed, sizes, activation,
+    keep_h, _allow_tf32=False,
+):  # fmt: skip
     """States h (B, N, D, H), and s (B, D, K, H); (0,) for what is not kept or not there."""
     x, w_ih, bias, w_hh, mask, h0, entry, projection = _contiguous(
         x, w_ih, bias, w_hh, mask, h0, entry, projection
@@ -116,8 +117,9 @@ def sweep_fwd(
 
 
 def sweep_bwd(
-    dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection, program, sizes, activation, need_dx
-):
+    dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection, program, sizes, activation,
+    need_dx, _allow_tf32=False,
+):  # fmt: skip
     """Gradients dx, dw_ih, dbias, dw_hh, dh0, dprojection; (0,) for what is not there."""
     dh, ds, x, h, w_ih, w_hh, mask, h0, entry, projection = _contiguous(
         dh, ds, x, h, w_ih, w_hh, mask, h0, entry, projection

@@ -265,6 +265,17 @@ def hot_loop(library: Path, counts: Mapping[int, int]) -> dict[str, int]:
     return {"instructions": len(names), **kinds}
 
 
+def reason(row: Mapping[str, Any]) -> str:
+    """Where the time of a case goes, in half a sentence."""
+    shares = {part: ms / row["kernel_ms"] for part, ms in row["parts_ms"].items()}
+    products = shares.pop("products")
+    rest = sorted(shares, key=lambda part: -shares[part])[:2]
+    return (
+        f"products take {products:.0%} of the time, at {row['products_share_of_peak']:.0%} of the "
+        f"FMA peak; then come " + " and ".join(f"{part} ({shares[part]:.0%})" for part in rest)
+    )
+
+
 def section(result: Mapping[str, Any], name: str) -> list[str]:
     """The page of a result file."""
     header = ["case", "mode", "kernel ms", *PARTS, OTHER, "products at, of FMA peak", "their loop"]

@@ -49,20 +49,23 @@ def main(arguments: list[str] | None = None) -> None:
         "with more arithmetic a core and slower PyTorch peers; where even a program at the floor "
         "would miss one here, the table says at which ratio that floor lies.",
     ]
-    for file in files:
-        result = json.loads(file.read_text())
+    results = {file: json.loads(file.read_text()) for file in files}
+    profiles = [result for result in results.values() if "profile" in result]
+    for file, result in results.items():
         if gpu_report.is_gpu(result):
             page += gpu_report.section(result, file.stem)
         elif "profile" in result:
             page += profile.section(result, file.stem)
         else:
-            page += section(result, file.stem, plots)
+            page += section(result, file.stem, plots, profiles)
     options.out.write_text("\n".join(page) + "\n")
     print(f"{options.out.name}: {len(files)} result files")
 
 
-def section(result: Mapping[str, Any], name: str, plots: Path) -> list[str]:
-    """One result file: machine, tables, plots."""
+def section(
+    result: Mapping[str, Any], name: str, plots: Path, profiles: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """One result file: machine, tables, plots; `profiles` explain what it missed."""
     about, peaks, rows = result["machine"], result["peaks"], result["rows"]
     copies = "; ".join(
         f"{threads} thread(s): "
@@ -84,7 +87,7 @@ def section(result: Mapping[str, Any], name: str, plots: Path) -> list[str]:
     named = [r for r in rows if "=" not in r["case"]]
     if named:
         page += ["", table.speed_table(named)]
-    page += ["", *losses(result), "", *memory(rows)]
+    page += ["", *losses(result, profiles), "", *memory(rows)]
     if named:
         page += [
             "",
@@ -103,9 +106,15 @@ def section(result: Mapping[str, Any], name: str, plots: Path) -> list[str]:
     return [*page, "", "Not timed:", "", missing] if missing else page
 
 
-def losses(result: Mapping[str, Any]) -> list[str]:
+def losses(result: Mapping[str, Any], profiles: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line per row on which a peer is ahead, or a target is missed, and what it would take."""
     rows, peaks = result["rows"], result["peaks"]
+    sampled = {
+        (row["case"], row["mode"]): row
+        for found in profiles
+        if found["machine"]["cpu"] == result["machine"]["cpu"]
+        for row in found["profile"]
+    }
     sgemm = peaks["sgemm_gflops"] / peaks["fma_gflops"]
     host = {(h["op"], h["contestant"], h["mode"]): h["us"] / 1e3 for h in result["host_us"]}
     found = {
@@ -137,6 +146,8 @@ def losses(result: Mapping[str, Any]) -> list[str]:
                         f", with {overhead / mine['median_ms']:.0%} of the time spent by the host "
                         f"before and after the kernel"
                     )
+                if (case, mode) in sampled:
+                    line += "; in the kernel, " + profile.reason(sampled[case, mode])
                 lines.append(line + ".")
     return (
         [

@@ -115,9 +115,9 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
         for (int e = 0; e < kPiece; ++e) other[e] = derivative(f.activation, other[e]);
       }
-      // Not 0 * t, which may be NaN where the node is masked.
 #pragma unroll
       for (int e = 0; e < kPiece; ++e) v[e] = other[e] * acc[own][e / 2][2 * half + e % 2];
+      // Zeros by choice, not by 0 * v, which may be NaN where the node is masked.
       const Piece du = item.is_live ? Core::piece(v) : Piece{};
       if (item.slot != kNoSlot) *reinterpret_cast<Piece*>(tile.slot(own, item.slot, half)) = du;
       if (f.du) store_piece(static_cast<S*>(f.du) + item.state + column, du, valid, a.alignment);

@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown:
         raise SystemExit(f"bench.profile: no case is named {unknown[0]!r}; there are {names}")
     if options.repeat:
-        print(repeat(options.cases[0], options.repeat, options.seconds))
+        print(*repeat(options.cases[0], options.repeat, options.seconds))
         return
     for tool in ("perf", "addr2line", "objdump"):
         if shutil.which(tool) is None:
@@ -103,8 +103,8 @@ def build(folder: Path) -> Path:
     return next((folder / "strnn_kernels").glob("_C.*so"))
 
 
-def repeat(name: str, mode: str, seconds: float) -> int:
-    """Calls of a case within `seconds`, on one thread."""
+def repeat(name: str, mode: str, seconds: float) -> tuple[int, float]:
+    """Calls of a case within `seconds`, on one thread, and operations of a call's products."""
     torch.set_num_threads(1)
     case = next(case for case in BENCHMARKS if case.name == name)
     inputs = case.inputs(oracle=Wavefront())
@@ -116,7 +116,7 @@ def repeat(name: str, mode: str, seconds: float) -> int:
         while time.perf_counter() - start < seconds:
             call()
             calls += 1
-    return calls
+    return calls, roofline.work(case, inputs, mode).product_flops
 
 
 def sample(library: Path, name: str, mode: str, seconds: float, peak: float) -> dict[str, Any]:
@@ -135,7 +135,8 @@ def sample(library: Path, name: str, mode: str, seconds: float, peak: float) -> 
     )
     if done.returncode:
         raise SystemExit(f"bench.profile: perf failed on {name}\n{done.stderr[-2000:]}")
-    milliseconds = 1e3 / SAMPLES_PER_SECOND / int(done.stdout.split()[-1])
+    calls, flops = map(float, done.stdout.split()[-2:])
+    milliseconds = 1e3 / SAMPLES_PER_SECOND / calls
     counts = addresses(folder / "samples", library)
     parts: Counter[str] = Counter()
     of_products: dict[int, int] = {}
@@ -145,15 +146,13 @@ def sample(library: Path, name: str, mode: str, seconds: float, peak: float) -> 
         parts[part_of(stack)] += count
         if part_of(stack) == "products":
             of_products[hit] = count
-    case = next(case for case in BENCHMARKS if case.name == name)
-    needed = roofline.work(case, case.inputs(oracle=Wavefront()), mode)
     in_products = parts["products"] * milliseconds
     return {
         "case": name,
         "mode": mode,
         "kernel_ms": sum(counts.values()) * milliseconds,
         "parts_ms": {part: parts[part] * milliseconds for part in (*PARTS, OTHER)},
-        "products_share_of_peak": needed.product_flops / (in_products * 1e-3) / (peak * 1e9),
+        "products_share_of_peak": flops / (in_products * 1e-3) / (peak * 1e9),
         "loop": hot_loop(library, of_products),
     }
 

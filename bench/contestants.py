@@ -128,7 +128,8 @@ class Backend:
         return functional_runner(case, sk, inputs, dy, around=lambda: sk.use_backend(self.name))
 
 
-#: Compiling a loop of so many levels as one graph takes a minute; of S2's 63, more than ten.
+#: Compiling a loop of so many levels as one graph takes a minute; the training step of S2, with 63,
+#: was not done after eight.
 MAX_COMPILED_LEVELS = 16
 
 

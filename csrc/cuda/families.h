@@ -1,10 +1,31 @@
 // The sweeps of the families that sweep_forward.cu and sweep_backward.cu hand over to.
 #pragma once
+#include <type_traits>
+
 #include "../common/sweep.h"
 #include "planner.h"
 #include "workspace.h"
 
 namespace strnn::cuda {
+
+// What the plan of a SweepForward or SweepBackward depends on.
+template <typename A>
+SweepSizes sizes_of(const A& a, Dtype dtype) {
+  constexpr bool kIsBackward = std::is_same_v<A, SweepBackward>;
+  const Program& program = a.program;
+  return {a.B,
+          a.N,
+          a.D,
+          a.C,
+          a.H,
+          a.K,
+          program.G,
+          program.S,
+          dtype,
+          kIsBackward,
+          a.gate != nullptr,
+          a.allow_tf32};
+}
 
 // warp_per_row: all of the op.
 void sweep_forward_warp(const SweepForward&, const Plan&, void* stream);

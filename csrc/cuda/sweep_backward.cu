@@ -98,21 +98,6 @@ __global__ void __launch_bounds__(128) sum_entered_kernel(const Entered a) {
   static_cast<T*>(a.e)[at] = sum;
 }
 
-SweepSizes sizes_of(const SweepBackward& a, Dtype dtype) {
-  return {a.B,
-          a.N,
-          a.D,
-          a.C,
-          a.H,
-          a.K,
-          a.program.G,
-          a.program.S,
-          dtype,
-          true,
-          a.gate != nullptr,
-          a.allow_tf32};
-}
-
 SparseProjectionBackward projection_of(const SweepBackward& a, void* dh) {
   return {a.B, a.N, a.D, a.H, a.K, a.ds, a.h, a.projection, dh, a.dprojection};
 }

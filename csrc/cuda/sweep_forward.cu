@@ -116,21 +116,6 @@ void transpose(const Transpose& t, void* stream) {
          dim3(static_cast<unsigned>(blocks < 4096 ? blocks : 4096)), 256, 0, stream, t);
 }
 
-SweepSizes sizes_of(const SweepForward& a, Dtype dtype) {
-  return {a.B,
-          a.N,
-          a.D,
-          a.C,
-          a.H,
-          a.K,
-          a.program.G,
-          a.program.S,
-          dtype,
-          false,
-          a.gate != nullptr,
-          a.allow_tf32};
-}
-
 // Whether u is computed before the sweep.
 bool needs_input(Family family) { return family == Family::kCluster || family == Family::kLevel; }
 

@@ -37,6 +37,21 @@ __device__ __forceinline__ float2 unpack(uint32_t word, __half) {
   memcpy(&both, &word, sizeof word);
   return __half22float2(both);
 }
+// Sums of both halves, rounded to the type.
+template <typename Pair>
+__device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
+  Pair x, y;
+  memcpy(&x, &a, sizeof x), memcpy(&y, &b, sizeof y);
+  x = __hadd2(x, y);
+  memcpy(&a, &x, sizeof x);
+  return a;
+}
+__device__ __forceinline__ uint32_t add(uint32_t a, uint32_t b, __nv_bfloat16) {
+  return add_pairs<__nv_bfloat162>(a, b);
+}
+__device__ __forceinline__ uint32_t add(uint32_t a, uint32_t b, __half) {
+  return add_pairs<__half2>(a, b);
+}
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                                     __nv_bfloat16) {
   mma_bf16(d, a, b0, b1);
@@ -70,6 +85,9 @@ struct TensorCore {
   static __device__ __forceinline__ void values(const Piece& p, float (&v)[kPiece]) {
     const float2 low = unpack(p.w[0], S{}), high = unpack(p.w[1], S{});
     v[0] = low.x, v[1] = low.y, v[2] = high.x, v[3] = high.y;
+  }
+  static __device__ __forceinline__ Piece sum(const Piece& a, const Piece& b) {
+    return {{add(a.w[0], b.w[0], S{}), add(a.w[1], b.w[1], S{})}};
   }
   // From the pieces of items g and g + 8.
   static __device__ __forceinline__ Operand operand(const Piece& a, const Piece& b) {
@@ -122,6 +140,29 @@ struct TensorCore {
     }
     return w;
   }
+  // The left operand of a product over columns in their own order, from a unit in shared memory
+  // with `ld` elements from item to item, and the weights that belong to it, from the same as
+  // weight().
+  static __device__ __forceinline__ Operand input(const S* x, int ld) {
+    const int lane = threadIdx.x % 32;
+    Operand a;
+    ldmatrix_x4(a.r, x + lane % 16 * ld + lane / 16 * 8);
+    return a;
+  }
+  template <typename F>
+  static __device__ __forceinline__ Weight input_weight(const F& block) {
+    const int lane = threadIdx.x % 32, q = lane % 4;
+    const Weight pieces = weight(block);
+    Weight w;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // of the s-th 8 columns, words q: of lane 2s + q / 2's piece
+      const int t = i / 2, s = i % 2, from = lane - q + 2 * s + q / 2;
+      const uint32_t even = __shfl_sync(kAllLanes, pieces.r[2 * t], from);
+      const uint32_t odd = __shfl_sync(kAllLanes, pieces.r[2 * t + 1], from);
+      w.r[i] = q % 2 ? odd : even;
+    }
+    return w;
+  }
   // acc[t][2i + e] is column 4q + 2t + e of item g + 8i.
   static __device__ __forceinline__ void multiply(float (&acc)[2][4], const Operand& a,
                                                   const Weight& w) {
@@ -150,6 +191,13 @@ struct TensorCore<float> {
   }
   static __device__ __forceinline__ void values(const Piece& p, float (&v)[kPiece]) {
     memcpy(v, &p, sizeof p);
+  }
+  static __device__ __forceinline__ Piece sum(const Piece& a, const Piece& b) {
+    float x[kPiece], y[kPiece];
+    values(a, x), values(b, y);
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e) x[e] += y[e];
+    return piece(x);
   }
   static __device__ __forceinline__ Operand operand(const Piece& a, const Piece& b) {
     Operand x;
@@ -188,6 +236,16 @@ struct TensorCore<float> {
       for (int e = 0; e < kPiece; ++e) w.r[4 * (e / 2) + 2 * t + e % 2] = rounded(p.w[e]);
     }
     return w;
+  }
+  static __device__ __forceinline__ Operand input(const float* x, int ld) {
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const auto* low = reinterpret_cast<const Piece*>(x + g * ld + kPiece * q);
+    const auto* high = reinterpret_cast<const Piece*>(x + (g + 8) * ld + kPiece * q);
+    return operand(*low, *high);
+  }
+  template <typename F>
+  static __device__ __forceinline__ Weight input_weight(const F& block) {
+    return weight(block);
   }
   template <typename F>
   static __device__ __forceinline__ Weight weight_transposed(const F& block) {

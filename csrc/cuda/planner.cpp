@@ -224,7 +224,7 @@ TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan) {
   const int64_t quads = storage_bytes(z.dtype) / 2;  // of 16 bytes in a lane's part of an operand
   TensorLayout l{};
   const int ld = tensor_ld(plan.steps);
-  l.ld_x = tensor_ld(units_x);
+  l.ld_x = tensor_ld_x(units_x, z.dtype == Dtype::kFloat32);
   l.records = z.N;
   l.input_weights = 32 * quads * units_x * plan.steps;
   l.projection = plan.projects ? (z.N + 15) * kTensorLdProjection : 0;

@@ -85,9 +85,12 @@ constexpr int tensor_projected_rows(int own, int steps, bool is_tf32) {
   return steps > 8 ? 1 : (is_tf32 ? 2 : 4) / own;
 }
 
-// Elements of a row of `units` units in shared memory. An odd number of units: neighbouring rows
-// meet in no bank.
+// Elements of a row of `units` units in shared memory, such that neighbouring rows meet in no bank:
+// an odd number of units where lanes read pieces, one of 16 bytes more where ldmatrix reads rows.
 constexpr int tensor_ld(int units) { return 16 * (units | 1); }
+constexpr int tensor_ld_x(int units, bool is_tf32) {
+  return is_tf32 ? tensor_ld(units) : 16 * units + 8;
+}
 
 // Shared memory of the tensor_core family's CTA: records and parts of products 16 bytes each, the
 // others in elements of the storage type; the kernels carve their arrays in this order.

@@ -157,6 +157,17 @@ __device__ __forceinline__ void store_cluster(void* to, unsigned rank, uint2 val
 #endif
 }
 
+// x, kept in registers: the compiler does not see how it was made, so that it cannot make it again
+// inside of a loop.
+template <typename T>
+__device__ __forceinline__ T keep(T x) {
+  if constexpr (sizeof(T) == 8)
+    asm volatile("" : "+l"(x));
+  else
+    asm volatile("" : "+r"(x));
+  return x;
+}
+
 // Divides dynamic shared memory into arrays, each aligned to 128 bytes.
 struct Carver {
   unsigned char* at;
@@ -175,6 +186,10 @@ struct Carver {
 template <int kBytes>
 inline void cp_async(void* to, const void* from) {
   emu::cp_async(to, from, kBytes, kBytes);
+}
+template <typename T>
+T keep(T x) {
+  return x;
 }
 inline void cp_async_commit() { emu::cp_commit(); }
 template <int kPending>

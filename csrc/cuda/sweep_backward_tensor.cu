@@ -19,7 +19,7 @@ struct TensorBackwardArgs {
   const void* w_hh;
   int64_t num_tiles;
   int activation;
-  bool is_gated;
+  bool has_dh, is_gated;
   void* dgate;
   void* du;      // (B, N, D, H) or null
   void* q;       // (B, N, D, H) or null
@@ -68,21 +68,22 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         });
   };
 
-  const auto extra = [](const TensorItem&, int, float (&)[kPiece]) {};
-  const auto start = [&](const TensorChunk& c, int at, int number, float (&acc)[kOwn][2][4]) {
+  const auto extra = [](const TensorItem&, int, Piece(&)[kOwn]) {};
+  const auto start = [&](int begin, int at, int number, float (&acc)[kOwn][2][4]) {
 #pragma unroll
     for (int own = 0; own < kOwn; ++own)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float dh[kPiece] = {};
-        if (a.stream[1])
-          Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, 1, number, half, own)), dh);
+        if (f.has_dh)
+          Core::values(
+              *reinterpret_cast<const Piece*>(tile.staged(at, 1, number, half) + own * kUnit), dh);
 #pragma unroll
         for (int e = 0; e < kPiece; ++e) acc[own][e / 2][2 * half + e % 2] = dh[e];
       }
     if constexpr (kProjects) {
       const auto weights_of = [&](int item) {
-        return *reinterpret_cast<const Piece*>(tile.projected(c, number, item) + kPiece * tile.q);
+        return *reinterpret_cast<const Piece*>(tile.projected(begin, item) + kPiece * tile.q);
       };
       const Piece low = weights_of(tile.g), high = weights_of(tile.g + 8);
 #pragma unroll
@@ -97,10 +98,10 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
                           const typename Tile::Operand(&q)[kOwn], const float (&acc)[kOwn][2][4]) {
 #pragma unroll
     for (int own = 0; own < kOwn; ++own) {
-      const int column = tile.column(own), valid = item.is_inside ? H - column : 0;
+      const int column = own * kUnit, valid = item.is_inside ? tile.columns - column : 0;
       const auto input = [&](int stream, float (&v)[kPiece]) {
-        Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, stream, number, half, own)),
-                     v);
+        Core::values(
+            *reinterpret_cast<const Piece*>(tile.staged(at, stream, number, half) + column), v);
       };
       float v[kPiece], other[kPiece];
       if (f.is_gated) {
@@ -119,15 +120,15 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       for (int e = 0; e < kPiece; ++e) v[e] = other[e] * acc[own][e / 2][2 * half + e % 2];
       // Zeros by choice, not by 0 * v, which may be NaN where the node is masked.
       const Piece du = item.is_live ? Core::piece(v) : Piece{};
-      if (item.slot != kNoSlot) *reinterpret_cast<Piece*>(tile.slot(own, item.slot, half)) = du;
+      if (item.is_there && item.slot != kNoSlot)
+        *reinterpret_cast<Piece*>(tile.slot(item.slot, half) + column) = du;
       if (f.du) store_piece(static_cast<S*>(f.du) + item.state + column, du, valid, a.alignment);
       if constexpr (!kSums)
         store_piece(static_cast<S*>(f.q) + item.state + column, Core::part(q[own], half), valid,
                     a.alignment);
     }
   };
-  const auto after = [&](const TensorChunk&, int at, int number,
-                         const typename Tile::Operand(&q)[kOwn]) {
+  const auto after = [&](int, int at, int number, const typename Tile::Operand(&q)[kOwn]) {
     if constexpr (kSums) {
       const S* h = tile.staged_rows(at, 0, number);
 #pragma unroll
@@ -166,10 +167,10 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 void sweep_backward_tensor(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
                            const Plan& plan, void* stream) {
   TensorBackwardArgs f{};
+  const void* h = !a.gate || to.dw_hh ? a.h : nullptr;
   f.sweep =
-      tensor_sweep(a, a.program, plan, dtype, {a.h, to.dh, a.gate, a.pre, a.dgate, to.du, to.q});
-  if (!a.gate || to.dw_hh) f.sweep.stream[0] = a.h;
-  f.sweep.stream[1] = to.dh, f.sweep.stream[2] = a.gate, f.sweep.stream[3] = a.pre;
+      tensor_sweep(a, a.program, plan, dtype, {h, to.dh, a.gate, a.pre}, {a.dgate, to.du, to.q});
+  f.has_dh = to.dh != nullptr;
   f.w_hh = a.w_hh;
   f.num_tiles = (a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2;
   f.activation = a.activation, f.is_gated = a.gate != nullptr;

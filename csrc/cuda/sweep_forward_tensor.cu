@@ -24,14 +24,17 @@
 namespace strnn::cuda {
 namespace {
 
+constexpr int kInputUnits = 4;  // of x, whose loads are under way together
+
 struct TensorForwardArgs {
-  TensorSweep sweep;  // streams: u or none, gate or none
+  TensorSweep sweep;  // streams: u with C = 0, gate
   const void* w_ih;
   const void* bias;
   const void* w_hh;
   const void* h0;
   const int32_t* entry;
   int activation;
+  bool is_gated;
   void* h;
   void* pre;
   const void* projection;
@@ -51,9 +54,8 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   const TensorSweep& a = f.sweep;
   const int H = a.H, C = a.C, d = tile.d, units_x = (C + kUnit - 1) / kUnit;
 
-  const auto weight_of = [&](const void* matrix, int own, int step, int width) {
-    return Core::weight(
-        [&](int i) { return tile.block_row(matrix, tile.unit(own), step, width, i); });
+  const auto rows_of = [&](const void* matrix, int own, int step, int width) {
+    return [=, &tile](int i) { return tile.block_row(matrix, tile.unit(own), step, width, i); };
   };
   // The weights of the input product are read again by every tile, a lane its own.
   const auto input_weight = [&](int unit_x, int own) {
@@ -64,7 +66,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   for (int own = 0; own < kOwn; ++own) {
 #pragma unroll 1
     for (int unit_x = 0; unit_x < units_x; ++unit_x)
-      Tile::put(input_weight(unit_x, own), weight_of(f.w_ih, own, unit_x, C));
+      Tile::put(input_weight(unit_x, own), Core::input_weight(rows_of(f.w_ih, own, unit_x, C)));
 #pragma unroll
     for (int e = 0; e < kPiece; ++e)
       if (f.bias && tile.column(own) + e < H)
@@ -75,7 +77,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   for (int k = 0; k < kSteps; ++k) {
     if constexpr (kSteps > 8) __syncwarp();  // or too many loads are under way for the registers
 #pragma unroll
-    for (int own = 0; own < kOwn; ++own) weights[k][own] = weight_of(f.w_hh, own, k, H);
+    for (int own = 0; own < kOwn; ++own) weights[k][own] = Core::weight(rows_of(f.w_hh, own, k, H));
   }
 
   // s, [row][unit][column of H][k], grows over all nodes as states^T projection^T.
@@ -85,15 +87,23 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   if constexpr (kProjects) tile.load_projection(f.projection, f.K);
 
   tile.begin(static_cast<int64_t>(blockIdx.x) << a.rows_log2);
-  const auto extra = [&](const TensorItem& item, int column, float (&sum)[kPiece]) {
-    if (!f.h0 || !item.is_inside) return;
-    const int64_t at = (tile.b0 + item.row) * a.D + d;
-    if (f.entry ? __ldg(f.entry + at) != item.node : item.count != 0) return;
+  const S* h0[2] = {};  // the lane's two rows, and the nodes where they enter
+  int entry[2] = {};
 #pragma unroll
-    for (int e = 0; e < kPiece; ++e)
-      if (column + e < H) sum[e] += to_acc(static_cast<const S*>(f.h0)[at * H + column + e]);
+  for (int half = 0; half < 2; ++half) {
+    const int64_t at = (tile.b0 + tile.row_of(half)) * a.D + d;
+    if (f.h0) h0[half] = static_cast<const S*>(f.h0) + at * H + tile.column(0);
+    if (f.entry && tile.row_of(half) < tile.tile_rows) entry[half] = f.entry[at];
+  }
+  const auto extra = [&](const TensorItem& item, int half, Piece(&sums)[kOwn]) {
+    if (!f.h0 || !item.is_inside) return;
+    if (f.entry ? entry[half] != item.node : item.pred[0] != tile.no_pred()) return;
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own)
+      sums[own] = Core::sum(
+          sums[own], load_piece(h0[half] + own * kUnit, tile.columns - own * kUnit, a.alignment));
   };
-  const auto start = [&](const TensorChunk&, int at, int number, float (&acc)[kOwn][2][4]) {
+  const auto start = [&](int, int at, int number, float (&acc)[kOwn][2][4]) {
 #pragma unroll
     for (int own = 0; own < kOwn; ++own) states[1][own] = {};  // perhaps no item is in that half
 #pragma unroll
@@ -102,15 +112,15 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       for (int half = 0; half < 2; ++half) {
         float u[kPiece] = {bias[own][0], bias[own][1], bias[own][2], bias[own][3]};
         if (!C)
-          Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, 0, number, half, own)), u);
+          Core::values(
+              *reinterpret_cast<const Piece*>(tile.staged(at, 0, number, half) + own * kUnit), u);
 #pragma unroll
         for (int e = 0; e < kPiece; ++e) acc[own][e / 2][2 * half + e % 2] = u[e];
       }
-#pragma unroll 1
+    const S* const rows_x = tile.staged_x(at, number);
+#pragma unroll(kInputUnits)
     for (int unit_x = 0; unit_x < units_x; ++unit_x) {
-      const auto x =
-          Core::operand(*reinterpret_cast<const Piece*>(tile.staged_x(at, number, 0, unit_x)),
-                        *reinterpret_cast<const Piece*>(tile.staged_x(at, number, 1, unit_x)));
+      const auto x = Core::input(rows_x + unit_x * kUnit, a.layout.ld_x);
 #pragma unroll
       for (int own = 0; own < kOwn; ++own)
         Core::multiply(acc[own], x, Tile::get(input_weight(unit_x, own)));
@@ -118,32 +128,52 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   };
   const auto finish = [&](int at, int number, int half, const TensorItem& item, const auto&,
                           const float (&acc)[kOwn][2][4]) {
+    const int columns = item.is_inside ? tile.columns : 0;
+    float v[kOwn * kPiece];
 #pragma unroll
-    for (int own = 0; own < kOwn; ++own) {
-      const int column = tile.column(own), valid = item.is_inside ? H - column : 0;
-      float v[kPiece];
+    for (int i = 0; i < kOwn * kPiece; ++i)
+      v[i] = acc[i / kPiece][i % kPiece / 2][2 * half + i % 2];
+    const auto piece = [&](int own) {
+      const float part[kPiece] = {v[kPiece * own], v[kPiece * own + 1], v[kPiece * own + 2],
+                                  v[kPiece * own + 3]};
+      return Core::piece(part);
+    };
+    if (f.pre) {
 #pragma unroll
-      for (int e = 0; e < kPiece; ++e) v[e] = acc[own][e / 2][2 * half + e % 2];
-      if (f.pre)
-        store_piece(static_cast<S*>(f.pre) + item.state + column, Core::piece(v), valid,
-                    a.alignment);
-      if (a.stream[1]) {
+      for (int own = 0; own < kOwn; ++own)
+        store_piece(static_cast<S*>(f.pre) + item.state + own * kUnit, piece(own),
+                    columns - own * kUnit, a.alignment);
+    }
+    if (f.is_gated) {
+      const S* const gates = tile.staged(at, 1, number, half);
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
         float gate[kPiece];
-        Core::values(*reinterpret_cast<const Piece*>(tile.staged(at, 1, number, half, own)), gate);
+        Core::values(*reinterpret_cast<const Piece*>(gates + own * kUnit), gate);
 #pragma unroll
-        for (int e = 0; e < kPiece; ++e) v[e] *= gate[e];
-      } else {
-        activate(f.activation, v, S{});
+        for (int e = 0; e < kPiece; ++e) v[kPiece * own + e] *= gate[e];
       }
-      const Piece state = states[half][own] = item.is_live ? Core::piece(v) : Piece{};
-      if (item.slot != kNoSlot) *reinterpret_cast<Piece*>(tile.slot(own, item.slot, half)) = state;
-      if (f.h) store_piece(static_cast<S*>(f.h) + item.state + column, state, valid, a.alignment);
+    } else {
+      activate(f.activation, v, S{});
+    }
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) states[half][own] = item.is_live ? piece(own) : Piece{};
+    if (item.is_there && item.slot != kNoSlot) {
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own)
+        *reinterpret_cast<Piece*>(tile.slot(item.slot, half) + own * kUnit) = states[half][own];
+    }
+    if (f.h) {
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own)
+        store_piece(static_cast<S*>(f.h) + item.state + own * kUnit, states[half][own],
+                    columns - own * kUnit, a.alignment);
     }
   };
-  const auto after = [&](const TensorChunk& c, int, int number, const auto&) {
+  const auto after = [&](int begin, int, int, const auto&) {
     if constexpr (kProjects) {
       const Weight weight =
-          Core::transposed(tile.projected(c, number, 0), kTensorLdProjection, a.rows_log2);
+          Core::transposed(tile.projected(begin, 0), kTensorLdProjection, a.rows_log2);
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
 #pragma unroll
@@ -175,12 +205,11 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 void sweep_forward_tensor(const SweepForward& a, Dtype dtype, const Plan& plan, void* stream) {
   TensorForwardArgs f{};
   const void* u = a.C ? nullptr : a.x;
-  f.sweep = tensor_sweep(a, a.program, plan, dtype, {u, a.gate, a.h, a.pre});
+  f.sweep = tensor_sweep(a, a.program, plan, dtype, {u, a.gate}, {a.h, a.pre, a.h0});
   f.sweep.C = static_cast<int>(a.C);
-  f.sweep.x = a.C ? a.x : nullptr,
+  f.sweep.x = a.x;
   f.sweep.alignment_x = alignment_of(a.x, a.C * storage_bytes(dtype));
-  f.sweep.stream[0] = u;
-  f.sweep.stream[1] = a.gate;
+  f.is_gated = a.gate != nullptr;
   f.w_ih = a.w_ih, f.bias = a.C ? a.bias : nullptr, f.w_hh = a.w_hh, f.h0 = a.h0, f.entry = a.entry;
   f.activation = a.activation, f.h = a.h, f.pre = a.pre;
   f.projection = a.projection, f.K = static_cast<int>(a.K), f.s = a.s;

@@ -21,6 +21,7 @@
 // not wait for branches.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <initializer_list>
 #include <type_traits>
 
@@ -45,26 +46,30 @@ constexpr int tensor_blocks(int threads) { return threads >= 256 ? 1 : 256 / thr
 struct TensorSweep {
   Program program;
   int64_t B, N, D;
-  int H, C;              // C = 0: no x
-  int rows_log2, tiles;  // rows of B of a CTA; products of 16 items of a chunk
+  uint32_t state_stride;  // D * H: elements from node to node
+  int H, C;               // C = 0: no x
+  int rows_log2, tiles;   // rows of B of a CTA; products of 16 items of a chunk
   TensorLayout layout;
   const bool* mask;
-  const void* stream[kTensorStreams];  // (B, N, D, H) or null
-  const void* x;                       // (B, N, C) or null
-  int alignment, alignment_x;          // of rows of H elements and of x, in bytes
+  // Arrays (B, N, D, H), as they are there, and where they start in a stage of the ring.
+  const void* input[kTensorStreams];
+  int place[kTensorStreams], num_inputs;
+  const void* x;               // (B, N, C) or null
+  int alignment, alignment_x;  // of rows of H elements and of x, in bytes
 };
 
-// Consecutive nodes of one group, by position.
+// Consecutive nodes of one group, by position, and the most predecessors that one of the group has.
 struct TensorChunk {
-  int begin, end;
+  int begin, end, most;
 };
 
 // A pair (node, row) as its lane sees it.
 struct TensorItem {
-  int position, node, count, row;
+  int position, node, row;
   int slot, pred[3];  // by their first rows
-  int64_t state;      // element of (B, N, D, H) where its state starts
-  bool is_inside;     // of the chunk and of the batch: may be read and written
+  int64_t state;      // element of (B, N, D, H) where the lane's columns of its state start
+  bool is_there;      // in the chunk
+  bool is_inside;     // and in the batch: may be read and written
   bool is_live;       // and not masked
 };
 
@@ -143,11 +148,13 @@ struct TensorTile {
       tensor_projected_rows(kOwn, kSteps, std::is_same_v<S, float>);
 
   const TensorSweep& a;
-  int d, lane, g, q, warp, rows, tile_rows;
-  int64_t b0, first_state[2];  // of the lane's two rows
-  int first_slot[2];           // and of the first own unit
-  int4* records;  // by position: node | end of the group, slot | number of predecessors, slots of
-                  // the first three | live rows; 16 bits each; a slot is named by its first row
+  int d, lane, g, q, warp, rows, nodes, tile_rows;  // nodes: of a product
+  int columns;                                      // from the lane's first to the last
+  int64_t b0, first_state[2], first_x[2];           // of the lane's two rows
+  int first_slot[2], live_bit[2], first_staged;
+  int4* records;  // by position: node | end of the group, slot | most predecessors of the group,
+                  // slots of the first three | live rows; 16 bits each; a slot is named by its
+                  // first row
   uint4* input_weights;  // [unit of C][unit of H][quad][lane]
   S* projection;         // [position][kTensorLdProjection]
   S* slots;              // [S + 1][row][kLd]
@@ -157,7 +164,8 @@ struct TensorTile {
   __device__ __forceinline__ TensorTile(const TensorSweep& args, Carver carver) : a(args) {
     d = blockIdx.y;
     lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, warp = threadIdx.x / 32;
-    rows = 1 << a.rows_log2;
+    rows = 1 << a.rows_log2, nodes = kUnit >> a.rows_log2;
+    columns = a.H - column(0), first_staged = g * kLd + column(0);
     records = carver.take<int4>(a.layout.records);
     input_weights = carver.take<uint4>(a.layout.input_weights);
     projection = carver.take<S>(a.layout.projection);
@@ -199,15 +207,20 @@ struct TensorTile {
       const int32_t* pred = p.pred_slot + begin;
       const auto pred_row = [&](int k) { return k < count ? first_row(pred[k]) : no_pred(); };
       const int slot = p.num_succ[d * p.N + i] ? first_row(p.slot[d * p.N + i]) : kNoSlot;
-      records[i] = {p.node[d * p.N + i], slot | count << 16, pred_row(0) | pred_row(1) << 16,
-                    pred_row(2)};
+      records[i] = {p.node[d * p.N + i], slot, pred_row(0) | pred_row(1) << 16, pred_row(2)};
     }
     sync();
 #pragma unroll 1
     for (int group = threadIdx.x; group < p.G; group += kThreads) {
       const int32_t* bounds = p.group_ptr + d * (p.G + 1) + group;
+      const int32_t* pred_ptr = p.pred_ptr + d * (p.N + 1);
+      const int begin = bounds[0], end = bounds[1];
+      int most = 0;
 #pragma unroll 1
-      for (int i = bounds[0]; i < bounds[1]; ++i) records[i].x |= bounds[1] << 16;
+      for (int i = begin; i < end; ++i) most = max(most, pred_ptr[i + 1] - pred_ptr[i]);
+      const int clamped = min(most, kNoSlot);
+#pragma unroll 1
+      for (int i = begin; i < end; ++i) records[i].x |= end << 16, records[i].y |= clamped << 16;
     }
   }
 
@@ -224,9 +237,9 @@ struct TensorTile {
                    : from_acc<S>(0.f);
     }
   }
-  // Where the projection's weights of an item of a tile are.
-  __device__ __forceinline__ const S* projected(const TensorChunk& c, int tile, int item) const {
-    return projection + (c.begin + ((tile * kUnit + item) >> a.rows_log2)) * kTensorLdProjection;
+  // Where the projection's weights of an item of a product are, whose first node is `begin`.
+  __device__ __forceinline__ const S* projected(int begin, int item) const {
+    return projection + (begin + (item >> a.rows_log2)) * kTensorLdProjection;
   }
   // The part of a unit that belongs to row r of the tile: products with sums of their own.
   __device__ __forceinline__ Operand of_row(int r, Piece low, Piece high) const {
@@ -241,8 +254,11 @@ struct TensorTile {
     tile_rows = static_cast<int>(a.B - b0 < rows ? a.B - b0 : rows);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      first_state[half] = (row(row_of(half), 0) * a.D + d) * a.H;
-      first_slot[half] = row_of(half) * kLd + column(0);
+      const int64_t b = b0 + row_of(half);
+      first_x[half] = keep(b * a.N * a.C);
+      first_state[half] = keep((b * a.N * a.D + d) * a.H + column(0));
+      first_slot[half] = keep(row_of(half) * kLd + column(0));
+      live_bit[half] = keep(1 << (16 + row_of(half)));
     }
     sync();  // the records are there, the tile before is done
 #pragma unroll 1
@@ -263,80 +279,108 @@ struct TensorTile {
 
   __device__ __forceinline__ TensorChunk chunk(int begin) const {
     const int N = static_cast<int>(a.N);
-    if (begin >= N) return {N, N};
-    const int end = static_cast<int>(static_cast<unsigned>(records[begin].x) >> 16);
-    const int most = begin + (a.tiles * kUnit >> a.rows_log2);
-    return {begin, end < most ? end : most};
+    if (begin >= N) return {N, N, 0};
+    const int end = high(records[begin].x), most = high(records[begin].y);
+    return {begin, min(end, begin + a.tiles * nodes), most};
   }
-  __device__ __forceinline__ int num_tiles(const TensorChunk& c) const {
-    return (((c.end - c.begin) << a.rows_log2) + kUnit - 1) / kUnit;
+  static __device__ __forceinline__ int low(int both) { return both & 0xffff; }
+  static __device__ __forceinline__ int high(int both) {
+    return static_cast<int>(static_cast<unsigned>(both) >> 16);
   }
 
-  // Whether any lane's item g + 8 * half of a tile is inside of the chunk.
-  __device__ __forceinline__ bool has_items(const TensorChunk& c, int tile, int half) const {
-    return ((c.end - c.begin) << a.rows_log2) > tile * kUnit + 8 * half;
+  // Whether a product whose first node is `begin` has an item g + 8 * half for any lane.
+  __device__ __forceinline__ bool has_items(const TensorChunk& c, int begin, int half) const {
+    return half == 0 || (c.end - begin) << a.rows_log2 > 8;
   }
-  // The lane's item g + 8 * half of a tile.
-  __device__ __forceinline__ TensorItem item(const TensorChunk& c, int tile, int half) const {
-    const int index = tile * kUnit + g + 8 * half;
-    const int i = c.begin + (index >> a.rows_log2);
-    TensorItem item{};
-    item.position = i, item.row = row_of(half), item.slot = kNoSlot;
-    item.pred[0] = item.pred[1] = item.pred[2] = no_pred();
-    if (i >= c.end) return item;
-    const int4 r = records[i];
-    item.node = r.x & 0xffff;
-    item.slot = r.y & 0xffff, item.count = static_cast<int>(static_cast<unsigned>(r.y) >> 16);
-    item.pred[0] = r.z & 0xffff, item.pred[1] = static_cast<int>(static_cast<unsigned>(r.z) >> 16);
-    item.pred[2] = r.w & 0xffff;
-    item.state =
-        first_state[half] + static_cast<int64_t>(item.node) * (static_cast<int>(a.D) * a.H);
-    item.is_inside = item.row < tile_rows;
-    item.is_live = r.w >> (16 + item.row) & 1;
+  // The lane's item g + 8 * half of that product. One that is not there has no predecessors.
+  __device__ __forceinline__ TensorItem item(const TensorChunk& c, int begin, int half) const {
+    const int i = begin + ((g + 8 * half) >> a.rows_log2);
+    TensorItem item;
+    item.is_there = i < c.end;
+    item.position = min(i, c.end - 1), item.row = row_of(half);
+    const int4 r = records[item.position];
+    const int none = no_pred();
+    const int first = item.is_there ? r.z : none | none << 16, third = item.is_there ? r.w : none;
+    item.node = low(r.x), item.slot = low(r.y);
+    item.pred[0] = low(first), item.pred[1] = high(first), item.pred[2] = low(third);
+    item.state = first_state[half] + uint64_t{static_cast<uint32_t>(item.node)} * a.state_stride;
+    item.is_inside = item.is_there && item.row < tile_rows;
+    item.is_live = item.is_there && (r.w & live_bit[half]);
     return item;
   }
 
-  __device__ __forceinline__ S* slot(int own, int index, int half) const {
-    return slots + (first_slot[half] + index * kLd + own * kUnit);
+  __device__ __forceinline__ S* slot(int index, int half) const {
+    return slots + (first_slot[half] + index * kLd);
   }
   // A stream's items of a tile in stage `at` of the ring, and the lane's columns of one.
   __device__ __forceinline__ S* staged_rows(int at, int stream, int tile) const {
     return ring + at * a.layout.stage + a.layout.stream[stream] + tile * kUnit * kLd;
   }
-  __device__ __forceinline__ S* staged(int at, int stream, int tile, int half, int own) const {
-    return staged_rows(at, stream, tile) + (g + 8 * half) * kLd + column(own);
+  __device__ __forceinline__ S* staged(int at, int stream, int tile, int half) const {
+    return lane_row(at, tile, half) + a.layout.stream[stream];
   }
-  __device__ __forceinline__ S* staged_x(int at, int tile, int half, int unit_x) const {
-    return ring + at * a.layout.stage + a.layout.x + (tile * kUnit + g + 8 * half) * a.layout.ld_x +
-           unit_x * kUnit + kPiece * q;
+  __device__ __forceinline__ S* lane_row(int at, int tile, int half) const {
+    return ring + at * a.layout.stage + (tile * kUnit + 8 * half) * kLd + first_staged;
+  }
+  __device__ __forceinline__ S* staged_x(int at, int tile) const {
+    return ring + at * a.layout.stage + a.layout.x + tile * kUnit * a.layout.ld_x;
   }
 
   // Starts the copies of a chunk's inputs: each lane what it will read itself, but x by all. What
   // is not there is not copied: the ring began as zeros, so a product's item or column of nothing
   // is zero or what an earlier item left, and meets only zeros or results that nobody reads.
   __device__ __forceinline__ void stage(const TensorChunk& c, int at) const {
-    const int tiles = num_tiles(c);
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile)
+    for (int tile = 0, begin = c.begin; begin < c.end; ++tile, begin += nodes)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (!has_items(c, tile, half)) break;
-        const TensorItem item = this->item(c, tile, half);
+        if (!has_items(c, begin, half)) break;
+        const TensorItem item = this->item(c, begin, half);
         if (a.alignment >= kPieceBytes<S>)
-          stage_item<true>(item, at, tile, half);
+          stage_states<true>(item, at, tile, half);
         else
-          stage_item<false>(item, at, tile, half);
-        if (a.x && !is_x_late())
-#pragma unroll 1
-          for (int unit_x = warp; unit_x * kUnit < a.C; unit_x += kWarps) {
-            const int at_column = unit_x * kUnit + kPiece * q;
-            if (item.is_live && at_column < a.C)
-              copy_piece(staged_x(at, tile, half, unit_x),
-                         static_cast<const S*>(a.x) + row(item.row, item.node) * a.C + at_column,
-                         a.C - at_column, a.alignment_x);
-          }
+          stage_states<false>(item, at, tile, half);
+        if (a.C && !is_x_late() && item.is_live) stage_x(item, at, tile, half);
       }
     cp_async_commit();
+  }
+  template <bool kIsAligned>
+  __device__ __forceinline__ void stage_states(const TensorItem& item, int at, int tile,
+                                               int half) const {
+#pragma unroll(kIsAligned ? kTensorStreams : 1)
+    for (int i = 0; i < kTensorStreams; ++i) {
+      if (i >= a.num_inputs) break;
+      S* const to = lane_row(at, tile, half) + a.place[i];
+      const S* const from = static_cast<const S*>(a.input[i]) + item.state;
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        const int valid = columns - own * kUnit;
+        if (item.is_inside && valid > 0)
+          copy_piece(to + own * kUnit, from + own * kUnit, valid,
+                     kIsAligned ? kPieceBytes<S> : a.alignment);
+      }
+    }
+  }
+  __device__ __forceinline__ const S* row_x(const TensorItem& item, int half) const {
+    return static_cast<const S*>(a.x) + first_x[half] +
+           uint64_t{static_cast<uint32_t>(item.node)} * static_cast<uint32_t>(a.C);
+  }
+  // A row by 4 lanes of each warp, 16 bytes at a time where the rows of x are aligned to them.
+  __device__ __forceinline__ void stage_x(const TensorItem& item, int at, int tile,
+                                          int half) const {
+    constexpr int kWide = 16 / static_cast<int>(sizeof(S));
+    const int part = 4 * warp + q;
+    S* const to = staged_x(at, tile) + (g + 8 * half) * a.layout.ld_x;
+    const S* const from = row_x(item, half);
+    if (a.alignment_x == 16) {
+#pragma unroll 1
+      for (int column = kWide * part; column < a.C; column += 4 * kWarps * kWide)
+        cp_async<16>(to + column, from + column);
+    } else {
+#pragma unroll 1
+      for (int column = kPiece * part; column < a.C; column += 4 * kWarps * kPiece)
+        copy_piece(to + column, from + column, a.C - column, a.alignment_x);
+    }
   }
   // Narrow rows of x that cp.async does not take, for they are aligned to 2 bytes, of a warp alone,
   // whose chunks are one product: loaded where others are staged, kept over the product, and put
@@ -345,14 +389,14 @@ struct TensorTile {
     S x[2][kPiece];
   };
   __device__ __forceinline__ bool is_x_late() const {
-    return kWarps == 1 && sizeof(S) == 2 && a.x && a.alignment_x < 4 && a.C <= kUnit;
+    return kWarps == 1 && sizeof(S) == 2 && a.C && a.alignment_x < 4 && a.C <= kUnit;
   }
   __device__ __forceinline__ void load_x(const TensorChunk& c, LateX& late) const {
     if (!is_x_late()) return;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const TensorItem item = this->item(c, 0, half);
-      const S* from = static_cast<const S*>(a.x) + row(item.row, item.node) * a.C;
+      const TensorItem item = this->item(c, c.begin, half);
+      const S* from = row_x(item, half);
 #pragma unroll
       for (int e = 0; e < kPiece; ++e) {
         const int column = kPiece * q + e;
@@ -365,66 +409,60 @@ struct TensorTile {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int e = 0; e < kPiece; ++e) staged_x(at, 0, half, 0)[e] = late.x[half][e];
+      for (int e = 0; e < kPiece; ++e)
+        staged_x(at, 0)[(g + 8 * half) * a.layout.ld_x + kPiece * q + e] = late.x[half][e];
   }
 
-  template <bool kIsAligned>
-  __device__ __forceinline__ void stage_item(const TensorItem& item, int at, int tile,
-                                             int half) const {
-#pragma unroll
-    for (int own = 0; own < kOwn; ++own) {
-      const int valid = a.H - column(own);
-      if (!item.is_inside || valid <= 0) continue;
-      const int64_t from = item.state + column(own);
-#pragma unroll(kIsAligned ? kTensorStreams : 1)
-      for (int s = 0; s < kTensorStreams; ++s)
-        if (a.stream[s])
-          copy_piece(staged(at, s, tile, half, own), static_cast<const S*>(a.stream[s]) + from,
-                     valid, kIsAligned ? kPieceBytes<S> : a.alignment);
-    }
-  }
-
-  __device__ __forceinline__ void add_slot(float (&sum)[kPiece], int own, int index,
-                                           int half) const {
-    float v[kPiece];
-    Core::values(*reinterpret_cast<const Piece*>(slot(own, index, half)), v);
-#pragma unroll
-    for (int e = 0; e < kPiece; ++e) sum[e] += v[e];
-  }
-
-  // The sums of a tile's predecessors; extra(item, column, sum) may add to one.
+  // The sums of a product's predecessors; extra(item, half, sums) may add to an item's.
   template <typename Extra>
-  __device__ __forceinline__ void gather(const TensorChunk& c, int tile, const Extra& extra,
+  __device__ __forceinline__ void gather(const TensorChunk& c, int begin, const Extra& extra,
                                          Operand (&sums)[kOwn]) const {
     Piece pieces[2][kOwn] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (!has_items(c, tile, half)) break;
-      const TensorItem item = this->item(c, tile, half);
-      float sum[kOwn][kPiece] = {};
+      if (!has_items(c, begin, half)) break;
+      const TensorItem item = this->item(c, begin, half);
+      if (c.most > 3) {
+        gather_many(item, half, pieces[half]);
+      } else {
 #pragma unroll
-      for (int p = 0; p < 3; ++p) {
-        if (!__any_sync(kAllLanes, p < item.count)) break;
+        for (int p = 0; p < 3; ++p) {
+          if (p >= c.most) break;
 #pragma unroll
-        for (int own = 0; own < kOwn; ++own) add_slot(sum[own], own, item.pred[p], half);
+          for (int own = 0; own < kOwn; ++own) {
+            const Piece piece = state_in(item.pred[p], half, own);
+            pieces[half][own] = p ? Core::sum(pieces[half][own], piece) : piece;
+          }
+        }
       }
-      if (item.count > 3) {
-        const int32_t* pred =
-            a.program.pred_slot + __ldg(a.program.pred_ptr + d * (a.N + 1) + item.position);
-#pragma unroll 1
-        for (int p = 3; p < item.count; ++p)
-#pragma unroll
-          for (int own = 0; own < kOwn; ++own)
-            add_slot(sum[own], own, first_row(__ldg(pred + p)), half);
-      }
-#pragma unroll
-      for (int own = 0; own < kOwn; ++own) {
-        extra(item, column(own), sum[own]);
-        pieces[half][own] = Core::piece(sum[own]);
-      }
+      extra(item, half, pieces[half]);
     }
 #pragma unroll
     for (int own = 0; own < kOwn; ++own) sums[own] = Core::operand(pieces[0][own], pieces[1][own]);
+  }
+  __device__ __forceinline__ Piece state_in(int index, int half, int own) const {
+    return *reinterpret_cast<const Piece*>(slot(index, half) + own * kUnit);
+  }
+  // Any number of predecessors, added up in float32.
+  __device__ __forceinline__ void gather_many(const TensorItem& item, int half,
+                                              Piece (&pieces)[kOwn]) const {
+    const Program& p = a.program;
+    const int32_t* range = p.pred_ptr + d * (p.N + 1) + item.position;
+    const int begin = __ldg(range), end = item.is_there ? __ldg(range + 1) : begin;
+    float sum[kOwn][kPiece] = {};
+#pragma unroll 1
+    for (int e = begin; e < end; ++e) {
+      const int index = first_row(__ldg(p.pred_slot + e));
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        float v[kPiece];
+        Core::values(state_in(index, half, own), v);
+#pragma unroll
+        for (int i = 0; i < kPiece; ++i) sum[own][i] += v[i];
+      }
+    }
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) pieces[own] = Core::piece(sum[own]);
   }
 
   __device__ __forceinline__ uint4* exchanged(int parity, int tile, int unit) const {
@@ -455,29 +493,36 @@ struct TensorTile {
                       alignment_of(matrix, width * static_cast<int64_t>(sizeof(S))));
   }
 
-  // The sweep over a tile of rows. extra as above; start(chunk, at, tile, acc) says what the
-  // product is added to; finish(at, tile, half, item, sums, acc) takes the result of half a tile's
-  // items, and after(chunk, at, tile, sums) follows. at: stage of the ring; sums: of the own
-  // columns.
+  // The sweep over a tile of rows. extra as above; start(begin, at, tile, acc) says what the
+  // product of the nodes from `begin` on is added to; finish(at, tile, half, item, sums, acc) takes
+  // the result of half its items, and after(begin, at, tile, sums) follows. at: stage of the ring;
+  // sums: of the own columns.
   template <typename Extra, typename Start, typename Finish, typename After>
   __device__ __forceinline__ void sweep(const Weight (&weights)[kSteps][kOwn], const Extra& extra,
                                         const Start& start, const Finish& finish,
                                         const After& after) const {
-    TensorChunk now = chunk(0), ahead = now;
-#pragma unroll 1
-    for (int s = 0; s < kTensorRing - 1; ++s, ahead = chunk(ahead.end)) {
-      LateX late;
+    TensorChunk next[kTensorRing - 1] = {}, ahead = chunk(0);  // under way; the one to be staged
+    const auto stage_ahead = [&](int at, LateX& late) {
       load_x(ahead, late);
-      stage(ahead, s);
+      stage(ahead, at);
+#pragma unroll
+      for (int s = 0; s < kTensorRing - 2; ++s) next[s] = next[s + 1];
+      next[kTensorRing - 2] = ahead;
+      ahead = chunk(ahead.end);
+    };
+#pragma unroll 1
+    for (int s = 0; s < kTensorRing - 1; ++s) {
+      LateX late;
+      stage_ahead(s, late);
       store_x(s, late);
     }
     int at = 0, parity = 0;
-    while (now.begin < now.end) {
-      const int tiles = num_tiles(now);
+    while (next[0].begin < next[0].end) {
+      const TensorChunk now = next[0];
       Operand sums[kOwn];
 #pragma unroll 1
-      for (int tile = 0; tile < tiles; ++tile) {
-        gather(now, tile, extra, sums);
+      for (int tile = 0, begin = now.begin; begin < now.end; ++tile, begin += nodes) {
+        gather(now, begin, extra, sums);
         if constexpr (kWarps > 1) {
 #pragma unroll
           for (int own = 0; own < kOwn; ++own) put(exchanged(parity, tile, unit(own)), sums[own]);
@@ -487,17 +532,15 @@ struct TensorTile {
       sync();
       const int last = (at + kTensorRing - 1) % kTensorRing;
       LateX late;
-      load_x(ahead, late);
-      stage(ahead, last);
-      ahead = chunk(ahead.end);
+      stage_ahead(last, late);
 #pragma unroll 1
-      for (int tile = 0; tile < tiles; ++tile) {
+      for (int tile = 0, begin = now.begin; begin < now.end; ++tile, begin += nodes) {
         float acc[kOwn][2][4];
-        start(now, at, tile, acc);
+        start(begin, at, tile, acc);
         if constexpr (kWarps > 1) {
-          // The products of odd units go to sums of their own, if there are registers for them: few
-          // columns are few mma that do not wait for each other.
-          constexpr bool kSplits = kSteps <= 8;
+          // A warp with few columns has few mma that do not wait for each other: the products of
+          // odd units go to sums of their own.
+          constexpr bool kSplits = kOwn == 1 && kSteps <= 8;
           float odd[kOwn][2][4] = {};
 #pragma unroll
           for (int k = 0; k < kSteps; ++k) {
@@ -522,12 +565,12 @@ struct TensorTile {
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-          if (has_items(now, tile, half)) finish(at, tile, half, item(now, tile, half), sums, acc);
-        after(now, at, tile, sums);
+          if (has_items(now, begin, half))
+            finish(at, tile, half, item(now, begin, half), sums, acc);
+        after(begin, at, tile, sums);
       }
       store_x(last, late);
       __syncwarp();  // the slots are there
-      now = chunk(now.end);
       at = (at + 1) % kTensorRing;
       parity ^= 1;
     }
@@ -535,19 +578,30 @@ struct TensorTile {
   }
 };
 
-// states: all arrays of rows of H elements, null or not.
+// streams: arrays (B, N, D, H) that are staged, by their places in the layout, null where there is
+// none; states: all other arrays of rows of H elements, null or not.
 inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Plan& plan,
-                                Dtype dtype, std::initializer_list<const void*> states) {
+                                Dtype dtype, const std::array<const void*, kTensorStreams>& streams,
+                                std::initializer_list<const void*> states) {
   TensorSweep sweep{};
   sweep.program = program;
   sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
   sweep.H = static_cast<int>(a.H);
+  sweep.state_stride = static_cast<uint32_t>(a.D * a.H);
   sweep.rows_log2 = plan.rows_log2, sweep.tiles = plan.items;
   sweep.layout = plan.tensor;
   sweep.mask = a.mask;
   sweep.alignment = 16;
-  for (const void* state : states)
-    sweep.alignment = std::min(sweep.alignment, alignment_of(state, a.H * storage_bytes(dtype)));
+  const auto align = [&](const void* array) {
+    sweep.alignment = std::min(sweep.alignment, alignment_of(array, a.H * storage_bytes(dtype)));
+  };
+  for (const void* state : states) align(state);
+  for (int s = 0; s < kTensorStreams; ++s) {
+    if (!streams[s]) continue;
+    align(streams[s]);
+    sweep.input[sweep.num_inputs] = streams[s];
+    sweep.place[sweep.num_inputs++] = plan.tensor.stream[s];
+  }
   return sweep;
 }
 

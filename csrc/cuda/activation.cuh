@@ -2,6 +2,8 @@
 // the kind is uniform in a grid. NaN goes through all of them. sigmoid(x) = (1 + tanh(x / 2)) / 2
 // needs no division, whose slow path is a call that costs registers.
 #pragma once
+#include <type_traits>
+
 #include "../common/sweep.h"
 #include "ptx.cuh"
 
@@ -60,6 +62,23 @@ __device__ __forceinline__ T derivative(int activation, T h) {
     default:
       return T(1);
   }
+}
+
+// The same of several in place, with one branch for all.
+template <int kCount>
+__device__ __forceinline__ void derive(int activation, float (&h)[kCount]) {
+  const auto each = [&](auto kind) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) h[i] = derivative(decltype(kind)::value, h[i]);
+  };
+  if (activation == kTanh)
+    each(std::integral_constant<int, kTanh>{});
+  else if (activation == kRelu)
+    each(std::integral_constant<int, kRelu>{});
+  else if (activation == kSigmoid)
+    each(std::integral_constant<int, kSigmoid>{});
+  else
+    each(std::integral_constant<int, kIdentity>{});
 }
 
 }  // namespace strnn::cuda

@@ -35,13 +35,16 @@ void sweep_backward_warp(const SweepBackward&, const Plan&, const Device&, Works
 // The others: the projection, and the sums of the backward sweep over rows, follow apart.
 
 // What the backward sweep reads, and leaves for the sums; see sweep_backward.cu. All (B, N, D, H);
-// tensor_core and cluster: in the storage type; level: du and q in the computed type.
+// tensor_core and cluster: in the storage type; level: du and q in the computed type. Sums of
+// tensor_core: [plan.parts] of each, null where products over du and q follow.
 struct BackwardStates {
-  const void* dh;      // or null
-  void* du;            // or null, not of level
-  void* q;             // or null where the family adds up dw_hh itself
-  float* dw_hh;        // tensor_core: [plan.parts][D][H][H], or null
-  void* dx = nullptr;  // level: a copy of du in the storage type, or null
+  const void* dh;          // or null
+  void* du;                // or null, not of level
+  void* q;                 // or null where the family adds up dw_hh itself
+  float* dw_hh;            // [D][H][H]
+  float* dw_ih = nullptr;  // [D][H][C]
+  float* dbias = nullptr;  // [D][H]
+  void* dx = nullptr;      // level: a copy of du in the storage type, or null
 };
 
 // tensor_core (sweep_tensor.cuh)

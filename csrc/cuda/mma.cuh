@@ -53,12 +53,12 @@ __device__ __forceinline__ uint32_t add(uint32_t a, uint32_t b, __half) {
   return add_pairs<__half2>(a, b);
 }
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                    __nv_bfloat16) {
-  mma_bf16(d, a, b0, b1);
+                                    const float (&c)[4], __nv_bfloat16) {
+  mma_bf16(d, a, b0, b1, c);
 }
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                    __half) {
-  mma_f16(d, a, b0, b1);
+                                    const float (&c)[4], __half) {
+  mma_f16(d, a, b0, b1, c);
 }
 
 // The lane's column of an operand's t-th tile of 8, in the order of a unit.
@@ -163,11 +163,15 @@ struct TensorCore {
     }
     return w;
   }
-  // acc[t][2i + e] is column 4q + 2t + e of item g + 8i.
+  // acc = a w + c; acc[t][2i + e] is column 4q + 2t + e of item g + 8i.
+  static __device__ __forceinline__ void multiply(float (&acc)[2][4], const Operand& a,
+                                                  const Weight& w, const float (&c)[2][4]) {
+#pragma unroll
+    for (int t = 0; t < 2; ++t) mma(acc[t], a.r, w.r[2 * t], w.r[2 * t + 1], c[t], S{});
+  }
   static __device__ __forceinline__ void multiply(float (&acc)[2][4], const Operand& a,
                                                   const Weight& w) {
-#pragma unroll
-    for (int t = 0; t < 2; ++t) mma(acc[t], a.r, w.r[2 * t], w.r[2 * t + 1], S{});
+    multiply(acc, a, w, acc);
   }
 };
 
@@ -261,14 +265,23 @@ struct TensorCore<float> {
     return w;
   }
   static __device__ __forceinline__ void multiply(float (&acc)[2][4], const Operand& a,
-                                                  const Weight& w) {
+                                                  const Weight& w, const float (&c)[2][4]) {
 #pragma unroll
     for (int t = 0; t < 2; ++t) {
       const uint32_t left[4] = {a.r[4 * t], a.r[4 * t + 1], a.r[4 * t + 2], a.r[4 * t + 3]};
 #pragma unroll
-      for (int tile = 0; tile < 2; ++tile)
-        mma_tf32(acc[tile], left, w.r[4 * t + 2 * tile], w.r[4 * t + 2 * tile + 1]);
+      for (int tile = 0; tile < 2; ++tile) {
+        const uint32_t b0 = w.r[4 * t + 2 * tile], b1 = w.r[4 * t + 2 * tile + 1];
+        if (t == 0)
+          mma_tf32(acc[tile], left, b0, b1, c[tile]);
+        else
+          mma_tf32(acc[tile], left, b0, b1, acc[tile]);
+      }
     }
+  }
+  static __device__ __forceinline__ void multiply(float (&acc)[2][4], const Operand& a,
+                                                  const Weight& w) {
+    multiply(acc, a, w, acc);
   }
 
  private:

@@ -102,6 +102,8 @@ bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
   const int warps = plan.steps / plan.own;
   plan.threads = 32 * warps;
   plan.slots_in_shared = true;
+  plan.sums_input =
+      z.is_backward && z.C > 0 && z.C <= kTensorSumsC && plan.steps <= kTensorSumsSteps;
   const int64_t mma = (is_tf32 ? 2 : 1) * plan.steps * kTensorMma;
   const int64_t issue = plan.own * (kTensorIssue + mma);  // of half a product
   int64_t best = -1;
@@ -220,13 +222,13 @@ bool plan_level(const SweepSizes& z, const Device& device, Plan& plan) {
 TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan) {
   const int64_t rows = int64_t{1} << plan.rows_log2;
   const int items = 16 * plan.items;
-  const int units_x = z.is_backward ? 0 : static_cast<int>(ceil_div(z.C, 16));
+  const int units_x = z.is_backward ? plan.sums_input : static_cast<int>(ceil_div(z.C, 16));
   const int64_t quads = storage_bytes(z.dtype) / 2;  // of 16 bytes in a lane's part of an operand
   TensorLayout l{};
   const int ld = tensor_ld(plan.steps);
   l.ld_x = tensor_ld_x(units_x, z.dtype == Dtype::kFloat32);
   l.records = z.N;
-  l.input_weights = 32 * quads * units_x * plan.steps;
+  l.input_weights = z.is_backward ? 0 : 32 * quads * units_x * plan.steps;
   l.projection = plan.projects ? (z.N + 15) * kTensorLdProjection : 0;
   l.slots = (z.S + 1) * rows * ld;  // and one full of zeros
   l.exchange = plan.steps > plan.own ? 2 * plan.items * plan.steps * quads * 32 : 0;

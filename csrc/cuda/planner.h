@@ -66,6 +66,8 @@ constexpr int64_t kTensorMaxNodes = 32767;  // and slots: 16 bits each
 constexpr int kTensorRing = 4;
 constexpr int kTensorStreams = 4;    // inputs of the shape of the states
 constexpr int kTensorSumsSteps = 8;  // most units of a state whose dw_hh stays in registers
+constexpr int64_t kTensorSumsC =
+    15;  // and most inputs whose dw_ih does: a unit, with one for dbias
 
 // Most units of 16 columns of a state. At H = 256, W in tf32 alone would fill an SM's registers.
 constexpr int tensor_max_steps(bool is_tf32) { return is_tf32 ? 8 : 16; }
@@ -137,14 +139,15 @@ struct Plan {
               // after the other; tensor_core: products of 16 pairs between two barriers
   bool weights_in_shared;
   bool slots_in_shared;
-  bool projects;  // the sparse projection is fused; else a kernel of its own reads h or makes dh
+  bool projects;    // the sparse projection is fused; else a kernel of its own reads h or makes dh
+  bool sums_input;  // tensor_core backward: dw_ih and dbias are; else products over du make them
   int64_t shared_bytes;
   WarpLayout warp;  // of the family warp_per_row
   // Of the family tensor_core, whose weights are in registers: units of 16 columns of a warp and of
   // all warps.
   int own, steps;
   TensorLayout tensor;
-  int64_t parts;  // tensor_core backward and level: CTAs of a direction (with a part of dw_hh each)
+  int64_t parts;  // tensor_core backward and level: CTAs of a direction (with parts of its sums)
 };
 
 int64_t storage_bytes(Dtype);

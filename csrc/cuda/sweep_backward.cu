@@ -111,6 +111,7 @@ struct Scratch {
   Du *du, *q;
   T *e, *slots, *dw_hh, *dw_ih, *dbias;
   int64_t parts_hh, parts_ih, parts_bias;
+  bool sums_input;  // the sweep leaves the parts of dw_ih and dbias
   void* projection;
   char* cluster_weights;
 
@@ -122,7 +123,8 @@ struct Scratch {
     projection = workspace.take<char>(
         a.ds ? sparse_projection_backward_workspace(projection_of(a, nullptr), dtype, device) : 0);
     const bool is_du_in_dx = std::is_same_v<S, Du> && a.C == 0 && a.dx;
-    const bool is_du_needed = a.C || a.h0 || plan.family == Family::kLevel;
+    const bool is_du_needed =
+        (a.C && (a.dx || !plan.sums_input)) || a.h0 || plan.family == Family::kLevel;
     du = is_du_in_dx ? static_cast<Du*>(a.dx) : workspace.take<Du>(is_du_needed ? states : 0);
     const bool has_q = plan.family != Family::kTensorCore || plan.steps > kTensorSumsSteps;
     q = workspace.take<Du>(has_q ? states : 0);
@@ -132,8 +134,11 @@ struct Scratch {
     cluster_weights = workspace.take<char>(
         plan.family == Family::kCluster ? cluster_weights_bytes(a.D, a.H, plan) : 0);
     parts_hh = has_q ? choose_splits(gemm_tiles<Du, S>(a.H, a.H) * a.D, rows, device) : plan.parts;
-    parts_ih = choose_splits(gemm_tiles<Du, S>(a.H, a.C) * a.D, rows, device);
-    parts_bias = choose_splits(gemm_tiles<float, float>(a.H, 1) * a.D, rows, device);
+    sums_input = plan.sums_input;
+    parts_ih =
+        sums_input ? plan.parts : choose_splits(gemm_tiles<Du, S>(a.H, a.C) * a.D, rows, device);
+    parts_bias = sums_input ? plan.parts
+                            : choose_splits(gemm_tiles<float, float>(a.H, 1) * a.D, rows, device);
     dw_hh = workspace.take<T>((parts_hh + 1) * a.D * a.H * a.H);
     dw_ih = workspace.take<T>(a.dw_ih ? parts_ih * a.D * a.H * a.C : 0);
     dbias = workspace.take<T>(a.dbias ? parts_bias * a.D * a.H : 0);
@@ -181,7 +186,7 @@ void run_sums(const SweepBackward& a, const Scratch<S, Du>& scratch, void* strea
     bias.a = du;
     bias.b = {nullptr, 1, 0, 0, 0};
     bias.out = {scratch.dbias, 1, H, state};
-    gemm<Du, S, T>(bias, stream);
+    if (!scratch.sums_input) gemm<Du, S, T>(bias, stream);
     reduce<S>({state, scratch.parts_bias, scratch.dbias, a.dbias}, stream);
   }
   if (a.dw_ih) {
@@ -190,7 +195,7 @@ void run_sums(const SweepBackward& a, const Scratch<S, Du>& scratch, void* strea
     ih.b = {a.x, 1, 0, C, 0};
     ih.out = {scratch.dw_ih, C, H * C, state * C};
     ih.live_b = a.mask;
-    gemm<Du, S, T>(ih, stream);
+    if (!scratch.sums_input) gemm<Du, S, T>(ih, stream);
     reduce<S>({state * C, scratch.parts_ih, scratch.dw_ih, a.dw_ih}, stream);
   }
   if (C && a.dx) input_gradient<S>(a, scratch.du, stream);
@@ -213,8 +218,9 @@ void run_tensor(const SweepBackward& a, Dtype dtype, const Plan& plan, const Dev
   const Scratch<S, S> scratch(a, dtype, plan, device, workspace);
   const void* dh = projected_gradient(a, scratch, dtype, device, stream);
   void* du = scratch.du || a.C ? scratch.du : a.dx;
-  float* dw_hh = scratch.q ? nullptr : scratch.dw_hh;
-  sweep_backward_tensor(a, {dh, du, scratch.q, dw_hh}, dtype, plan, stream);
+  BackwardStates to{dh, du, scratch.q, scratch.q ? nullptr : scratch.dw_hh};
+  if (plan.sums_input) to.dw_ih = scratch.dw_ih, to.dbias = scratch.dbias;
+  sweep_backward_tensor(a, to, dtype, plan, stream);
   run_sums(a, scratch, stream);
 }
 
@@ -234,7 +240,8 @@ void run_level(const SweepBackward& a, Dtype dtype, const Plan& plan, const Devi
   const Scratch<S, acc_t<S>> scratch(a, dtype, plan, device, workspace);
   const void* dh = projected_gradient(a, scratch, dtype, device, stream);
   void* dx = a.C || scratch.du == a.dx ? nullptr : a.dx;
-  sweep_backward_level(a, {dh, scratch.du, scratch.q, nullptr, dx}, dtype, plan, stream);
+  sweep_backward_level(a, {dh, scratch.du, scratch.q, nullptr, nullptr, nullptr, dx}, dtype, plan,
+                       stream);
   run_sums(a, scratch, stream);
 }
 

@@ -19,11 +19,14 @@ struct TensorBackwardArgs {
   const void* w_hh;
   int64_t num_tiles;
   int activation;
-  bool has_dh, is_gated;
+  bool has_dh, is_gated, is_common;  // not gated, and its rows aligned to pieces
   void* dgate;
-  void* du;      // (B, N, D, H) or null
-  void* q;       // (B, N, D, H) or null
-  float* dw_hh;  // [CTA][D][H][H] or null
+  void* du;  // (B, N, D, H) or null
+  void* q;   // (B, N, D, H) or null
+  // Parts of each CTA, or null.
+  float* dw_hh;  // [CTA][D][H][H]
+  float* dw_ih;  // [CTA][D][H][C]
+  float* dbias;  // [CTA][D][H]
   const void* projection;
   const void* ds;
   int K;
@@ -49,6 +52,10 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       weights[k][own] = Core::weight_transposed(
           [&](int i) { return tile.block_row(f.w_hh, k, tile.unit(own), H, i); });
   float dw[kSums ? kOwn : 1][kSums ? kSteps : 1][2][4] = {};
+  // dw_ih and, by a column of ones beside those of x, dbias.
+  float dw_x[kSums ? kOwn : 1][2][4] = {};
+  Piece states[2][kOwn];  // du of a tile
+  if (f.dw_ih) tile.add_ones();
 
   // ds of a tile's rows, by which the projection's weights of a node are multiplied.
   constexpr int kRows = kProjects ? Tile::kProjectedRows : 1;
@@ -70,6 +77,8 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 
   const auto extra = [](const TensorItem&, int, Piece(&)[kOwn]) {};
   const auto start = [&](int begin, int at, int number, float (&acc)[kOwn][2][4]) {
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) states[1][own] = {};  // perhaps no item is in that half
 #pragma unroll
     for (int own = 0; own < kOwn; ++own)
 #pragma unroll
@@ -94,39 +103,63 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       }
     }
   };
+  // Twice, as forward.
+  const auto finish_as = [&](auto is_common, int at, int number, int half, const TensorItem& item,
+                             const typename Tile::Operand(&q)[kOwn],
+                             const float (&acc)[kOwn][2][4]) {
+    constexpr bool kIsCommon = decltype(is_common)::value;
+    const int alignment = kIsCommon ? kPieceBytes<S> : a.alignment;
+    const int columns = item.is_inside ? tile.columns : 0;
+    float v[kOwn * kPiece], other[kOwn * kPiece];
+    const auto input = [&](int stream) {
+      const S* const staged = tile.staged(at, stream, number, half);
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        float part[kPiece];
+        Core::values(*reinterpret_cast<const Piece*>(staged + own * kUnit), part);
+#pragma unroll
+        for (int e = 0; e < kPiece; ++e) other[kPiece * own + e] = part[e];
+      }
+    };
+    const auto multiply = [&] {
+#pragma unroll
+      for (int i = 0; i < kOwn * kPiece; ++i)
+        v[i] = acc[i / kPiece][i % kPiece / 2][2 * half + i % 2] * other[i];
+    };
+    const auto store = [&](void* to, const auto& piece) {
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own)
+        store_piece(static_cast<S*>(to) + item.state + own * kUnit, piece(own),
+                    columns - own * kUnit, alignment);
+    };
+    const auto result = [&](int own) { return Tile::piece_of(v, own); };
+    if (!kIsCommon && f.is_gated) {
+      input(3);
+      multiply();
+      store(f.dgate, result);
+      input(2);
+    } else {
+      input(0);
+      derive(f.activation, other);
+    }
+    multiply();
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own)  // zeros by choice, as 0 * v may be NaN at a masked node
+      states[half][own] = item.is_live ? result(own) : Piece{};
+    if (item.is_there && item.slot != kNoSlot) {
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own)
+        *reinterpret_cast<Piece*>(tile.slot(item.slot, half) + own * kUnit) = states[half][own];
+    }
+    if (f.du) store(f.du, [&](int own) { return states[half][own]; });
+    if constexpr (!kSums) store(f.q, [&](int own) { return Core::part(q[own], half); });
+  };
   const auto finish = [&](int at, int number, int half, const TensorItem& item,
                           const typename Tile::Operand(&q)[kOwn], const float (&acc)[kOwn][2][4]) {
-#pragma unroll
-    for (int own = 0; own < kOwn; ++own) {
-      const int column = own * kUnit, valid = item.is_inside ? tile.columns - column : 0;
-      const auto input = [&](int stream, float (&v)[kPiece]) {
-        Core::values(
-            *reinterpret_cast<const Piece*>(tile.staged(at, stream, number, half) + column), v);
-      };
-      float v[kPiece], other[kPiece];
-      if (f.is_gated) {
-        input(3, other);
-#pragma unroll
-        for (int e = 0; e < kPiece; ++e) v[e] = acc[own][e / 2][2 * half + e % 2] * other[e];
-        store_piece(static_cast<S*>(f.dgate) + item.state + column, Core::piece(v), valid,
-                    a.alignment);
-        input(2, other);
-      } else {
-        input(0, other);
-#pragma unroll
-        for (int e = 0; e < kPiece; ++e) other[e] = derivative(f.activation, other[e]);
-      }
-#pragma unroll
-      for (int e = 0; e < kPiece; ++e) v[e] = other[e] * acc[own][e / 2][2 * half + e % 2];
-      // Zeros by choice, not by 0 * v, which may be NaN where the node is masked.
-      const Piece du = item.is_live ? Core::piece(v) : Piece{};
-      if (item.is_there && item.slot != kNoSlot)
-        *reinterpret_cast<Piece*>(tile.slot(item.slot, half) + column) = du;
-      if (f.du) store_piece(static_cast<S*>(f.du) + item.state + column, du, valid, a.alignment);
-      if constexpr (!kSums)
-        store_piece(static_cast<S*>(f.q) + item.state + column, Core::part(q[own], half), valid,
-                    a.alignment);
-    }
+    if (f.is_common)
+      finish_as(std::true_type{}, at, number, half, item, q, acc);
+    else
+      finish_as(std::false_type{}, at, number, half, item, q, acc);
   };
   const auto after = [&](int, int at, int number, const typename Tile::Operand(&q)[kOwn]) {
     if constexpr (kSums) {
@@ -138,6 +171,13 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         for (int own = 0; own < kOwn; ++own)
           Core::multiply(dw[own][k], Core::transposed(q[own]), columns);
       }
+      if (f.dw_ih) {
+        const auto columns = Core::transposed(tile.staged_x(at, number), a.layout.ld_x);
+#pragma unroll
+        for (int own = 0; own < kOwn; ++own)
+          Core::multiply(dw_x[own], Core::transposed(Core::operand(states[0][own], states[1][own])),
+                         columns);
+      }
     }
   };
   for (int64_t i = blockIdx.x; i < f.num_tiles; i += gridDim.x) {
@@ -147,18 +187,23 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   }
 
   if constexpr (kSums) {
-    float* to = f.dw_hh + (static_cast<int64_t>(blockIdx.x) * a.D + d) * H * H;
+    const int64_t part = static_cast<int64_t>(blockIdx.x) * a.D + d;
 #pragma unroll
     for (int own = 0; own < kOwn; ++own)
 #pragma unroll
-      for (int k = 0; k < kSteps; ++k)
+      for (int e = 0; e < 8; ++e) {
+        const int row = tile.unit(own) * kUnit + tile_column(e % 4 / 2);
+        const int first = 8 * (e / 4) + 2 * tile.q + e % 2;
+        if (row >= H) continue;
+        const int64_t to = part * H + row;
 #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          const int row = tile.unit(own) * kUnit + tile_column(e % 4 / 2);
-          const int column = k * kUnit + 8 * (e / 4) + 2 * tile.q + e % 2;
-          if (row < H && column < H)
-            to[static_cast<int64_t>(row) * H + column] = dw[own][k][e / 4][e % 4];
+        for (int k = 0; k < kSteps; ++k) {
+          const int column = k * kUnit + first;
+          if (column < H) f.dw_hh[to * H + column] = dw[own][k][e / 4][e % 4];
         }
+        if (f.dw_ih && first < a.C) f.dw_ih[to * a.C + first] = dw_x[own][e / 4][e % 4];
+        if (f.dbias && first == a.C) f.dbias[to] = dw_x[own][e / 4][e % 4];
+      }
   }
 }
 
@@ -168,13 +213,15 @@ void sweep_backward_tensor(const SweepBackward& a, const BackwardStates& to, Dty
                            const Plan& plan, void* stream) {
   TensorBackwardArgs f{};
   const void* h = !a.gate || to.dw_hh ? a.h : nullptr;
-  f.sweep =
-      tensor_sweep(a, a.program, plan, dtype, {h, to.dh, a.gate, a.pre}, {a.dgate, to.du, to.q});
+  f.sweep = tensor_sweep(a, a.program, plan, dtype, to.dw_ih ? a.C : 0, {h, to.dh, a.gate, a.pre},
+                         {a.dgate, to.du, to.q});
   f.has_dh = to.dh != nullptr;
   f.w_hh = a.w_hh;
   f.num_tiles = (a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2;
   f.activation = a.activation, f.is_gated = a.gate != nullptr;
-  f.dgate = a.dgate, f.du = to.du, f.q = to.q, f.dw_hh = to.dw_hh;
+  f.is_common = !a.gate && f.sweep.alignment >= kPiece * storage_bytes(dtype);
+  f.dgate = a.dgate, f.du = to.du, f.q = to.q;
+  f.dw_hh = to.dw_hh, f.dw_ih = to.dw_ih, f.dbias = to.dbias;
   f.projection = a.projection, f.ds = a.ds, f.K = static_cast<int>(a.K);
   const dim3 grid(static_cast<unsigned>(plan.parts), static_cast<unsigned>(a.D));
   with_tensor_dtype(dtype, [&](auto s) {

@@ -231,9 +231,9 @@ struct ClusterTile {
   __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&left)[4], uint32_t b0,
                                            uint32_t b1) const {
     if constexpr (std::is_same_v<S, __nv_bfloat16>)
-      mma_bf16(d, left, b0, b1);
+      mma_bf16(d, left, b0, b1, d);
     else
-      mma_f16(d, left, b0, b1);
+      mma_f16(d, left, b0, b1, d);
   }
 
   // This warp's part of the product of W and the sums of node m of the chunk.

@@ -34,7 +34,7 @@ struct TensorForwardArgs {
   const void* h0;
   const int32_t* entry;
   int activation;
-  bool is_gated;
+  bool is_gated, is_common;  // neither gated nor with pre, and its rows aligned to pieces
   void* h;
   void* pre;
   const void* projection;
@@ -126,25 +126,25 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         Core::multiply(acc[own], x, Tile::get(input_weight(unit_x, own)));
     }
   };
-  const auto finish = [&](int at, int number, int half, const TensorItem& item, const auto&,
-                          const float (&acc)[kOwn][2][4]) {
+  // Twice, since tests of what most calls do not have cost a third of this.
+  const auto finish_as = [&](auto is_common, int at, int number, int half, const TensorItem& item,
+                             const float (&acc)[kOwn][2][4]) {
+    constexpr bool kIsCommon = decltype(is_common)::value;
+    const int alignment = kIsCommon ? kPieceBytes<S> : a.alignment;
     const int columns = item.is_inside ? tile.columns : 0;
     float v[kOwn * kPiece];
 #pragma unroll
     for (int i = 0; i < kOwn * kPiece; ++i)
       v[i] = acc[i / kPiece][i % kPiece / 2][2 * half + i % 2];
-    const auto piece = [&](int own) {
-      const float part[kPiece] = {v[kPiece * own], v[kPiece * own + 1], v[kPiece * own + 2],
-                                  v[kPiece * own + 3]};
-      return Core::piece(part);
-    };
-    if (f.pre) {
+    const auto result = [&](int own) { return Tile::piece_of(v, own); };
+    const auto store = [&](void* to, const auto& piece) {
 #pragma unroll
       for (int own = 0; own < kOwn; ++own)
-        store_piece(static_cast<S*>(f.pre) + item.state + own * kUnit, piece(own),
-                    columns - own * kUnit, a.alignment);
-    }
-    if (f.is_gated) {
+        store_piece(static_cast<S*>(to) + item.state + own * kUnit, piece(own),
+                    columns - own * kUnit, alignment);
+    };
+    if (!kIsCommon && f.pre) store(f.pre, result);
+    if (!kIsCommon && f.is_gated) {
       const S* const gates = tile.staged(at, 1, number, half);
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
@@ -157,18 +157,20 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       activate(f.activation, v, S{});
     }
 #pragma unroll
-    for (int own = 0; own < kOwn; ++own) states[half][own] = item.is_live ? piece(own) : Piece{};
+    for (int own = 0; own < kOwn; ++own) states[half][own] = item.is_live ? result(own) : Piece{};
     if (item.is_there && item.slot != kNoSlot) {
 #pragma unroll
       for (int own = 0; own < kOwn; ++own)
         *reinterpret_cast<Piece*>(tile.slot(item.slot, half) + own * kUnit) = states[half][own];
     }
-    if (f.h) {
-#pragma unroll
-      for (int own = 0; own < kOwn; ++own)
-        store_piece(static_cast<S*>(f.h) + item.state + own * kUnit, states[half][own],
-                    columns - own * kUnit, a.alignment);
-    }
+    if (f.h) store(f.h, [&](int own) { return states[half][own]; });
+  };
+  const auto finish = [&](int at, int number, int half, const TensorItem& item, const auto&,
+                          const float (&acc)[kOwn][2][4]) {
+    if (f.is_common)
+      finish_as(std::true_type{}, at, number, half, item, acc);
+    else
+      finish_as(std::false_type{}, at, number, half, item, acc);
   };
   const auto after = [&](int begin, int, int, const auto&) {
     if constexpr (kProjects) {
@@ -205,11 +207,10 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 void sweep_forward_tensor(const SweepForward& a, Dtype dtype, const Plan& plan, void* stream) {
   TensorForwardArgs f{};
   const void* u = a.C ? nullptr : a.x;
-  f.sweep = tensor_sweep(a, a.program, plan, dtype, {u, a.gate}, {a.h, a.pre, a.h0});
-  f.sweep.C = static_cast<int>(a.C);
-  f.sweep.x = a.x;
-  f.sweep.alignment_x = alignment_of(a.x, a.C * storage_bytes(dtype));
+  f.sweep = tensor_sweep(a, a.program, plan, dtype, a.C, {u, a.gate}, {a.h, a.pre, a.h0});
+
   f.is_gated = a.gate != nullptr;
+  f.is_common = !a.gate && !a.pre && f.sweep.alignment >= kPiece * storage_bytes(dtype);
   f.w_ih = a.w_ih, f.bias = a.C ? a.bias : nullptr, f.w_hh = a.w_hh, f.h0 = a.h0, f.entry = a.entry;
   f.activation = a.activation, f.h = a.h, f.pre = a.pre;
   f.projection = a.projection, f.K = static_cast<int>(a.K), f.s = a.s;

@@ -56,6 +56,7 @@ struct TensorSweep {
   int place[kTensorStreams], num_inputs;
   const void* x;               // (B, N, C) or null
   int alignment, alignment_x;  // of rows of H elements and of x, in bytes
+  uint32_t stride_x;           // from row to row of x, in bytes
 };
 
 // Consecutive nodes of one group, by position, and the most predecessors that one of the group has.
@@ -144,14 +145,16 @@ struct TensorTile {
   static constexpr int kWarps = kSteps / kOwn, kThreads = 32 * kWarps;
   static constexpr int kQuads = sizeof(Operand) / 16;
   static constexpr int kLd = tensor_ld(kSteps);
+  static constexpr int kWide = 16 / static_cast<int>(sizeof(S));
   static constexpr int kProjectedRows =
       tensor_projected_rows(kOwn, kSteps, std::is_same_v<S, float>);
 
   const TensorSweep& a;
   int d, lane, g, q, warp, rows, nodes, tile_rows;  // nodes: of a product
-  int columns;                                      // from the lane's first to the last
-  int64_t b0, first_state[2], first_x[2];           // of the lane's two rows
-  int first_slot[2], live_bit[2], first_staged;
+  int columns, columns_x;                           // from the lane's first to the last
+  int64_t b0, first_state[2];                       // of the lane's two rows
+  uint64_t first_x[2];                              // addresses
+  int first_slot[2], live_bit[2], first_staged, first_staged_x;
   int4* records;  // by position: node | end of the group, slot | most predecessors of the group,
                   // slots of the first three | live rows; 16 bits each; a slot is named by its
                   // first row
@@ -166,6 +169,7 @@ struct TensorTile {
     lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, warp = threadIdx.x / 32;
     rows = 1 << a.rows_log2, nodes = kUnit >> a.rows_log2;
     columns = a.H - column(0), first_staged = g * kLd + column(0);
+    columns_x = a.C - first_column_x(), first_staged_x = g * a.layout.ld_x + first_column_x();
     records = carver.take<int4>(a.layout.records);
     input_weights = carver.take<uint4>(a.layout.input_weights);
     projection = carver.take<S>(a.layout.projection);
@@ -224,6 +228,16 @@ struct TensorTile {
     }
   }
 
+  // A column of ones beside those of x, C < 16: the sum of a product's rows.
+  __device__ __forceinline__ void add_ones() const {
+    sync();  // the ring is zero
+#pragma unroll 1
+    for (int i = threadIdx.x; i < kTensorRing * a.tiles * kUnit; i += kThreads) {
+      const int at = i / (a.tiles * kUnit), row = i % (a.tiles * kUnit);
+      staged_x(at, 0)[row * a.layout.ld_x + a.C] = from_acc<S>(1.f);
+    }
+  }
+
   // weight (D, K, N), zero beyond K and, for the last product's sake, beyond N.
   __device__ __forceinline__ void load_projection(const void* weight, int K) const {
     const int N = static_cast<int>(a.N);
@@ -255,7 +269,8 @@ struct TensorTile {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t b = b0 + row_of(half);
-      first_x[half] = keep(b * a.N * a.C);
+      first_x[half] = keep(reinterpret_cast<uint64_t>(static_cast<const S*>(a.x) + b * a.N * a.C +
+                                                      first_column_x()));
       first_state[half] = keep((b * a.N * a.D + d) * a.H + column(0));
       first_slot[half] = keep(row_of(half) * kLd + column(0));
       live_bit[half] = keep(1 << (16 + row_of(half)));
@@ -273,6 +288,11 @@ struct TensorTile {
 
   __device__ __forceinline__ int unit(int own) const { return warp * kOwn + own; }
   __device__ __forceinline__ int column(int own) const { return unit(own) * kUnit + kPiece * q; }
+  // Of x, which the lane copies: as many at a time as the rows are aligned to, but at least a
+  // piece.
+  __device__ __forceinline__ int first_column_x() const {
+    return (4 * warp + q) * (a.alignment_x == 16 ? kWide : kPiece);
+  }
   __device__ __forceinline__ int64_t row(int r, int n) const { return (b0 + r) * a.N + n; }
   // All items g + 8 * half of a lane are of one row.
   __device__ __forceinline__ int row_of(int half) const { return (g + 8 * half) & (rows - 1); }
@@ -307,6 +327,14 @@ struct TensorTile {
     item.is_inside = item.is_there && item.row < tile_rows;
     item.is_live = item.is_there && (r.w & live_bit[half]);
     return item;
+  }
+
+  // Of values of all own columns, those of one unit.
+  static __device__ __forceinline__ Piece piece_of(const float (&v)[kOwn * kPiece], int own) {
+    float part[kPiece];
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e) part[e] = v[kPiece * own + e];
+    return Core::piece(part);
   }
 
   __device__ __forceinline__ S* slot(int index, int half) const {
@@ -361,25 +389,24 @@ struct TensorTile {
       }
     }
   }
+  // From the lane's first column on.
   __device__ __forceinline__ const S* row_x(const TensorItem& item, int half) const {
-    return static_cast<const S*>(a.x) + first_x[half] +
-           uint64_t{static_cast<uint32_t>(item.node)} * static_cast<uint32_t>(a.C);
+    return reinterpret_cast<const S*>(first_x[half] +
+                                      uint64_t{static_cast<uint32_t>(item.node)} * a.stride_x);
   }
   // A row by 4 lanes of each warp, 16 bytes at a time where the rows of x are aligned to them.
   __device__ __forceinline__ void stage_x(const TensorItem& item, int at, int tile,
                                           int half) const {
-    constexpr int kWide = 16 / static_cast<int>(sizeof(S));
-    const int part = 4 * warp + q;
-    S* const to = staged_x(at, tile) + (g + 8 * half) * a.layout.ld_x;
+    S* const to = staged_x(at, tile) + 8 * half * a.layout.ld_x + first_staged_x;
     const S* const from = row_x(item, half);
     if (a.alignment_x == 16) {
 #pragma unroll 1
-      for (int column = kWide * part; column < a.C; column += 4 * kWarps * kWide)
+      for (int column = 0; column < columns_x; column += 4 * kWarps * kWide)
         cp_async<16>(to + column, from + column);
     } else {
 #pragma unroll 1
-      for (int column = kPiece * part; column < a.C; column += 4 * kWarps * kPiece)
-        copy_piece(to + column, from + column, a.C - column, a.alignment_x);
+      for (int column = 0; column < columns_x; column += 4 * kWarps * kPiece)
+        copy_piece(to + column, from + column, columns_x - column, a.alignment_x);
     }
   }
   // Narrow rows of x that cp.async does not take, for they are aligned to 2 bytes, of a warp alone,
@@ -399,8 +426,7 @@ struct TensorTile {
       const S* from = row_x(item, half);
 #pragma unroll
       for (int e = 0; e < kPiece; ++e) {
-        const int column = kPiece * q + e;
-        late.x[half][e] = item.is_live && column < a.C ? from[column] : from_acc<S>(0.f);
+        late.x[half][e] = item.is_live && e < columns_x ? from[e] : from_acc<S>(0.f);
       }
     }
   }
@@ -410,7 +436,8 @@ struct TensorTile {
     for (int half = 0; half < 2; ++half)
 #pragma unroll
       for (int e = 0; e < kPiece; ++e)
-        staged_x(at, 0)[(g + 8 * half) * a.layout.ld_x + kPiece * q + e] = late.x[half][e];
+        if (e < columns_x)
+          staged_x(at, 0)[8 * half * a.layout.ld_x + first_staged_x + e] = late.x[half][e];
   }
 
   // The sums of a product's predecessors; extra(item, half, sums) may add to an item's.
@@ -426,13 +453,12 @@ struct TensorTile {
         gather_many(item, half, pieces[half]);
       } else {
 #pragma unroll
-        for (int p = 0; p < 3; ++p) {
-          if (p >= c.most) break;
-#pragma unroll
-          for (int own = 0; own < kOwn; ++own) {
-            const Piece piece = state_in(item.pred[p], half, own);
-            pieces[half][own] = p ? Core::sum(pieces[half][own], piece) : piece;
-          }
+        for (int own = 0; own < kOwn; ++own) {
+          if (c.most > 0) pieces[half][own] = state_in(item.pred[0], half, own);
+          if (c.most > 1)
+            pieces[half][own] = Core::sum(
+                pieces[half][own],
+                Core::sum(state_in(item.pred[1], half, own), state_in(item.pred[2], half, own)));
         }
       }
       extra(item, half, pieces[half]);
@@ -516,7 +542,7 @@ struct TensorTile {
       stage_ahead(s, late);
       store_x(s, late);
     }
-    int at = 0, parity = 0;
+    unsigned at = 0, parity = 0;
     while (next[0].begin < next[0].end) {
       const TensorChunk now = next[0];
       Operand sums[kOwn];
@@ -530,7 +556,7 @@ struct TensorTile {
       }
       cp_async_wait<kTensorRing - 2>();  // this chunk's inputs are there
       sync();
-      const int last = (at + kTensorRing - 1) % kTensorRing;
+      const unsigned last = (at + kTensorRing - 1) % kTensorRing;
       LateX late;
       stage_ahead(last, late);
 #pragma unroll 1
@@ -538,16 +564,22 @@ struct TensorTile {
         float acc[kOwn][2][4];
         start(begin, at, tile, acc);
         if constexpr (kWarps > 1) {
-          // A warp with few columns has few mma that do not wait for each other: the products of
-          // odd units go to sums of their own.
-          constexpr bool kSplits = kOwn == 1 && kSteps <= 8;
-          float odd[kOwn][2][4] = {};
+          // Few columns are few mma that do not wait for each other: the products of odd units go
+          // to sums of their own, if there are registers for them.
+          constexpr bool kSplits = kSteps <= 8;
+          constexpr float kZero[2][4] = {};
+          float odd[kOwn][2][4];
 #pragma unroll
           for (int k = 0; k < kSteps; ++k) {
             const Operand sum = get(exchanged(parity, tile, k));
 #pragma unroll
-            for (int own = 0; own < kOwn; ++own)
-              Core::multiply(kSplits && k % 2 ? odd[own] : acc[own], sum, weights[k][own]);
+            for (int own = 0; own < kOwn; ++own) {
+              auto& to = kSplits && k % 2 ? odd[own] : acc[own];
+              if (kSplits && k == 1)
+                Core::multiply(to, sum, weights[k][own], kZero);
+              else
+                Core::multiply(to, sum, weights[k][own]);
+            }
           }
 #pragma unroll
           for (int own = 0; own < kOwn; ++own) {
@@ -579,9 +611,11 @@ struct TensorTile {
 };
 
 // streams: arrays (B, N, D, H) that are staged, by their places in the layout, null where there is
-// none; states: all other arrays of rows of H elements, null or not.
+// none; C: columns of x, or 0 if it is not read; states: all other arrays of rows of H elements,
+// null or not.
 inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Plan& plan,
-                                Dtype dtype, const std::array<const void*, kTensorStreams>& streams,
+                                Dtype dtype, int64_t C,
+                                const std::array<const void*, kTensorStreams>& streams,
                                 std::initializer_list<const void*> states) {
   TensorSweep sweep{};
   sweep.program = program;
@@ -589,6 +623,9 @@ inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Pl
   sweep.H = static_cast<int>(a.H);
   sweep.state_stride = static_cast<uint32_t>(a.D * a.H);
   sweep.rows_log2 = plan.rows_log2, sweep.tiles = plan.items;
+  sweep.C = static_cast<int>(C), sweep.x = a.x;
+  sweep.stride_x = static_cast<uint32_t>(C * storage_bytes(dtype));
+  sweep.alignment_x = alignment_of(a.x, sweep.stride_x);
   sweep.layout = plan.tensor;
   sweep.mask = a.mask;
   sweep.alignment = 16;

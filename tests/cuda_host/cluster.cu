@@ -90,9 +90,9 @@ void multiply(const S* a, const S* b, float* out) {
   for (int i = 0; i < 2; ++i) std::memcpy(&right[i], b + g * 16 + 2 * q + 8 * i, 4);
   float d[4] = {1, 1, 1, 1};
   if (std::is_same_v<S, __half>)
-    strnn::cuda::mma_f16(d, left, right[0], right[1]);
+    strnn::cuda::mma_f16(d, left, right[0], right[1], d);
   else
-    strnn::cuda::mma_bf16(d, left, right[0], right[1]);
+    strnn::cuda::mma_bf16(d, left, right[0], right[1], d);
   for (int i = 0; i < 4; ++i) out[(g + i / 2 * 8) * 8 + 2 * q + i % 2] = d[i];
 }
 

@@ -67,7 +67,8 @@ unsigned lane();
 
 // The tensor core's instructions of ptx.cuh (tensor_core.cpp); all 32 lanes take part.
 enum class Operands { kBFloat16, kHalf, kTf32 };
-void mma(Operands, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void mma(Operands, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+         const float (&c)[4]);
 uint32_t to_tf32(float);
 float tanh_approx(float);
 uint32_t transpose_8x8(uint32_t);

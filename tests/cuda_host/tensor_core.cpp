@@ -23,19 +23,19 @@ float value(Operands operands, uint32_t word, int half) {
 }
 
 struct Mine {
-  float d[4];
   uint32_t a[4], b[2];
 };
 
 }  // namespace
 
-void mma(Operands operands, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  Mine mine{{d[0], d[1], d[2], d[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+void mma(Operands operands, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+         const float (&c)[4]) {
+  Mine mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
   Exchanged all;
   exchange("mma", kAllLanes, &mine, sizeof mine, all);
   const bool is_16_bit = operands != Operands::kTf32;
   const unsigned g = lane() / 4, q = lane() % 4;
-  double sum[4] = {d[0], d[1], d[2], d[3]};
+  double sum[4] = {c[0], c[1], c[2], c[3]};
   for (unsigned p = 0; p < 4; ++p)  // the lanes of a row of a, and of a column of b
     for (unsigned s = 0; s < 2; ++s)
       for (int e = 0; e < (is_16_bit ? 2 : 1); ++e) {

@@ -28,9 +28,10 @@ __device__ __forceinline__ uint32_t pack(float low, float high, __half) {
   return word;
 }
 __device__ __forceinline__ float2 unpack(uint32_t word, __nv_bfloat16) {
-  __nv_bfloat162 both;
-  memcpy(&both, &word, sizeof word);
-  return __bfloat1622float2(both);
+  const uint32_t low = word << 16, high = word & 0xffff0000u;  // the first halves of floats
+  float2 both;
+  memcpy(&both.x, &low, sizeof low), memcpy(&both.y, &high, sizeof high);
+  return both;
 }
 __device__ __forceinline__ float2 unpack(uint32_t word, __half) {
   __half2 both;
@@ -79,6 +80,11 @@ struct TensorCore {
   };
   using Weight = Operand;
 
+  // From memory at once.
+  static __device__ __forceinline__ Piece load(const S* from) {
+    const uint2 v = *reinterpret_cast<const uint2*>(from);
+    return {{v.x, v.y}};
+  }
   static __device__ __forceinline__ Piece piece(const float (&v)[kPiece]) {
     return {{pack(v[0], v[1], S{}), pack(v[2], v[3], S{})}};
   }
@@ -188,6 +194,10 @@ struct TensorCore<float> {
   };
   using Weight = Operand;
 
+  static __device__ __forceinline__ Piece load(const float* from) {
+    const uint4 v = *reinterpret_cast<const uint4*>(from);
+    return {{v.x, v.y, v.z, v.w}};
+  }
   static __device__ __forceinline__ Piece piece(const float (&v)[kPiece]) {
     Piece p;
     memcpy(&p, v, sizeof p);
@@ -243,9 +253,7 @@ struct TensorCore<float> {
   }
   static __device__ __forceinline__ Operand input(const float* x, int ld) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const auto* low = reinterpret_cast<const Piece*>(x + g * ld + kPiece * q);
-    const auto* high = reinterpret_cast<const Piece*>(x + (g + 8) * ld + kPiece * q);
-    return operand(*low, *high);
+    return operand(load(x + g * ld + kPiece * q), load(x + (g + 8) * ld + kPiece * q));
   }
   template <typename F>
   static __device__ __forceinline__ Weight input_weight(const F& block) {

@@ -1,14 +1,15 @@
 // Derivative of the sweep on tensor cores; see sweep_tensor.cuh for the plan and sweep_backward.cu
 // for the formulas. Up to H = 128 dw_hh grows in registers over all tiles of a CTA, as products
-// over their 16 items (a warp has the rows of its own columns), and the reduction that follows adds
-// the CTAs up in their order; beyond, q goes to memory and a product over all rows follows.
+// over their 16 items (a warp has the rows of its own columns), and so do dw_ih and dbias of up to
+// 15 inputs; the reduction that follows adds the CTAs up in their order. Beyond H = 128, q goes to
+// memory, beyond 15 inputs du does, and products over all rows follow.
 //
 // The share of a projection of few rows in dh is one more product, of its weights by ds.
 //
 // Predicted, not measured (H200 at 1.98 GHz, bfloat16, H = 128), from instructions counted as
-// forward: a chain 8 warps of about 400 instructions a step, two on a scheduler, 0.55 us; 64 images
-// of 32 x 32 about 145 us, and for the sums after it (dx and dw_ih of C = 128, 17 GFLOP, 170 MB) 60
-// us. Bytes of the sweep itself: 200 MB = 42 us.
+// forward: a chain 8 warps of about 370 instructions a step, two on a scheduler, 0.45 us; 64 images
+// of 32 x 32 about 470 instructions a product, 90 us, and for the sums after it (dx and dw_ih of C
+// = 128, 17 GFLOP, 170 MB) 60 us. Bytes of the sweep itself: 200 MB = 42 us.
 #include "sweep_tensor.cuh"
 
 namespace strnn::cuda {
@@ -79,20 +80,17 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   const auto start = [&](int begin, int at, int number, float (&acc)[kOwn][2][4]) {
 #pragma unroll
     for (int own = 0; own < kOwn; ++own) states[1][own] = {};  // perhaps no item is in that half
+    if (f.has_dh) {
+      tile.staged_values(at, 1, number, acc);
+    } else {
 #pragma unroll
-    for (int own = 0; own < kOwn; ++own)
+      for (int own = 0; own < kOwn; ++own)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float dh[kPiece] = {};
-        if (f.has_dh)
-          Core::values(
-              *reinterpret_cast<const Piece*>(tile.staged(at, 1, number, half) + own * kUnit), dh);
-#pragma unroll
-        for (int e = 0; e < kPiece; ++e) acc[own][e / 2][2 * half + e % 2] = dh[e];
-      }
+        for (int i = 0; i < 8; ++i) acc[own][i / 4][i % 4] = 0;
+    }
     if constexpr (kProjects) {
       const auto weights_of = [&](int item) {
-        return *reinterpret_cast<const Piece*>(tile.projected(begin, item) + kPiece * tile.q);
+        return Core::load(tile.projected(begin, item) + kPiece * tile.q);
       };
       const Piece low = weights_of(tile.g), high = weights_of(tile.g + 8);
 #pragma unroll
@@ -109,14 +107,14 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
                              const float (&acc)[kOwn][2][4]) {
     constexpr bool kIsCommon = decltype(is_common)::value;
     const int alignment = kIsCommon ? kPieceBytes<S> : a.alignment;
-    const int columns = item.is_inside ? tile.columns : 0;
+
     float v[kOwn * kPiece], other[kOwn * kPiece];
     const auto input = [&](int stream) {
       const S* const staged = tile.staged(at, stream, number, half);
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
         float part[kPiece];
-        Core::values(*reinterpret_cast<const Piece*>(staged + own * kUnit), part);
+        Core::values(Core::load(staged + own * kUnit), part);
 #pragma unroll
         for (int e = 0; e < kPiece; ++e) other[kPiece * own + e] = part[e];
       }
@@ -130,7 +128,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
       for (int own = 0; own < kOwn; ++own)
         store_piece(static_cast<S*>(to) + item.state + own * kUnit, piece(own),
-                    columns - own * kUnit, alignment);
+                    item.columns - own * kUnit, alignment);
     };
     const auto result = [&](int own) { return Tile::piece_of(v, own); };
     if (!kIsCommon && f.is_gated) {

@@ -5,26 +5,26 @@
 // written then.
 //
 // Predicted, not measured (H200 at 1.98 GHz), from instructions counted in sm_90a code of bfloat16,
-// tanh, H = 128, aligned rows:
-//   * A chain, T = 512, B = 64 (16 CTAs of 8 rows, 4 warps, one on a scheduler): a warp issues
-//     about 420 instructions a step (gather 70, stage 80, product 100 with 32 mma, finish 60, the
-//     rest chunks and options) and waits about 250 cycles: 0.34 us a step, 175 us. Operations 2.1
-//     GFLOP = 2 us, bytes 67 MB = 14 us: bound by the chain. In tf32, 8 warps of 360: 0.45 us.
+// tanh, along the path that the call takes, its tests of options included:
+//   * A chain, T = 512, B = 64, H = 128 (16 CTAs of 8 rows, 4 warps, one on a scheduler): a warp
+//     issues about 350 instructions a step (gather 60, stage 80, product 110 with 32 mma, finish
+//     50, the rest chunks) and waits about 180 cycles: 0.27 us a step, 140 us. Operations 2.1
+//     GFLOP = 2 us, bytes 67 MB = 14 us: bound by the chain.
 //   * A grid, 64 images of 32 x 32, C = H = 128 (256 CTAs of one image, two on an SM): a product of
-//     16 nodes is about 870 instructions of a warp with 64 mma (gather 230, input 210, stage 130,
-//     finish 130); 95 products, 2 warps on a scheduler: 83 us. Operations 17.2 GFLOP = 17 us, bytes
-//     84 MB = 18 us: bound by the instructions beside the mma.
+//     16 nodes is about 550 instructions of a warp with 64 mma (gather 95, stage 110, input 90,
+//     product 80, finish 90); 95 products, 2 warps on a scheduler: 53 us. Operations 17.2 GFLOP =
+//     17 us, bytes 84 MB = 18 us: bound by the instructions beside the mma.
 //   * SEED, B = 288, C = 5, H = 30 (576 CTAs of 2 rows, a warp each, one on a scheduler): 13 chunks
-//     of about 450 instructions (500 with the projection) and 300 cycles of waiting, with the
-//     tables 6 us. Rows of 5 numbers are aligned to 2 bytes, which cp.async does not take: they go
-//     through registers, and no one waits for them before the product is done.
+//     of about 450 instructions and 300 cycles of waiting, with the tables 6 us. Rows of 5 numbers
+//     are aligned to 2 bytes, which cp.async does not take: they go through registers, and no one
+//     waits for them before the product is done.
 #include "kernels.h"
 #include "sweep_tensor.cuh"
 
 namespace strnn::cuda {
 namespace {
 
-constexpr int kInputUnits = 4;  // of x, whose loads are under way together
+constexpr int kInputUnits = 3;  // of x beyond the first, whose loads are under way together
 
 struct TensorForwardArgs {
   TensorSweep sweep;  // streams: u with C = 0, gate
@@ -61,16 +61,18 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   const auto input_weight = [&](int unit_x, int own) {
     return tile.input_weights + (unit_x * kSteps + tile.unit(own)) * Tile::kQuads * 32 + tile.lane;
   };
-  float bias[kOwn][kPiece] = {};
+  float bias[kOwn][2][4] = {};  // as a result has it
 #pragma unroll
   for (int own = 0; own < kOwn; ++own) {
 #pragma unroll 1
     for (int unit_x = 0; unit_x < units_x; ++unit_x)
       Tile::put(input_weight(unit_x, own), Core::input_weight(rows_of(f.w_ih, own, unit_x, C)));
 #pragma unroll
-    for (int e = 0; e < kPiece; ++e)
-      if (f.bias && tile.column(own) + e < H)
-        bias[own][e] = to_acc(static_cast<const S*>(f.bias)[d * H + tile.column(own) + e]);
+    for (int i = 0; i < 8; ++i) {
+      const int column = tile.column(own) + i / 4 * 2 + i % 2;
+      if (f.bias && column < H)
+        bias[own][i / 4][i % 4] = to_acc(static_cast<const S*>(f.bias)[d * H + column]);
+    }
   }
   Weight weights[kSteps][kOwn];
 #pragma unroll
@@ -96,42 +98,35 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
     if (f.entry && tile.row_of(half) < tile.tile_rows) entry[half] = f.entry[at];
   }
   const auto extra = [&](const TensorItem& item, int half, Piece(&sums)[kOwn]) {
-    if (!f.h0 || !item.is_inside) return;
+    if (!f.h0) return;
     if (f.entry ? entry[half] != item.node : item.pred[0] != tile.no_pred()) return;
 #pragma unroll
     for (int own = 0; own < kOwn; ++own)
       sums[own] = Core::sum(
-          sums[own], load_piece(h0[half] + own * kUnit, tile.columns - own * kUnit, a.alignment));
+          sums[own], load_piece(h0[half] + own * kUnit, item.columns - own * kUnit, a.alignment));
   };
   const auto start = [&](int, int at, int number, float (&acc)[kOwn][2][4]) {
 #pragma unroll
     for (int own = 0; own < kOwn; ++own) states[1][own] = {};  // perhaps no item is in that half
-#pragma unroll
-    for (int own = 0; own < kOwn; ++own)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float u[kPiece] = {bias[own][0], bias[own][1], bias[own][2], bias[own][3]};
-        if (!C)
-          Core::values(
-              *reinterpret_cast<const Piece*>(tile.staged(at, 0, number, half) + own * kUnit), u);
-#pragma unroll
-        for (int e = 0; e < kPiece; ++e) acc[own][e / 2][2 * half + e % 2] = u[e];
-      }
+    if (!C) return tile.staged_values(at, 0, number, acc);
+
     const S* const rows_x = tile.staged_x(at, number);
-#pragma unroll(kInputUnits)
-    for (int unit_x = 0; unit_x < units_x; ++unit_x) {
+    const auto add_unit = [&](int unit_x, const float (&from)[kOwn][2][4]) {
       const auto x = Core::input(rows_x + unit_x * kUnit, a.layout.ld_x);
 #pragma unroll
       for (int own = 0; own < kOwn; ++own)
-        Core::multiply(acc[own], x, Tile::get(input_weight(unit_x, own)));
-    }
+        Core::multiply(acc[own], x, Tile::get(input_weight(unit_x, own)), from[own]);
+    };
+    add_unit(0, bias);
+#pragma unroll(kInputUnits)
+    for (int unit_x = 1; unit_x < units_x; ++unit_x) add_unit(unit_x, acc);
   };
   // Twice, since tests of what most calls do not have cost a third of this.
   const auto finish_as = [&](auto is_common, int at, int number, int half, const TensorItem& item,
                              const float (&acc)[kOwn][2][4]) {
     constexpr bool kIsCommon = decltype(is_common)::value;
     const int alignment = kIsCommon ? kPieceBytes<S> : a.alignment;
-    const int columns = item.is_inside ? tile.columns : 0;
+
     float v[kOwn * kPiece];
 #pragma unroll
     for (int i = 0; i < kOwn * kPiece; ++i)
@@ -141,7 +136,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
       for (int own = 0; own < kOwn; ++own)
         store_piece(static_cast<S*>(to) + item.state + own * kUnit, piece(own),
-                    columns - own * kUnit, alignment);
+                    item.columns - own * kUnit, alignment);
     };
     if (!kIsCommon && f.pre) store(f.pre, result);
     if (!kIsCommon && f.is_gated) {
@@ -149,7 +144,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
         float gate[kPiece];
-        Core::values(*reinterpret_cast<const Piece*>(gates + own * kUnit), gate);
+        Core::values(Core::load(gates + own * kUnit), gate);
 #pragma unroll
         for (int e = 0; e < kPiece; ++e) v[kPiece * own + e] *= gate[e];
       }

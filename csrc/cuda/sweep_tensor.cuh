@@ -16,9 +16,9 @@
 //
 // The exchange has two halves, so one barrier is enough. A slot is written and read by one warp; a
 // slot freed by a node may be taken by a later one of its group, so all of a tile's are read before
-// one is written, and a node whose state nobody reads does not write its slot at all. Where lanes
-// have fewer predecessors than others of their product, they read a slot of zeros: loads that do
-// not wait for branches.
+// one is written, and a node whose state nobody reads does not write its slot at all. Where nodes
+// have fewer predecessors than others of their group, they read a slot of zeros: loads that do not
+// wait for branches. Up to three states of 16 bits are added in 16 bits, as pairs; more in float32.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -66,12 +66,12 @@ struct TensorChunk {
 
 // A pair (node, row) as its lane sees it.
 struct TensorItem {
-  int position, node, row;
+  int position, node;
   int slot, pred[3];  // by their first rows
   int64_t state;      // element of (B, N, D, H) where the lane's columns of its state start
+  int columns;        // from these to the last, 0 or less if none may be read or written
   bool is_there;      // in the chunk
-  bool is_inside;     // and in the batch: may be read and written
-  bool is_live;       // and not masked
+  bool is_live;       // and in the batch and not masked
 };
 
 // Bytes, at most 16, to which rows of `width` bytes from `data` on are aligned.
@@ -107,7 +107,7 @@ __device__ __forceinline__ typename TensorCore<S>::Piece load_piece(const S* fro
                                                                     int alignment) {
   typename TensorCore<S>::Piece piece{};
   if (alignment >= kPieceBytes<S>) {
-    if (valid > 0) piece = *reinterpret_cast<const typename TensorCore<S>::Piece*>(from);
+    if (valid > 0) piece = TensorCore<S>::load(from);
     return piece;
   }
   float v[kPiece];
@@ -151,10 +151,12 @@ struct TensorTile {
 
   const TensorSweep& a;
   int d, lane, g, q, warp, rows, nodes, tile_rows;  // nodes: of a product
-  int columns, columns_x;                           // from the lane's first to the last
-  int64_t b0, first_state[2];                       // of the lane's two rows
-  uint64_t first_x[2];                              // addresses
-  int first_slot[2], live_bit[2], first_staged, first_staged_x;
+  int columns[2], columns_x;   // of a state of the lane's two rows and of x, from its first one on
+  int64_t b0, first_state[2];  // of the lane's two rows
+  uint64_t first_x[2];         // addresses
+  int first_node[2], first_slot[2], live_bit[2], first_staged, first_staged_x;
+  int no_preds;             // twice 16 bits
+  const int32_t* pred_ptr;  // of the direction
   int4* records;  // by position: node | end of the group, slot | most predecessors of the group,
                   // slots of the first three | live rows; 16 bits each; a slot is named by its
                   // first row
@@ -167,9 +169,10 @@ struct TensorTile {
   __device__ __forceinline__ TensorTile(const TensorSweep& args, Carver carver) : a(args) {
     d = blockIdx.y;
     lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, warp = threadIdx.x / 32;
-    rows = 1 << a.rows_log2, nodes = kUnit >> a.rows_log2;
-    columns = a.H - column(0), first_staged = g * kLd + column(0);
-    columns_x = a.C - first_column_x(), first_staged_x = g * a.layout.ld_x + first_column_x();
+    rows = 1 << a.rows_log2, nodes = keep(kUnit >> a.rows_log2);
+    first_staged = keep(g * kLd + column(0));
+    columns_x = keep(a.C - first_column_x());
+    first_staged_x = keep(g * a.layout.ld_x + first_column_x());
     records = carver.take<int4>(a.layout.records);
     input_weights = carver.take<uint4>(a.layout.input_weights);
     projection = carver.take<S>(a.layout.projection);
@@ -273,8 +276,12 @@ struct TensorTile {
                                                       first_column_x()));
       first_state[half] = keep((b * a.N * a.D + d) * a.H + column(0));
       first_slot[half] = keep(row_of(half) * kLd + column(0));
+      columns[half] = keep(row_of(half) < tile_rows ? a.H - column(0) : 0);
+      first_node[half] = keep((g + 8 * half) >> a.rows_log2);
       live_bit[half] = keep(1 << (16 + row_of(half)));
     }
+    no_preds = keep(no_pred() | no_pred() << 16);
+    pred_ptr = keep(a.program.pred_ptr + d * (a.N + 1));
     sync();  // the records are there, the tile before is done
 #pragma unroll 1
     for (int i = threadIdx.x; i < a.N; i += kThreads) {
@@ -314,17 +321,16 @@ struct TensorTile {
   }
   // The lane's item g + 8 * half of that product. One that is not there has no predecessors.
   __device__ __forceinline__ TensorItem item(const TensorChunk& c, int begin, int half) const {
-    const int i = begin + ((g + 8 * half) >> a.rows_log2);
+    const int i = begin + first_node[half];
     TensorItem item;
     item.is_there = i < c.end;
-    item.position = min(i, c.end - 1), item.row = row_of(half);
+    item.position = min(i, c.end - 1);
     const int4 r = records[item.position];
-    const int none = no_pred();
-    const int first = item.is_there ? r.z : none | none << 16, third = item.is_there ? r.w : none;
+    const int first = item.is_there ? r.z : no_preds, third = item.is_there ? r.w : no_preds;
     item.node = low(r.x), item.slot = low(r.y);
     item.pred[0] = low(first), item.pred[1] = high(first), item.pred[2] = low(third);
     item.state = first_state[half] + uint64_t{static_cast<uint32_t>(item.node)} * a.state_stride;
-    item.is_inside = item.is_there && item.row < tile_rows;
+    item.columns = item.is_there ? columns[half] : 0;
     item.is_live = item.is_there && (r.w & live_bit[half]);
     return item;
   }
@@ -349,6 +355,21 @@ struct TensorTile {
   }
   __device__ __forceinline__ S* lane_row(int at, int tile, int half) const {
     return ring + at * a.layout.stage + (tile * kUnit + 8 * half) * kLd + first_staged;
+  }
+  // A stream's values of a product, in the order of its result.
+  __device__ __forceinline__ void staged_values(int at, int stream, int tile,
+                                                float (&to)[kOwn][2][4]) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const S* const from = staged(at, stream, tile, half);
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) {
+        float v[kPiece];
+        Core::values(Core::load(from + own * kUnit), v);
+#pragma unroll
+        for (int e = 0; e < kPiece; ++e) to[own][e / 2][2 * half + e % 2] = v[e];
+      }
+    }
   }
   __device__ __forceinline__ S* staged_x(int at, int tile) const {
     return ring + at * a.layout.stage + a.layout.x + tile * kUnit * a.layout.ld_x;
@@ -382,8 +403,8 @@ struct TensorTile {
       const S* const from = static_cast<const S*>(a.input[i]) + item.state;
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
-        const int valid = columns - own * kUnit;
-        if (item.is_inside && valid > 0)
+        const int valid = item.columns - own * kUnit;
+        if (valid > 0)
           copy_piece(to + own * kUnit, from + own * kUnit, valid,
                      kIsAligned ? kPieceBytes<S> : a.alignment);
       }
@@ -467,18 +488,17 @@ struct TensorTile {
     for (int own = 0; own < kOwn; ++own) sums[own] = Core::operand(pieces[0][own], pieces[1][own]);
   }
   __device__ __forceinline__ Piece state_in(int index, int half, int own) const {
-    return *reinterpret_cast<const Piece*>(slot(index, half) + own * kUnit);
+    return Core::load(slot(index, half) + own * kUnit);
   }
   // Any number of predecessors, added up in float32.
   __device__ __forceinline__ void gather_many(const TensorItem& item, int half,
                                               Piece (&pieces)[kOwn]) const {
-    const Program& p = a.program;
-    const int32_t* range = p.pred_ptr + d * (p.N + 1) + item.position;
+    const int32_t* range = pred_ptr + item.position;
     const int begin = __ldg(range), end = item.is_there ? __ldg(range + 1) : begin;
     float sum[kOwn][kPiece] = {};
 #pragma unroll 1
     for (int e = begin; e < end; ++e) {
-      const int index = first_row(__ldg(p.pred_slot + e));
+      const int index = first_row(__ldg(a.program.pred_slot + e));
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
         float v[kPiece];

@@ -19,7 +19,7 @@ int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 struct Backend {
   static constexpr const char* kName = "strnn_cpu";
 
-  static bool owns(const Tensor& t) { return t.is_cpu(); }
+  static bool owns(const Tensor& t, const Tensor&) { return t.is_cpu(); }
   static bool is_valid(const Program& program) { return program.is_valid(); }
   static void sweep(const SweepForward& a, Dtype dtype, const Tensor&) {
     capability().sweep(a, dtype, num_threads(), run_in_parallel);

@@ -6,7 +6,7 @@
 // user's sake; what is checked again here is what would corrupt memory. Ops<Backend> is the same
 // for every compiled backend. A Backend has
 //   kName                what its messages begin with
-//   owns(tensor)         whether its kernels can read the tensor
+//   owns(tensor, like)   whether the kernels of a call with `like` can read the tensor
 //   is_valid(program)    whether the tables stay inside the sizes, as far as the host can tell
 //   sweep, sweep_backward, sparse_projection, sparse_projection_backward: (arguments, dtype, a
 //   tensor on the device of the call)
@@ -94,9 +94,10 @@ Dtype dtype_of(const Tensor& t) {
 template <typename Backend>
 class Argument {
  public:
-  Argument(const char* name, const OptionalTensor& t, ScalarType dtype, const Shape& shape) {
+  Argument(const char* name, const OptionalTensor& t, const Tensor& like, ScalarType dtype,
+           const Shape& shape) {
     if (!t) return;
-    STD_TORCH_CHECK(Backend::owns(*t) && t->scalar_type() == dtype && shape_of(*t) == shape,
+    STD_TORCH_CHECK(Backend::owns(*t, like) && t->scalar_type() == dtype && shape_of(*t) == shape,
                     Backend::kName, ": ", name,
                     " has another device, dtype or shape than the other arguments call for");
     kept_ = t->is_contiguous() ? *t : torch::stable::contiguous(*t);
@@ -127,14 +128,14 @@ struct SweepInputs {
         H(w_hh_.size(1)),
         K(projection_ ? projection_->size(1) : 0),
         dtype(x_.scalar_type()),
-        x("x", x_, dtype, w_ih_ ? Shape{B, N, C} : Shape{B, N, D, H}),
-        w_ih("w_ih", w_ih_, dtype, {D, H, C}),
-        bias("bias", bias_, dtype, {D, H}),
-        w_hh("w_hh", w_hh_, dtype, {D, H, H}),
-        mask("mask", mask_, ScalarType::Bool, {B, N}),
-        h0("h0", h0_, dtype, {B, D, H}),
-        entry("entry", entry_, ScalarType::Int, {B, D}),
-        projection("projection", projection_, dtype, {D, K, N}) {}
+        x("x", x_, x_, dtype, w_ih_ ? Shape{B, N, C} : Shape{B, N, D, H}),
+        w_ih("w_ih", w_ih_, x_, dtype, {D, H, C}),
+        bias("bias", bias_, x_, dtype, {D, H}),
+        w_hh("w_hh", w_hh_, x_, dtype, {D, H, H}),
+        mask("mask", mask_, x_, ScalarType::Bool, {B, N}),
+        h0("h0", h0_, x_, dtype, {B, D, H}),
+        entry("entry", entry_, x_, ScalarType::Int, {B, D}),
+        projection("projection", projection_, x_, dtype, {D, K, N}) {}
 
   Shape states() const { return {B, N, D, H}; }
 
@@ -152,12 +153,13 @@ struct SweepInputs {
 
 template <typename Backend>
 struct Ops {
-  static Program program_of(const Tensor& table, int64_t N, int64_t D,
+  static Program program_of(const Tensor& table, const Tensor& like, int64_t N, int64_t D,
                             const std::vector<int64_t>& sizes, int64_t first) {
     STD_TORCH_CHECK(sizes.size() == 4, Backend::kName,
                     ": program_sizes must be (groups, slots, reversed groups, reversed slots)");
     STD_TORCH_CHECK(
-        Backend::owns(table) && table.is_contiguous() && table.scalar_type() == ScalarType::Int,
+        Backend::owns(table, like) && table.is_contiguous() &&
+            table.scalar_type() == ScalarType::Int,
         Backend::kName,
         ": program must be a contiguous int32 tensor on the device of the other arguments");
     const Program program = Program::over(static_cast<const int32_t*>(table.const_data_ptr()),
@@ -179,7 +181,7 @@ struct Ops {
     Tensor s = new_tensor(x, projection ? Shape{in.B, in.D, in.K, in.H} : Shape{0});
     SweepForward a{};
     in.fill(a, activation, allow_tf32);
-    a.program = program_of(program, in.N, in.D, program_sizes, 0);
+    a.program = program_of(program, x, in.N, in.D, program_sizes, 0);
     a.h = keep_h ? h.mutable_data_ptr() : nullptr;
     a.s = projection ? s.mutable_data_ptr() : nullptr;
     if (in.B && in.H) Backend::sweep(a, dtype_of<Backend>(x), x);
@@ -192,8 +194,9 @@ struct Ops {
       OptionalTensor entry, OptionalTensor projection, const Tensor& reversed_program,
       std::vector<int64_t> program_sizes, int64_t activation, bool need_dx, bool allow_tf32) {
     const SweepInputs<Backend> in(x, w_ih, bias, w_hh, mask, h0, entry, projection);
-    const Argument<Backend> h_in("h", h, in.dtype, in.states()),
-        dh_in("dh", dh, in.dtype, in.states()), ds_in("ds", ds, in.dtype, {in.B, in.D, in.K, in.H});
+    const Argument<Backend> h_in("h", h, x, in.dtype, in.states()),
+        dh_in("dh", dh, x, in.dtype, in.states()),
+        ds_in("ds", ds, x, in.dtype, {in.B, in.D, in.K, in.H});
     const auto output = [&](bool is_wanted, const Shape& shape) {
       return new_tensor(x, is_wanted ? shape : Shape{0});
     };
@@ -205,7 +208,7 @@ struct Ops {
     Tensor dprojection = output(projection.has_value(), {in.D, in.K, in.N});
     SweepBackward a{};
     in.fill(a, activation, allow_tf32);
-    a.program = program_of(reversed_program, in.N, in.D, program_sizes, 2);
+    a.program = program_of(reversed_program, x, in.N, in.D, program_sizes, 2);
     a.h = h_in.data(), a.dh = dh_in.data(), a.ds = projection ? ds_in.data() : nullptr;
     a.dx = need_dx ? dx.mutable_data_ptr() : nullptr;
     a.dw_ih = w_ih ? dw_ih.mutable_data_ptr() : nullptr;
@@ -221,11 +224,11 @@ struct Ops {
                                 const Tensor& program, const Tensor& reversed_program,
                                 std::vector<int64_t> program_sizes, bool allow_tf32) {
     const SweepInputs<Backend> in(g, {}, {}, w, {}, {}, {}, {});
-    const Argument<Backend> gate_in("gate", gate, in.dtype, in.states());
+    const Argument<Backend> gate_in("gate", gate, g, in.dtype, in.states());
     Tensor y = new_tensor(g, in.states());
     SweepForward a{};
     in.fill(a, kIdentity, allow_tf32);
-    a.program = program_of(program, in.N, in.D, program_sizes, 0);
+    a.program = program_of(program, g, in.N, in.D, program_sizes, 0);
     a.gate = gate_in.data();
     a.h = y.mutable_data_ptr();
     if (in.B && in.H) Backend::sweep(a, dtype_of<Backend>(g), g);
@@ -241,18 +244,18 @@ struct Ops {
                                                             std::vector<int64_t> program_sizes,
                                                             bool allow_tf32) {
     const SweepInputs<Backend> in(g, {}, {}, w, {}, {}, {}, {});
-    const Argument<Backend> gate_in("gate", gate, in.dtype, in.states()),
-        dy_in("dy", dy, in.dtype, in.states()), y_in("y", y, in.dtype, in.states());
+    const Argument<Backend> gate_in("gate", gate, g, in.dtype, in.states()),
+        dy_in("dy", dy, g, in.dtype, in.states()), y_in("y", y, g, in.dtype, in.states());
     Tensor pre = new_tensor(g, in.states()), dg = new_tensor(g, in.states()),
            dgate = new_tensor(g, in.states()), dw = new_tensor(g, {in.D, in.H, in.H});
     SweepForward again{};
     in.fill(again, kIdentity, allow_tf32);
-    again.program = program_of(program, in.N, in.D, program_sizes, 0);
+    again.program = program_of(program, g, in.N, in.D, program_sizes, 0);
     again.gate = gate_in.data();
     again.pre = pre.mutable_data_ptr();
     SweepBackward a{};
     in.fill(a, kIdentity, allow_tf32);
-    a.program = program_of(reversed_program, in.N, in.D, program_sizes, 2);
+    a.program = program_of(reversed_program, g, in.N, in.D, program_sizes, 2);
     a.h = y_in.data(), a.dh = dy_in.data(), a.gate = gate_in.data(), a.pre = pre.const_data_ptr();
     a.dx = dg.mutable_data_ptr(), a.dgate = dgate.mutable_data_ptr(),
     a.dw_hh = dw.mutable_data_ptr();
@@ -263,8 +266,8 @@ struct Ops {
 
   static Tensor sparse_projection_fwd(const Tensor& h, const Tensor& weight) {
     const int64_t B = h.size(0), N = h.size(1), D = h.size(2), H = h.size(3), K = weight.size(1);
-    const Argument<Backend> h_in("h", h, h.scalar_type(), {B, N, D, H}),
-        weight_in("weight", weight, h.scalar_type(), {D, K, N});
+    const Argument<Backend> h_in("h", h, h, h.scalar_type(), {B, N, D, H}),
+        weight_in("weight", weight, h, h.scalar_type(), {D, K, N});
     Tensor s = new_tensor(h, {B, D, K, H});
     const SparseProjection a{B, N, D, H, K, h_in.data(), weight_in.data(), s.mutable_data_ptr()};
     if (s.numel()) Backend::sparse_projection(a, dtype_of<Backend>(h), h);
@@ -274,9 +277,9 @@ struct Ops {
   static std::tuple<Tensor, Tensor> sparse_projection_bwd(const Tensor& ds, const Tensor& h,
                                                           const Tensor& weight) {
     const int64_t B = h.size(0), N = h.size(1), D = h.size(2), H = h.size(3), K = weight.size(1);
-    const Argument<Backend> h_in("h", h, h.scalar_type(), {B, N, D, H}),
-        weight_in("weight", weight, h.scalar_type(), {D, K, N}),
-        ds_in("ds", ds, h.scalar_type(), {B, D, K, H});
+    const Argument<Backend> h_in("h", h, h, h.scalar_type(), {B, N, D, H}),
+        weight_in("weight", weight, h, h.scalar_type(), {D, K, N}),
+        ds_in("ds", ds, h, h.scalar_type(), {B, D, K, H});
     Tensor dh = new_tensor(h, {B, N, D, H}), dweight = new_tensor(h, {D, K, N});
     const SparseProjectionBackward a{B,
                                      N,

@@ -68,7 +68,9 @@ class Call {
 struct Backend {
   static constexpr const char* kName = "strnn_cuda";
 
-  static bool owns(const Tensor& t) { return t.is_cuda(); }
+  static bool owns(const Tensor& t, const Tensor& like) {
+    return t.is_cuda() && t.get_device_index() == like.get_device_index();
+  }
   static bool is_valid(const Program& program) {
     return program.E >= 0;
   }  // the entries themselves are on the device

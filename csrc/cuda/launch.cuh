@@ -15,6 +15,7 @@ constexpr int kPortableCluster = 8;            // and the blocks of a cluster
 inline void check_launch(cudaError_t error, const char* kernel, dim3 grid, int threads,
                          int64_t shared_bytes, int cluster) {
   if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next launch of anyone would report it again
   throw std::runtime_error(
       std::string("strnn_cuda: kernel ") + kernel + " with " + std::to_string(grid.x) + " x " +
       std::to_string(grid.y) + " x " + std::to_string(grid.z) + " blocks of " +
@@ -32,9 +33,14 @@ void launch(const char* name, Kernel kernel, dim3 grid, int threads, int64_t sha
   const auto check = [&](cudaError_t error) {
     check_launch(error, name, grid, threads, shared_bytes, cluster);
   };
-  if (shared_bytes > kDefaultShared)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)));
+  if (shared_bytes > kDefaultShared) {
+    // All that the device has, not shared_bytes: it is the kernel's for all threads and graphs, and
+    // a smaller call must not take it from a larger one.
+    int current = 0, most = 0;
+    check(cudaGetDevice(&current));
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, current));
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  }
   if (cluster == 1) {
     kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args);
     return check(cudaGetLastError());

@@ -75,6 +75,7 @@ constexpr int tensor_max_steps(bool is_tf32) { return is_tf32 ? 8 : 16; }
 // Units of 16 columns of a warp, of `steps` in all. Forward, one warp has all of them up to H = 64;
 // backward its registers also hold its rows of dw_hh; weights of tf32 take twice the registers.
 constexpr int tensor_own(int steps, bool is_backward, bool is_tf32) {
+  if (is_backward && is_tf32 && steps == 4) return 1;
   if (is_backward || is_tf32) return steps == 1 || steps == 8 ? 1 : 2;
   return steps <= 4 ? steps : 2;
 }

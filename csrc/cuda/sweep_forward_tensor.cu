@@ -24,7 +24,7 @@
 namespace strnn::cuda {
 namespace {
 
-constexpr int kInputUnits = 3;  // of x beyond the first, whose loads are under way together
+
 
 struct TensorForwardArgs {
   TensorSweep sweep;  // streams: u with C = 0, gate
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         Core::multiply(acc[own], x, Tile::get(input_weight(unit_x, own)), from[own]);
     };
     add_unit(0, bias);
-#pragma unroll(kInputUnits)
+#pragma unroll(kProjects || kOwn > 2 ? 1 : 3)  // as many loads as there are registers
     for (int unit_x = 1; unit_x < units_x; ++unit_x) add_unit(unit_x, acc);
   };
   // Twice, since tests of what most calls do not have cost a third of this.

@@ -215,19 +215,19 @@ MUTATIONS |= {
         "chain-causal",
         "never waited for",
     ),
-    "tensor-tail-of-the-batch-is-read": (
+    "tensor-tail-of-the-batch": (
+        "sweep_tensor.cuh",
+        "keep(row_of(half) < tile_rows ? a.H - column(0) : 0)",
+        "keep(a.H - column(0))",
+        "chain-causal",
+        "BOUNDS",
+    ),
+    "tensor-items-beyond-the-chunk": (
         "sweep_tensor.cuh",
         "item.columns = item.is_there ? columns[half] : 0;",
         "item.columns = columns[half];",
         "chain-causal",
-        "BOUNDS",
-    ),
-    "tensor-tail-of-the-batch-is-written": (
-        "sweep_forward_tensor.cu",
-        "item.columns - own * kUnit, alignment);",
-        "a.H - tile.column(own), alignment);",
-        "chain-causal",
-        "RACE|BOUNDS",
+        "RACE",
     ),
     "tensor-column-beyond-the-width": (
         "sweep_tensor.cuh",
@@ -306,7 +306,7 @@ MUTATIONS |= {
         "      store_x(last, late);\n",
         "      store_x(at, late);\n",
         "corner-4x3-states",
-        None,
+        "RACE",
     ),
     "projection-of-another-row": (
         "sweep_tensor.cuh",

@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 import triton
 import triton.backends.nvidia
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 from strnn_kernels.backends.triton import (
     gated_sweep,
@@ -32,6 +33,8 @@ from strnn_kernels.backends.triton import (
     sweep,
     sweep_weights,
 )
+from strnn_kernels.notation import ACTIVATIONS
+from strnn_kernels.testing import CONFORMANCE, Case
 from strnn_kernels.topology import Topology
 
 ARCHITECTURES = (80, 90, 100)
@@ -89,8 +92,8 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def call(
     op: str, topology: Topology, B: int, H: int, dtype: torch.dtype, *, C: int = 0, K: int = 0,
-    keep_h: bool = True, has_mask: bool = False, has_ds: bool = False, activation: int = 2,
-    precision: str = "ieee",
+    keep_h: bool = True, has_mask: bool = False, has_h0: bool = False, has_entry: bool = False,
+    has_ds: bool = False, activation: int = 2, precision: str = "ieee",
 ) -> None:  # fmt: skip
     """One raw op of the schema on tensors without data."""
     allow_tf32 = precision != "ieee"
@@ -104,8 +107,10 @@ def call(
     states, w = t(B, N, D, H), t(D, H, H)
     x, w_ih, bias = (t(B, N, C), t(D, H, C), t(D, H)) if C else (states, None, None)
     mask = empty(B, N, dtype=torch.bool) if has_mask else None
+    h0 = t(B, D, H) if has_h0 else None
+    entry = empty(B, D, dtype=torch.int64) if has_entry else None
     projection = t(D, K, N) if K else None
-    tensors = (w_ih, bias, w, mask, None, None, projection)
+    tensors = (w_ih, bias, w, mask, h0, entry, projection)
     ds = t(B, D, K, H) if has_ds else None
     dh = None if has_ds else states
     calls = {
@@ -176,6 +181,34 @@ def variants() -> dict[str, Callable]:
     }
 
 
+def calls_of(case: Case, dtype: torch.dtype, precision: str) -> Iterator[Callable]:
+    """What a case of the shared table asks of the raw ops."""
+    op = case.op if case.op in ("gated_sweep", "sparse_projection") else "sweep"
+    sizes = {"B": case.B, "H": case.H, "C": case.C, "K": case.K}
+    options = {
+        "has_mask": case.has_mask or case.has_lengths, "has_h0": case.has_h0,
+        "has_entry": case.has_h0 and case.has_lengths,
+        "activation": ACTIVATIONS.index(case.activation), "precision": precision,
+    }  # fmt: skip
+    make = partial(call, topology=case.topology, dtype=dtype, **sizes, **options)
+    yield partial(make, f"{op}_fwd", keep_h=not case.K)
+    yield partial(make, f"{op}_bwd", has_ds=case.K > 0)
+    if op == "sweep" and case.K:
+        yield partial(make, f"{op}_fwd")
+
+
+def read(kernel, signature, constants, attributes, options) -> None:
+    """Has the compiler read a kernel: names, types and shapes; what the interpreter lets pass."""
+    target = GPUTarget("cuda", 90, 32)
+    backend, source = make_backend(target), ASTSource(kernel, signature, constants, attributes)
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    known = backend.parse_options({name: options[name] for name in _OPTIONS if name in options})
+    functions = backend.get_codegen_implementation(known)
+    source.make_ir(target, known, functions, backend.get_module_map(), context)
+
+
 def launches_of(make: Callable) -> list:
     """What a call launches, each once."""
     found: list = []
@@ -187,6 +220,19 @@ def launches_of(make: Callable) -> list:
         text = repr((kernel.__name__, signature, constants, attributes))
         seen.setdefault(text, (kernel, signature, constants, attributes, options))
     return list(seen.values())
+
+
+def read_cases() -> int:
+    """Reads what the shared table launches, each case in its dtype and in one other; how many."""
+    others = ((torch.float64, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "tf32"))
+    launches = {}
+    for i, case in enumerate(CONFORMANCE):
+        for dtype, precision in ((case.dtype, "ieee"), others[i % len(others)]):
+            for make in calls_of(case, dtype, precision):
+                launches |= {repr(launched): launched for launched in launches_of(make)}
+    for launched in launches.values():
+        read(*launched)
+    return len(launches)
 
 
 def kernels_for_sizes() -> str:

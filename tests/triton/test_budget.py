@@ -75,6 +75,11 @@ def test_more_than_the_budget_fails(aot) -> None:
     assert aot.violations({"a new kernel": found[name]}, found)
 
 
+def test_the_compiler_reads_every_case() -> None:
+    """Types and shapes of what loops carry, say, which the interpreter does not look at."""
+    assert int(run(["-c", "import aot; print(aot.read_cases())"])) > 100
+
+
 def test_sizes_compile_nothing() -> None:
     """B, N and T are arguments that the compiler does not look at: the same kernels for all.
 

@@ -45,7 +45,7 @@ def run_sweep(
         "K": K,
         **launch.types(w.dtype, shape.precision),
     }
-    options["INDEX"] = launch.index_type(B * N * max(C, D * H))
+    options["INDEX"] = launch.index_type(B * max(N, K) * max(C, D * H))
     if shape.is_wide:
         groups, rows = tables.num_groups, shape.block_j * shape.block_r
         blocks, step = (triton.cdiv(H, shape.block_h), 1) if shape.is_stepwise else (1, groups)

@@ -14,9 +14,11 @@ groups, reversed slots). ``h0`` (B, D, H) enters at node ``entry[b, d]``, or, wi
 all nodes without predecessors. An output that is not wanted has shape (0,). What a forward leaves
 for its backward is the same for every backend, so any backward can finish any forward.
 
-``allow_tf32`` lets a backend that decides when it is called make its products of float32 of TF32
-(cuda); the others are exact, or ask torch when they run (triton). An argument, not a setting of the
-library: what a graph was compiled with, and what a forward ran with, holds for its backward.
+``allow_tf32`` lets a sweep make its products of float32 of TF32 (cuda, triton); other backends,
+and sparse projections everywhere, are exact. An argument, not a setting of the library: what a
+graph was compiled with, and what a forward ran with, holds for its backward. Products that torch
+makes for a backend (the GEMMs before and after a sweep of triton, derivatives under
+``create_graph``) follow torch's setting when they run, as those of torch's own layers do.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ Letters as in `strnn_kernels.notation`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import ModuleType
@@ -375,6 +376,17 @@ def assert_close_to_reference(
         f"{what} is {error:.3g} away from float64; at most {bound:.3g} is allowed "
         f"({factor:g} x {allowed:.3g} of the {actual.dtype} reference, plus the floor)"
     )
+
+
+@contextmanager
+def tf32(is_allowed: bool = True) -> Iterator[None]:
+    """Inside, the user allows TF32 for matrix products, or does not."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if is_allowed else "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def _holes() -> np.ndarray:

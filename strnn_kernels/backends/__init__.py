@@ -32,7 +32,8 @@ class Backend:
         dtypes: floating dtypes it takes; None: all.
         unavailable: why it cannot run on this machine; None: it can.
         order: the traversal order of the sweep programs it follows.
-        has_tf32: whether it wants to be told when products of float32 may be made of TF32.
+        has_tf32: whether it can make products of float32 of TF32, and so has to be told if it may.
+            Asking torch takes 1 of the 14 us of a small call: other backends do without.
     """
 
     name: str
@@ -67,7 +68,7 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("cuda", ("cuda",), _FLOATS, native.CUDA_UNAVAILABLE, has_tf32=True),
-        Backend("triton", triton.DEVICES, triton.DTYPES, triton.UNAVAILABLE),
+        Backend("triton", triton.DEVICES, triton.DTYPES, triton.UNAVAILABLE, has_tf32=True),
         Backend("cpu", ("cpu",), _FLOATS, native.CPU_UNAVAILABLE),
         Backend("reference", None, None, None),
     )

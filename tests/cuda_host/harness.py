@@ -276,17 +276,6 @@ class Emulated:
         return made["dh"], made["dweight"]
 
 
-@contextmanager
-def allowed_tf32() -> Iterator[None]:
-    """As a user allows TF32 for matrix products."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
-
-
 class Switch:
     """The backend "cuda_host", whose ops go to whichever `Emulated` runs."""
 

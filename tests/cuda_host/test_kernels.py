@@ -84,7 +84,7 @@ def test_tensor_core_takes_the_whole_table(case, harness, switch, fast):
 def check_tf32(harness, switch, emulated, case):
     inputs = case.inputs()
     expected = testing.Expected.of(case, inputs, allow_tf32=True)
-    with harness.allowed_tf32(), switch.running(emulated):
+    with testing.tf32(), switch.running(emulated):
         actual = case.results(sk, inputs)
     expected.check(actual, "cuda_host")
     return actual
@@ -119,7 +119,7 @@ def test_tf32_is_a_constant_of_a_compiled_graph(harness, switch, fast):
     compiled = torch.compile(case.bind(sk, leaves), fullgraph=True, backend="aot_eager")
     with switch.running(harness.Emulated(fast)):
         exact = compiled()
-        with harness.allowed_tf32():
+        with testing.tf32():
             y = compiled()
             expected = case.results(sk, leaves)
         slopes = torch.autograd.grad(y, leaves.values(), case.output_gradient(y))

@@ -535,7 +535,7 @@ def run(harness, switch, sources, name, kind):
     expected = testing.Expected.of(case, inputs, allow_tf32=is_tf32)
     library = harness.build("race", sources / "cuda")
     emulated = harness.Emulated(library, device, seed=2, family=family)
-    allowed = harness.allowed_tf32() if is_tf32 else nullcontext()
+    allowed = testing.tf32() if is_tf32 else nullcontext()
     with allowed, switch.running(emulated):
         expected.check(case.results(sk, inputs), "mutant")
 

@@ -258,13 +258,27 @@ def test_auc():
 def test_the_table_of_runs_is_what_its_commands_give(tmp_path, monkeypatch):
     pytest.importorskip("skimage")
     monkeypatch.setattr(runs, "RUNS", ["task=faces model_options.patch=5 epochs=2", "task=digits"])
-    (first,) = runs.rows(tmp_path / "a", ["task=faces"])
-    (again,) = runs.rows(tmp_path / "b", ["patch=5"])
-    assert first[:-1] == again[:-1]  # all but the time
-    settings = [*first[1].strip("`").split(), "seed=0", "threads=1", f"out={tmp_path / 'c'}"]
-    result = train(load(None, settings))
-    assert first[2] == f"accuracy {result['test']['accuracy']:.3f}"
-    assert "all steps: accuracy 0.9" in first[3]
+    (row,) = runs.rows(tmp_path / "runs", ["task=faces", "patch=5"], seeds=2)
+    tests = []
+    for seed in (0, 1):
+        settings = [*row[1].strip("`").split(), f"seed={seed}", "threads=1"]
+        tests.append(train(load(None, [*settings, f"out={tmp_path / str(seed)}"]))["test"])
+    assert tests[0]["loss"] != tests[1]["loss"]
+    assert row[2] == runs.cell(tests, ["accuracy"])
+    assert "all steps: accuracy 0.9" in row[3]
+
+
+def test_a_cell_of_the_table_is_mean_and_range_over_the_seeds():
+    seeds = [{"a": 0.5, "|G|": 1.0, "b": 2.0}, {"a": 0.25, "|G|": 1.0}, {"a": 0.0, "|G|": 1.0001}]
+    assert runs.cell(seeds, ["|G|", "a", "c"]) == r"\|G\| 1.000, a 0.250 (0.000 to 0.500)"
+    assert runs.cell(seeds[:1], ["a", "b"]) == "a 0.500, b 2.000"
+    assert runs.cell(seeds, ["c"]) == ""
+
+
+def test_the_table_needs_a_seed(capsys):
+    with pytest.raises(SystemExit):
+        runs.main(["--seeds", "0"])
+    assert "--seeds must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_every_run_of_the_table_can_be_built():

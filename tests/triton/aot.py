@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 import triton
 import triton.backends.nvidia
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 from strnn_kernels.backends.triton import (
     gated_sweep,
@@ -32,6 +33,8 @@ from strnn_kernels.backends.triton import (
     sweep,
     sweep_weights,
 )
+from strnn_kernels.notation import ACTIVATIONS
+from strnn_kernels.testing import CONFORMANCE, Case
 from strnn_kernels.topology import Topology
 
 ARCHITECTURES = (80, 90, 100)
@@ -89,9 +92,13 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def call(
     op: str, topology: Topology, B: int, H: int, dtype: torch.dtype, *, C: int = 0, K: int = 0,
-    keep_h: bool = True, has_mask: bool = False, has_ds: bool = False, activation: int = 2,
+    keep_h: bool = True, has_mask: bool = False, has_h0: bool = False, has_entry: bool = False,
+    has_ds: bool = False, activation: int = 2, precision: str = "ieee",
 ) -> None:  # fmt: skip
     """One raw op of the schema on tensors without data."""
+    allow_tf32 = precision != "ieee"
+    if allow_tf32:
+        os.environ["STRNN_TRITON_TF32"] = precision
     N, D = topology.num_nodes, topology.num_directions
     forth, back = topology.program("levels"), topology.reversed().program("levels")
     program = empty(forth.table("cpu").numel(), dtype=torch.int32)
@@ -100,22 +107,24 @@ def call(
     states, w = t(B, N, D, H), t(D, H, H)
     x, w_ih, bias = (t(B, N, C), t(D, H, C), t(D, H)) if C else (states, None, None)
     mask = empty(B, N, dtype=torch.bool) if has_mask else None
+    h0 = t(B, D, H) if has_h0 else None
+    entry = empty(B, D, dtype=torch.int64) if has_entry else None
     projection = t(D, K, N) if K else None
-    tensors = (w_ih, bias, w, mask, None, None, projection)
+    tensors = (w_ih, bias, w, mask, h0, entry, projection)
     ds = t(B, D, K, H) if has_ds else None
     dh = None if has_ds else states
     calls = {
         "sweep_fwd": lambda: sweep.sweep_fwd(
-            x, *tensors, program, program, sizes, activation, keep_h
+            x, *tensors, program, program, sizes, activation, keep_h, allow_tf32
         ),
         "sweep_bwd": lambda: sweep.sweep_bwd(
-            dh, ds, x, states, *tensors, program, sizes, activation, True
+            dh, ds, x, states, *tensors, program, sizes, activation, True, allow_tf32
         ),
         "gated_sweep_fwd": lambda: gated_sweep.gated_sweep_fwd(
-            states, states, w, program, program, sizes
+            states, states, w, program, program, sizes, allow_tf32
         ),
         "gated_sweep_bwd": lambda: gated_sweep.gated_sweep_bwd(
-            states, states, states, states, w, program, program, sizes
+            states, states, states, states, w, program, program, sizes, allow_tf32
         ),
         "sparse_projection_fwd": lambda: sparse_projection.sparse_projection_fwd(
             states, projection
@@ -127,13 +136,13 @@ def call(
     calls[op]()
 
 
-def variants() -> Iterator[tuple[str, Callable, str]]:
-    """Name, call, and setting of torch.backends.cuda.matmul.fp32_precision."""
+def variants() -> dict[str, Callable]:
+    """Calls by name."""
     cap, image = Topology.montage("seed-62"), Topology.grid(32, 32)
     chain = Topology.chain(512)
     f32, f64, bf16, f16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
     fwd, bwd = partial(call, "sweep_fwd"), partial(call, "sweep_bwd")
-    exact = {
+    return {
         "seed fwd relu": partial(fwd, cap, 288, 30, f32, C=5, activation=1),
         "seed bwd relu": partial(bwd, cap, 288, 30, f32, C=5, activation=1),
         "seed fwd K": partial(fwd, cap, 288, 30, f32, C=5, K=10, keep_h=False),
@@ -166,18 +175,43 @@ def variants() -> Iterator[tuple[str, Callable, str]]:
         "chain 256 bwd bf16": partial(bwd, chain, 64, 256, bf16, C=128),
         "gated 30 bwd": partial(call, "gated_sweep_bwd", cap, 288, 30, f32),
         "projection bwd bf16": partial(call, "sparse_projection_bwd", cap, 288, 30, bf16, K=10),
+        "chain 128 fwd tf32": partial(fwd, chain, 64, 128, f32, C=128, precision="tf32"),
+        "chain 128 bwd tf32": partial(bwd, chain, 64, 128, f32, C=128, precision="tf32"),
+        "seed fwd tf32x3": partial(fwd, cap, 288, 30, f32, C=5, precision="tf32x3"),
     }
-    for name, make in exact.items():
-        yield name, make, "ieee"
-    yield "chain 128 fwd tf32", partial(fwd, chain, 64, 128, f32, C=128), "tf32"
-    yield "seed fwd tf32x3", partial(fwd, cap, 288, 30, f32, C=5), "tf32x3"
 
 
-def launches_of(make: Callable, precision: str) -> list:
+def calls_of(case: Case, dtype: torch.dtype, precision: str) -> Iterator[Callable]:
+    """What a case of the shared table asks of the raw ops."""
+    op = case.op if case.op in ("gated_sweep", "sparse_projection") else "sweep"
+    sizes = {"B": case.B, "H": case.H, "C": case.C, "K": case.K}
+    options = {
+        "has_mask": case.has_mask or case.has_lengths, "has_h0": case.has_h0,
+        "has_entry": case.has_h0 and case.has_lengths,
+        "activation": ACTIVATIONS.index(case.activation), "precision": precision,
+    }  # fmt: skip
+    make = partial(call, topology=case.topology, dtype=dtype, **sizes, **options)
+    yield partial(make, f"{op}_fwd", keep_h=not case.K)
+    yield partial(make, f"{op}_bwd", has_ds=case.K > 0)
+    if op == "sweep" and case.K:
+        yield partial(make, f"{op}_fwd")
+
+
+def read(kernel, signature, constants, attributes, options) -> None:
+    """Has the compiler read a kernel: names, types and shapes; what the interpreter lets pass."""
+    target = GPUTarget("cuda", 90, 32)
+    backend, source = make_backend(target), ASTSource(kernel, signature, constants, attributes)
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    known = backend.parse_options({name: options[name] for name in _OPTIONS if name in options})
+    functions = backend.get_codegen_implementation(known)
+    source.make_ir(target, known, functions, backend.get_module_map(), context)
+
+
+def launches_of(make: Callable) -> list:
     """What a call launches, each once."""
     found: list = []
-    torch.backends.cuda.matmul.fp32_precision = "ieee" if precision == "ieee" else "tf32"
-    os.environ["STRNN_TRITON_TF32"] = precision
     with recorded(found):
         make()
     seen: dict[str, tuple] = {}
@@ -188,6 +222,19 @@ def launches_of(make: Callable, precision: str) -> list:
     return list(seen.values())
 
 
+def read_cases() -> int:
+    """Reads what the shared table launches, each case in its dtype and in one other; how many."""
+    others = ((torch.float64, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "tf32"))
+    launches = {}
+    for i, case in enumerate(CONFORMANCE):
+        for dtype, precision in ((case.dtype, "ieee"), others[i % len(others)]):
+            for make in calls_of(case, dtype, precision):
+                launches |= {repr(launched): launched for launched in launches_of(make)}
+    for launched in launches.values():
+        read(*launched)
+    return len(launches)
+
+
 def kernels_for_sizes() -> str:
     """How many kernels several batch sizes and lengths of a chain need, forward and backward."""
     counts = []
@@ -195,7 +242,7 @@ def kernels_for_sizes() -> str:
         texts = set()
         for T, B in ((1, 1), (2, 16), (7, 5), (64, 160)):
             make = partial(call, op, Topology.chain(T), B, 30, torch.float32, C=30, has_mask=True)
-            texts |= {repr(launched[1:4]) for launched in launches_of(make, "ieee")}
+            texts |= {repr(launched[1:4]) for launched in launches_of(make)}
         counts.append(str(len(texts)))
     return " ".join(counts)
 
@@ -254,9 +301,9 @@ def measure(kernel, signature, constants, attributes, options, architecture: int
 def table(architectures: tuple[int, ...] = ARCHITECTURES) -> dict:
     """{variant: {architecture: resources}}."""
     found: dict[str, dict] = {}
-    for name, make, precision in variants():
+    for name, make in variants().items():
         count: dict[str, int] = {}
-        for launched in launches_of(make, precision):
+        for launched in launches_of(make):
             kernel = launched[0].__name__.removesuffix("_kernel")
             count[kernel] = count.get(kernel, 0) + 1
             key = f"{name}: {kernel}" + (f" {count[kernel]}" if count[kernel] > 1 else "")

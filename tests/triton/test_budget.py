@@ -11,14 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import strnn_kernels as sk
+
+tl = pytest.importorskip("triton.language")
 
 SCRIPT = Path(__file__).with_name("aot.py")
 #: The package under test, which need not be the one beside the tests.
 PACKAGE = Path(sk.__file__).parent
-
-pytest.importorskip("triton")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,21 @@ def test_more_than_the_budget_fails(aot) -> None:
     worse[name]["90"]["tensor_core"] = False
     assert aot.violations(worse, found)
     assert aot.violations({"a new kernel": found[name]}, found)
+
+
+def test_the_compiler_reads_every_case() -> None:
+    """Types and shapes of what loops carry, say, which the interpreter does not look at."""
+    assert int(run(["-c", "import aot; print(aot.read_cases())"])) > 100
+
+
+@pytest.mark.parametrize("K", [8, 80])
+def test_elements_beyond_32_bits_are_numbered_in_64(K: int, aot) -> None:
+    """Gradients of projected rows, here larger than the states."""
+    launches: list = []
+    B, D, H, chain = 2**20, 2, 16, aot.Topology.chain(2)
+    with aot.recorded(launches):
+        aot.call("sweep_bwd", chain, B, H, torch.float32, K=K, has_ds=True)
+    assert launches[0][2]["INDEX"] == (tl.int64 if B * D * K * H >= 2**31 else tl.int32)
 
 
 def test_sizes_compile_nothing() -> None:

@@ -135,17 +135,3 @@ def test_a_program_takes_several_tiles(device: torch.device, monkeypatch) -> Non
         device,
     )
     check(Case("rows", "gated_sweep", GRAPHS["corner"], B=9, H=6), device)
-
-
-def test_tf32_only_if_the_user_allows_it(monkeypatch) -> None:
-    was = torch.backends.cuda.matmul.fp32_precision
-    try:
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        assert launch.precision(torch.float32) == "ieee"
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
-        assert launch.precision(torch.float32) == "tf32"
-        monkeypatch.setenv("STRNN_TRITON_TF32", "tf32x3")
-        assert launch.precision(torch.float32) == "tf32x3"
-        assert launch.precision(torch.bfloat16) == "ieee"
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = was

@@ -18,14 +18,14 @@ from .sweep_weights import weight_gradient
 from .tile import GATED
 
 
-def gated_sweep_fwd(g, gate, w, program, _reversed, sizes, _allow_tf32=False):
+def gated_sweep_fwd(g, gate, w, program, _reversed, sizes, allow_tf32=False):
     """States y, (B, N, D, H)."""
     y = g.new_empty(g.shape)
     if y.numel():
         B, N, D, H = g.shape
         with launch.on(g):
             tables = Tables.of(program, sizes[0], sizes[1], N, D)
-            shape = launch.sweep_shape(tables, B, D, H, g.dtype, g.device)
+            shape = launch.sweep_shape(tables, B, D, H, g.dtype, g.device, allow_tf32)
             run_sweep(
                 shape, tables, GATED, w=transposed(w), state=y, out=y, x=g.contiguous(),
                 gate=gate.contiguous(),
@@ -33,7 +33,7 @@ def gated_sweep_fwd(g, gate, w, program, _reversed, sizes, _allow_tf32=False):
     return y
 
 
-def gated_sweep_bwd(dy, y, g, gate, w, program, reversed_program, sizes, _allow_tf32=False):
+def gated_sweep_bwd(dy, y, g, gate, w, program, reversed_program, sizes, allow_tf32=False):
     """Gradients dg, dgate (B, N, D, H), dw (D, H, H)."""
     dy, y, g, gate, w = (t.contiguous() for t in (dy, y, g, gate, w))
     dg, dgate, t = torch.empty_like(g), torch.empty_like(g), torch.empty_like(g)
@@ -43,8 +43,8 @@ def gated_sweep_bwd(dy, y, g, gate, w, program, reversed_program, sizes, _allow_
     with launch.on(g):
         back = Tables.of(reversed_program, sizes[2], sizes[3], N, D)
         forth = Tables.of(program, sizes[0], sizes[1], N, D)
-        shape = launch.sweep_shape(back, B, D, H, g.dtype, g.device)
+        shape = launch.sweep_shape(back, B, D, H, g.dtype, g.device, allow_tf32)
         run_sweep(shape, back, GATED, w=w, state=dg, out=dg, x=dy, gate=gate, pre=t)
         run_sweep(shape, forth, GATED, w=transposed(w), state=y, out=dgate, x=g, gate=t)
-        dw = weight_gradient(dg, y, back).sum(0).to(w.dtype)
+        dw = weight_gradient(dg, y, back, shape.precision).sum(0).to(w.dtype)
     return dg, dgate, dw

@@ -15,8 +15,6 @@ import torch
 import triton
 import triton.language as tl
 
-from strnn_kernels.backends import tf32
-
 from . import IS_INTERPRETED
 
 #: Widest state (padded to a power of two) of which W stays on chip, by operand; beyond it the wide
@@ -46,7 +44,7 @@ _STEPWISE = 512
 
 @dataclass(frozen=True)
 class Shape:
-    """How a sweep is cut.
+    """How a sweep is cut, and what its products are made of.
 
     Attributes:
         is_wide: whether it takes the kernel for wide states.
@@ -57,6 +55,7 @@ class Shape:
         block_k: H padded, or the columns of a wide state read at once.
         num_warps: warps of a program.
         parts: sums of a product that run side by side.
+        precision: that of products of float32, see `precision_of`.
     """
 
     is_wide: bool
@@ -67,6 +66,7 @@ class Shape:
     block_k: int
     num_warps: int
     parts: int = 1
+    precision: str = "ieee"
 
 
 @dataclass(frozen=True)
@@ -119,22 +119,30 @@ def stages(shape: Shape, dtype: torch.dtype) -> int:
     return max(1, min(4, 96 * 1024 // block))
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How products of float32 are made: exactly, unless the user allows TF32 for matrix products.
+def precision_of(dtype: torch.dtype, allow_tf32: bool) -> str:
+    """How a sweep makes products of float32: exactly ("ieee"), unless its caller allows TF32.
 
     STRNN_TRITON_TF32=tf32x3 asks for three TF32 products (nearly exact) wherever TF32 is allowed.
+
+    Raises:
+        ValueError: STRNN_TRITON_TF32 is neither "tf32" nor "tf32x3".
     """
-    return os.environ.get("STRNN_TRITON_TF32", "tf32") if tf32.is_allowed(dtype) else "ieee"
+    if not allow_tf32 or dtype != torch.float32:
+        return "ieee"
+    asked = os.environ.get("STRNN_TRITON_TF32", "tf32")
+    if asked not in ("tf32", "tf32x3"):
+        raise ValueError(f"STRNN_TRITON_TF32 must be tf32 or tf32x3, got {asked!r}")
+    return asked
 
 
-def types(dtype: torch.dtype) -> dict:
+def types(dtype: torch.dtype, precision: str) -> dict:
     """The kernels' ACC, DOT and PRECISION."""
     acc = tl.float64 if dtype == torch.float64 else tl.float32
     dot = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(dtype, acc)
     # The interpreter computes bfloat16 on its bits: there the operands stay as they were cast.
     if IS_INTERPRETED and dot == tl.bfloat16:
         dot = acc
-    return {"ACC": acc, "DOT": dot, "PRECISION": precision(dtype)}
+    return {"ACC": acc, "DOT": dot, "PRECISION": precision}
 
 
 def options(num_warps: int, registers: int) -> dict:
@@ -146,13 +154,15 @@ def options(num_warps: int, registers: int) -> dict:
     return {"num_warps": num_warps, "maxnreg": registers, "enable_fp_fusion": True}
 
 
-def _operand(dtype: torch.dtype) -> str:
+def _operand(dtype: torch.dtype, precision: str) -> str:
     if dtype == torch.float64:
         return "float64"
-    return precision(dtype) if dtype == torch.float32 else "16 bit"
+    return precision if dtype == torch.float32 else "16 bit"
 
 
-def sweep_shape(tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, device) -> Shape:
+def sweep_shape(
+    tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, device, allow_tf32: bool
+) -> Shape:
     """The tile of a sweep.
 
     Chains: one visit, and 16 rows, which tensor cores want. Exact float32 has no such wish: there
@@ -163,7 +173,8 @@ def sweep_shape(tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, devi
     program for each multiprocessor; few pairs where every thread makes its products for itself, so
     that several programs hide each other's latencies.
     """
-    operand, width = _operand(dtype), padded(H)
+    precision, width = precision_of(dtype, allow_tf32), padded(H)
+    operand = _operand(dtype, precision)
     is_exact, many = operand == "ieee", num_multiprocessors(device)
     is_wide = width > _NARROW[operand]
     block_j, block_r = 1, 16
@@ -175,32 +186,37 @@ def sweep_shape(tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, devi
         return Shape(False, False, 1, 1, width, width, max(1, width // 32), 4 if width > 32 else 1)
     if not is_wide:
         num_warps = 4 if width <= (32 if is_exact else 64) else 8
-        return Shape(False, False, block_j, block_r, width, width, num_warps)
+        return Shape(False, False, block_j, block_r, width, width, num_warps, precision=precision)
     is_stepwise = H >= _STEPWISE
     if is_exact:
         block_h = 64 if 0 < H % 128 <= 64 else 128
         block_k, num_warps = 32, block_j * block_r * block_h // 512
     else:
         block_h, block_k, num_warps = _WIDE[operand]
-    return Shape(True, is_stepwise, block_j, block_r, min(block_h, width), block_k, num_warps)
+    return Shape(
+        True, is_stepwise, block_j, block_r, min(block_h, width), block_k, num_warps,
+        precision=precision,
+    )  # fmt: skip
 
 
-def weights_shape(H: int, dtype: torch.dtype) -> tuple[int, int, int]:
+def weights_shape(H: int, dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
     """BLOCK_H, BLOCK_M and warps of the weight gradient's own kernel."""
-    widest = {"float64": 32, "ieee": 64}.get(_operand(dtype), 128)
+    widest = {"float64": 32, "ieee": 64}.get(_operand(dtype, precision), 128)
     block_h = min(padded(H), widest)
     return block_h, 32, 4 if block_h < 64 else 8
 
 
-def fuses_input(C: int, H: int, dtype: torch.dtype) -> bool:
+def fuses_input(shape: Shape, C: int, dtype: torch.dtype) -> bool:
     """Whether u is made inside the sweep."""
-    return padded(C) * padded(H) <= _FUSED_INPUT[_operand(dtype)]
+    most = _FUSED_INPUT[_operand(dtype, shape.precision)]
+    return not shape.is_wide and padded(C) * shape.block_h <= most
 
 
 def fuses_weights(shape: Shape, dtype: torch.dtype) -> bool:
     """Whether dW is summed inside the backward sweep."""
     rows = shape.block_j * shape.block_r  # over which that product sums: 16 at least
-    return not shape.is_wide and rows >= 16 and shape.block_h <= _FUSED_WEIGHTS[_operand(dtype)]
+    widest = _FUSED_WEIGHTS[_operand(dtype, shape.precision)]
+    return not shape.is_wide and rows >= 16 and shape.block_h <= widest
 
 
 def fuses_projection(shape: Shape, K: int) -> bool:

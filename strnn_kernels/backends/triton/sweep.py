@@ -2,6 +2,7 @@
 
 Forward: one launch, after a GEMM for u where the input is wide. Backward: the same kernel over the
 reversed program gives du and the partial sums of dW; dx, dw_ih and dbias are GEMMs and a sum of du.
+The GEMMs are torch's own: whether those of float32 are of TF32 it decides when they run.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def run_sweep(
         "D": D,
         "H": H,
         "K": K,
-        **launch.types(w.dtype),
+        **launch.types(w.dtype, shape.precision),
     }
-    options["INDEX"] = launch.index_type(B * N * max(C, D * H))
+    options["INDEX"] = launch.index_type(B * max(N, K) * max(C, D * H))
     if shape.is_wide:
         groups, rows = tables.num_groups, shape.block_j * shape.block_r
         blocks, step = (triton.cdiv(H, shape.block_h), 1) if shape.is_stepwise else (1, groups)
@@ -82,7 +83,7 @@ def run_sweep(
 
 def sweep_fwd(
     x, w_ih, bias, w_hh, mask, h0, entry, projection, program, _reversed, sizes, activation,
-    keep_h, _allow_tf32=False,
+    keep_h, allow_tf32=False,
 ):  # fmt: skip
     """States h (B, N, D, H), and s (B, D, K, H); (0,) for what is not kept or not there."""
     x, w_ih, bias, w_hh, mask, h0, entry, projection = _contiguous(
@@ -97,10 +98,8 @@ def sweep_fwd(
         return h, s
     with launch.on(x):
         tables = Tables.of(program, sizes[0], sizes[1], N, D)
-        shape = launch.sweep_shape(tables, B, D, H, x.dtype, x.device)
-        if w_ih is not None and (
-            shape.is_wide or not launch.fuses_input(w_ih.shape[2], H, x.dtype)
-        ):
+        shape = launch.sweep_shape(tables, B, D, H, x.dtype, x.device, allow_tf32)
+        if w_ih is not None and not launch.fuses_input(shape, w_ih.shape[2], x.dtype):
             x, w_ih, bias = _input(x, w_ih, bias), None, None
         is_fused = K > 0 and launch.fuses_projection(shape, K)
         states = h if keep_h else None
@@ -118,7 +117,7 @@ def sweep_fwd(
 
 def sweep_bwd(
     dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection, program, sizes, activation,
-    need_dx, _allow_tf32=False,
+    need_dx, allow_tf32=False,
 ):  # fmt: skip
     """Gradients dx, dw_ih, dbias, dw_hh, dh0, dprojection; (0,) for what is not there."""
     dh, ds, x, h, w_ih, w_hh, mask, h0, entry, projection = _contiguous(
@@ -134,7 +133,7 @@ def sweep_bwd(
         return torch.zeros_like(x) if need_dx else nothing, *zeros
     with launch.on(x):
         tables = Tables.of(program, sizes[2], sizes[3], N, D)
-        shape = launch.sweep_shape(tables, B, D, H, x.dtype, x.device)
+        shape = launch.sweep_shape(tables, B, D, H, x.dtype, x.device, allow_tf32)
         du = torch.empty_like(h)
         has_dw = launch.fuses_weights(shape, x.dtype)
         partial = run_sweep(
@@ -143,7 +142,7 @@ def sweep_bwd(
             activation=activation,
         )  # fmt: skip
         if partial is None:
-            partial = weight_gradient(du, h, tables)
+            partial = weight_gradient(du, h, tables, shape.precision)
         dw_hh = partial.sum(0)
         dh0 = nothing
         if h0 is not None:

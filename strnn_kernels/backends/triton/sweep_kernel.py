@@ -259,8 +259,8 @@ def sweep_kernel(
                 i0, stop = _part(mask_ptr, node_ptr, b, in_b, N)
                 _fill(0, i0, b, in_b, d, col, node_ptr, N, D, H, out_ptr)
                 if frontier_ptr is not None:
-                    for i in range(0, i0):
-                        slot = tl.load(own_ptr + i) * BLOCK_R + m
+                    for skipped in range(0, i0):  # not i: that name is a vector below
+                        slot = tl.load(own_ptr + skipped) * BLOCK_R + m
                         at = slot[:, None] * BLOCK_H + col[None, :]
                         tl.store(frontier_ptr + at, 0.0)
                 _fill(stop, N, b, in_b, d, col, node_ptr, N, D, H, out_ptr)

@@ -61,11 +61,13 @@ def sweep_weights_kernel(
     tl.store(dw_ptr + at, dw, mask=(to < H)[:, None] & (of < H)[None, :])
 
 
-def weight_gradient(du: torch.Tensor, h: torch.Tensor, tables: launch.Tables) -> torch.Tensor:
+def weight_gradient(
+    du: torch.Tensor, h: torch.Tensor, tables: launch.Tables, precision: str
+) -> torch.Tensor:
     """Partial sums of dW, (programs, D, H, H), from the tables of the reversed program."""
     B, N, D, H = h.shape
-    types = launch.types(h.dtype)
-    block_h, block_m, num_warps = launch.weights_shape(H, h.dtype)
+    types = launch.types(h.dtype, precision)
+    block_h, block_m, num_warps = launch.weights_shape(H, h.dtype, precision)
     blocks = triton.cdiv(H, block_h) ** 2
     rows = B * N
     programs = min(

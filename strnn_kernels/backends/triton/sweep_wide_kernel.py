@@ -127,4 +127,5 @@ def sweep_wide_kernel(
                 tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=is_stored)
                 if pre_ptr is not None:
                     tl.store(pre_ptr + at, a.to(pre_ptr.dtype.element_ty), mask=is_stored)
-        tl.debug_barrier()
+            # The next chunk overwrites the sums, and the next group reads the states.
+            tl.debug_barrier()

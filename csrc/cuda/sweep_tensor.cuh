@@ -56,7 +56,6 @@ struct TensorSweep {
   int place[kTensorStreams], num_inputs;
   const void* x;               // (B, N, C) or null
   int alignment, alignment_x;  // of rows of H elements and of x, in bytes
-  uint32_t stride_x;           // from row to row of x, in bytes
 };
 
 // Consecutive nodes of one group, by position, and the most predecessors that one of the group has.
@@ -151,9 +150,8 @@ struct TensorTile {
 
   const TensorSweep& a;
   int d, lane, g, q, warp, rows, nodes, tile_rows;  // nodes: of a product
-  int columns[2], columns_x;   // of a state of the lane's two rows and of x, from its first one on
-  int64_t b0, first_state[2];  // of the lane's two rows
-  uint64_t first_x[2];         // addresses
+  int columns[2], columns_x;  // of a state of the lane's two rows and of x, from its first one on
+  int64_t b0, first_state[2], first_x[2];  // of the lane's two rows
   int first_node[2], first_slot[2], live_bit[2], first_staged, first_staged_x;
   int no_preds;             // twice 16 bits
   const int32_t* pred_ptr;  // of the direction
@@ -272,8 +270,7 @@ struct TensorTile {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t b = b0 + row_of(half);
-      first_x[half] = keep(reinterpret_cast<uint64_t>(static_cast<const S*>(a.x) + b * a.N * a.C +
-                                                      first_column_x()));
+      first_x[half] = keep(b * a.N * a.C + first_column_x());
       first_state[half] = keep((b * a.N * a.D + d) * a.H + column(0));
       first_slot[half] = keep(row_of(half) * kLd + column(0));
       columns[half] = keep(row_of(half) < tile_rows ? a.H - column(0) : 0);
@@ -412,8 +409,8 @@ struct TensorTile {
   }
   // From the lane's first column on.
   __device__ __forceinline__ const S* row_x(const TensorItem& item, int half) const {
-    return reinterpret_cast<const S*>(first_x[half] +
-                                      uint64_t{static_cast<uint32_t>(item.node)} * a.stride_x);
+    return static_cast<const S*>(a.x) + first_x[half] +
+           uint64_t{static_cast<uint32_t>(item.node)} * static_cast<uint32_t>(a.C);
   }
   // A row by 4 lanes of each warp, 16 bytes at a time where the rows of x are aligned to them.
   __device__ __forceinline__ void stage_x(const TensorItem& item, int at, int tile,
@@ -644,8 +641,7 @@ inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Pl
   sweep.state_stride = static_cast<uint32_t>(a.D * a.H);
   sweep.rows_log2 = plan.rows_log2, sweep.tiles = plan.items;
   sweep.C = static_cast<int>(C), sweep.x = a.x;
-  sweep.stride_x = static_cast<uint32_t>(C * storage_bytes(dtype));
-  sweep.alignment_x = alignment_of(a.x, sweep.stride_x);
+  sweep.alignment_x = alignment_of(a.x, C * storage_bytes(dtype));
   sweep.layout = plan.tensor;
   sweep.mask = a.mask;
   sweep.alignment = 16;

@@ -135,8 +135,11 @@ def expected_mma(name, architecture):
     rows = 1 if steps > 8 else 8 // of_unit // own  # that the projection tells apart
     projection = of_unit * own * rows if arguments[3] == "true" else 0
     if name.startswith("sweep_forward"):
-        return (product + of_unit * own + projection,)  # and one unit of x
-    return ((2 * product if steps <= 8 else product) + projection,)  # and dw_hh
+        # And units of x: the first, three at a time and one or two that are left, or one by one.
+        units_x = 2 if arguments[3] == "true" or own > 2 else 6
+        return (product + of_unit * own * units_x + projection,)
+    # And dw_hh, and dw_ih of one unit.
+    return ((2 * product + of_unit * own if steps <= 8 else product) + projection,)
 
 
 def test_products_are_on_the_tensor_core():

@@ -233,23 +233,27 @@ def test_what_is_timed_runs_inside_its_context():
     assert {mode: call() for mode, (call, _) in calls.items()} == {mode: [True] for mode in calls}
 
 
-def gpu_run_script(out, tmp_path, python, **environment):
-    """The script with a stand-in for Python, and only the commands of a bare system."""
-    stand_in, commands = tmp_path / "python", tmp_path / "commands"
-    stand_in.write_text(f"#!/bin/sh\n{python}\n")
-    stand_in.chmod(0o755)
+def gpu_run_script(out, tmp_path, python, gpu="exit 9"):
+    """The script with stand-ins for Python and nvidia-smi, and the commands of a bare system."""
+    commands = tmp_path / "commands"
     commands.mkdir()
-    for name in ("bash", "cat", "dirname", "git", "gzip", "mkdir", "mktemp", "mv", "rm", "tail",
-                 "tar", "timeout"):  # fmt: skip
+    for name, does in (("python", python), ("nvidia-smi", gpu)):
+        (commands / name).write_text(f"#!/bin/sh\n{does}\n")
+        (commands / name).chmod(0o755)
+    for name in ("awk", "bash", "cat", "dirname", "git", "grep", "gzip", "mkdir", "mktemp", "mv",
+                 "rm", "tail", "tar", "timeout", "tr", "xargs"):  # fmt: skip
         (commands / name).symlink_to(shutil.which(name))
-    paths = {"PATH": str(commands), "PYTHON": str(stand_in), "CUDA_HOME": str(tmp_path)}
-    return subprocess.run(
+    paths = {"PATH": str(commands), "PYTHON": "python", "CUDA_HOME": str(tmp_path)}
+    device = "cpu" if gpu == "exit 9" else "cuda"
+    done = subprocess.run(
         [shutil.which("bash"), str(profile.ROOT / "bench" / "gpu_run.sh"), str(out)],
-        env={**os.environ, "BUILD": "0", "SHARDS": "2", **paths, **environment},
+        env={**os.environ, "BUILD": "0", "SHARDS": "2", "DEVICE": device, **paths},
         capture_output=True,
         text=True,
         timeout=100,
     )
+    summary = json.loads((out / "summary.json").read_text()) if done.returncode != 2 else {}
+    return done, {name: row["status"] for name, row in summary.items() if isinstance(row, dict)}
 
 
 @pytest.mark.parametrize(
@@ -262,10 +266,8 @@ def gpu_run_script(out, tmp_path, python, **environment):
 )
 def test_the_gpu_script_goes_on_and_keeps_what_there_is(python, code, check, time, tmp_path):
     out = tmp_path / "out"
-    done = gpu_run_script(out, tmp_path, python, DEVICE="cpu")
+    done, found = gpu_run_script(out, tmp_path, python)
     assert done.returncode == code, done.stdout + done.stderr
-    summary = json.loads((out / "summary.json").read_text())
-    found = {name: row["status"] for name, row in summary.items() if isinstance(row, dict)}
     absent = {"micro": "absent", "profile": "absent"}  # neither nvcc nor ncu
     assert found == {"info": "ok", "check": check, "time": time} | absent
     times = {"times.json"} if "times" in python else set()
@@ -274,10 +276,30 @@ def test_the_gpu_script_goes_on_and_keeps_what_there_is(python, code, check, tim
         assert {"logs/check.log", *(f"./{name}" for name in times)} <= set(archive.getnames())
 
 
+@pytest.mark.parametrize(
+    ("collects", "status"),
+    [
+        ("echo tests/a.py::test_a; echo 'tests/a.py::test_b[x y]'", "ok"),
+        ("echo tests/a.py::test_a; exit 2", "failed, exit 1"),  # an error in another file
+        ("echo no tests collected", "failed, exit 1"),
+    ],
+)
+def test_the_gpu_script_runs_the_tests_that_are_collected(collects, status, tmp_path):
+    seen = tmp_path / "seen"
+    does = f"""case "$*" in
+*collect-only*) {collects};;
+*pytest*-v*) for last in "$@"; do :; done; echo "$last" >>{seen};;
+esac"""
+    _, found = gpu_run_script(tmp_path / "out", tmp_path, does, gpu="echo 9.0")
+    assert found["unit_tests"] == status and found["sanitize"] == "absent"
+    ran = sorted(seen.read_text().splitlines()) if seen.exists() else []
+    assert ran == (["tests/a.py::test_a", "tests/a.py::test_b[x y]"] if status == "ok" else [])
+
+
 def test_the_gpu_script_stops_without_an_architecture(tmp_path):
-    done = gpu_run_script(tmp_path / "out", tmp_path, "exit 0", DEVICE="cuda")
+    done, _ = gpu_run_script(tmp_path / "out", tmp_path, "exit 0", gpu="echo no devices; exit 6")
     assert done.returncode == 2
-    assert "nvidia-smi must give the architecture of a GPU, such as 9.0" in done.stderr
+    assert "such as 9.0; got: no devices" in done.stderr
 
 
 def test_profile_names_parts():

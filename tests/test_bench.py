@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -17,7 +18,7 @@ import torch
 
 import strnn_kernels as sk
 from bench import __main__ as bench
-from bench import compare, gpu_report, gpu_run, measure, profile, report, roofline
+from bench import compare, gpu_peers, gpu_report, gpu_run, measure, profile, report, roofline
 from bench.contestants import Backend, Runner
 from strnn_kernels.testing import Case
 from strnn_kernels.topology import Topology
@@ -219,6 +220,17 @@ def test_a_backend_that_cannot_run_is_refused(capsys):
     assert reason in capsys.readouterr().out
 
 
+def test_a_time_limit_is_told_from_errors():
+    """Also where the code inside turns the exception into one of its own."""
+    with pytest.raises(TimeoutError, match=r"within 0\.01 s"), gpu_peers.within(0.01):
+        try:
+            time.sleep(10)
+        except TimeoutError as error:
+            raise RuntimeError("the compiler failed") from error
+    with pytest.raises(RuntimeError, match="another"), gpu_peers.within(10):
+        raise RuntimeError("another")
+
+
 def test_what_is_timed_runs_inside_its_context():
     inside = []
 
@@ -257,19 +269,19 @@ def gpu_run_script(out, tmp_path, python, gpu="exit 9"):
 
 
 @pytest.mark.parametrize(
-    ("python", "code", "check", "time"),
+    ("python", "code", "check", "timing"),
     [
         ("exit 0", 0, "ok", "ok"),
         ('case "$*" in *check*) exit 3;; esac', 1, "failed, exit 1", "ok"),
         ('case "$*" in *time*) echo 1 >"$4"/times.json; exit 9;; esac', 1, "ok", "failed, exit 9"),
     ],
 )
-def test_the_gpu_script_goes_on_and_keeps_what_there_is(python, code, check, time, tmp_path):
+def test_the_gpu_script_goes_on_and_keeps_what_there_is(python, code, check, timing, tmp_path):
     out = tmp_path / "out"
     done, found = gpu_run_script(out, tmp_path, python)
     assert done.returncode == code, done.stdout + done.stderr
     absent = {"micro": "absent", "profile": "absent"}  # neither nvcc nor ncu
-    assert found == {"info": "ok", "check": check, "time": time} | absent
+    assert found == {"info": "ok", "check": check, "time": timing} | absent
     times = {"times.json"} if "times" in python else set()
     assert {path.name for path in out.iterdir()} == {"summary.json", "results.tgz"} | times
     with tarfile.open(out / "results.tgz") as archive:

@@ -26,15 +26,23 @@ COMPILE_SECONDS = 45
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError inside after that many seconds; on the main thread only."""
+    """Raises TimeoutError after that many seconds; on the main thread only."""
+    message = f"not compiled and checked within {seconds:g} s"
+    is_late = False
 
     def give_up(*_: object) -> None:
-        raise TimeoutError(f"not compiled and checked within {seconds:g} s")
+        nonlocal is_late
+        is_late = True
+        raise TimeoutError(message)
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except Exception as error:
+        if is_late:  # a compiler makes an error of its own of what is raised inside it
+            raise TimeoutError(message) from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

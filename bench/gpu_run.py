@@ -2,7 +2,7 @@
 
     python -m bench.gpu_run check DIR [--shard I/N]   the conformance table, against float64
     python -m bench.gpu_run pairs DIR                 every backend's backward after every forward
-    python -m bench.gpu_run small                     the smallest case of each kernel
+    python -m bench.gpu_run small                     a small case of each kernel, for a sanitizer
     python -m bench.gpu_run time DIR                  inference and training step
     python -m bench.gpu_run once --cases SEED         a training step, for a profiler
 
@@ -47,6 +47,7 @@ from strnn_kernels.testing import (
     Expected,
     assert_close_to_reference,
     find,
+    tf32,
 )
 from strnn_kernels.topology import Topology
 
@@ -77,8 +78,24 @@ TARGETS = (
     ),
     Case("T9", "temporal_rnn", partial(Topology.chain, 9), B=32, C=30, H=30, activation="tanh"),
 )  # fmt: skip
-#: The smallest call that reaches each kernel.
-SMALL = ("corner-1x5-b1-h1", "chain-wide", "diamond", "gated-diamond", "project", "chain-lengths-k")
+
+
+def _small(name: str, H: int, dtype: torch.dtype, suffix: str = "") -> Case:
+    short = str(dtype).removeprefix("torch.")
+    return find(name).smooth(name=f"{name} h{H} {short}{suffix}", H=H, dtype=dtype)
+
+
+#: It runs with TF32 allowed.
+TF32 = _small("diamond", 70, torch.float32, " as TF32")
+#: Small calls that between them reach every kernel, among the CUDA backend's those for wide states
+#: and for 16 bits.
+SMALL = (
+    *map(find, ("corner-1x5-b1-h1", "chain-wide", "diamond", "gated-diamond", "project")),
+    *map(find, ("chain-lengths-k", "chain-h264")),
+    _small("corner-3x4-h30", 30, BF16), _small("diamond", 70, BF16),
+    _small("gated-diamond", 70, BF16), _small("chain-lengths-k", 130, BF16),
+    _small("chain-h264", 520, BF16), _small("chain-h264", 264, torch.float32), TF32,
+)  # fmt: skip
 #: Cases of which the loop over cells and the compiled loops are timed too.
 COMPILED = ("SEED", "T9", "corner-3x4-h30")
 #: What a rehearsal without a GPU runs.
@@ -91,6 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("what", choices=("check", "pairs", "small", "time", "once"))
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--backends", nargs="*", choices=BACKENDS, help="default: all that can run")
     parser.add_argument("--shard", default="0/1", help="I/N: cases I, I + N, ..")
     parser.add_argument(
         "--cases", nargs="*", help="names; default: the benchmark table and the targets"
@@ -98,10 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=150, help="no case starts after this long")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    names = [n for n, b in sk.backends().items() if b is None and n != "reference"]
-    names = [n for n in names if n != "cpu" or device.type == "cpu"]
-    if not names:
-        print(f"no backend can run: {sk.backends()}")
+    refusals = sk.backends()
+    known = [n for n in refusals if n != "reference" and (n != "cpu" or device.type == "cpu")]
+    names = options.backends or [name for name in known if refusals[name] is None]
+    if not names or any(refusals[name] for name in names):
+        print(f"cannot run: { {name: refusals[name] for name in names or known} }")
         return 1
     if options.what == "small":
         return small(names, device)
@@ -110,20 +129,39 @@ def main(arguments: list[str] | None = None) -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.what == "check":
         part, parts = map(int, options.shard.split("/"))
-        path, rows = f"check-{part}.json", check(names, device, CONFORMANCE[part::parts])
+        cases = list(dict.fromkeys((*CONFORMANCE, *SMALL)))[part::parts]
+        path, rows = f"check-{'-'.join(names)}-{part}.json", check(names, device, cases)
     elif options.what == "pairs":
         path, rows = "pairs.json", pairs(names, device)
     else:
         path = "times.json"
         rows = time_all(names, device, chosen(options.cases, device), options.seconds)
     result: dict[str, Any] = {"schema": SCHEMA, "about": about(device), "rows": []}
+    if options.what == "time" and device.type == "cuda":
+        result["about"]["peaks"] = peaks(device)
+    num_wrong = 0
     for row in rows:
+        is_wrong = row["status"] not in ("ok", "absent")
+        is_lost = is_wrong and not answers(device)
+        if is_lost:
+            row["status"] += "; the device does not answer any more: nothing after this was run"
         result["rows"].append(row)
         (options.folder / path).write_text(json.dumps(result, indent=1) + "\n")
-    wrong = [r for r in result["rows"] if r["status"] not in ("ok", "absent")]
-    for row in wrong:
-        print(f"{row['case']} {row['who']}: {row['status']}")
-    return int(bool(wrong))
+        if is_wrong:
+            num_wrong += 1
+            print(f"{row['case']} {row['who']}: {row['status']}")
+        if is_lost:
+            break
+    return int(num_wrong > 0)
+
+
+def answers(device: torch.device) -> bool:
+    """Whether the device still works: after an illegal access every later call fails."""
+    try:
+        torch.zeros(1, device=device).item()
+    except RuntimeError:  # torch.AcceleratorError, where that exists
+        return False
+    return True
 
 
 def about(device: torch.device) -> dict[str, Any]:
@@ -160,7 +198,6 @@ def about(device: torch.device) -> dict[str, Any]:
         found["memory_bytes"] = properties.total_memory
         found["cuda"] = torch.version.cuda
         found["cudnn"] = torch.backends.cudnn.version()
-        found["peaks"] = peaks(device)
     return found
 
 
@@ -185,20 +222,25 @@ def check(names: list[str], device: torch.device, cases) -> Iterator[dict[str, A
     """Every case on every backend, output and gradients, against the reference."""
     for case in cases:
         inputs = case.inputs()
-        expected = Expected.of(case, inputs)
+        expected = Expected.of(case, inputs, allow_tf32=case is TF32)
         there = {name: value.to(device) for name, value in inputs.items()}
         for name in names:
             try:
-                with sk.use_backend(name):
+                with sk.use_backend(name), tf32(case is TF32):
                     found = case.results(sk, there)
                     with torch.no_grad():
                         alone = case.run(sk, there)
                 expected.check({n: v.cpu() for n, v in found.items()}, name)
                 expected.check({"output": alone.cpu()}, f"{name}, no gradient")
                 status = "ok"
-            except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-                status = f"wrong: {error}"[:2000]
+            except Exception as error:  # of a compiler anything may come
+                status = wrong(error)
             yield {"case": case.name, "who": name, "status": status}
+
+
+def wrong(error: Exception) -> str:
+    """The status of what failed."""
+    return f"wrong: {type(error).__name__}: {error}"[:2000]
 
 
 def pairs(names: list[str], device: torch.device) -> Iterator[dict[str, Any]]:
@@ -233,8 +275,8 @@ def pairs(names: list[str], device: torch.device) -> Iterator[dict[str, Any]]:
                 own, exact = backward(first, h), backward(first, h, torch.float64)
                 for a, b, c in zip(backward(second, h), own, exact, strict=True):
                     assert_close_to_reference(a, b, c, what=second, gradient=True)
-            except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-                status = f"wrong: {error}"[:2000]
+            except Exception as error:
+                status = wrong(error)
             case = f"{graph} {str(dtype).removeprefix('torch.')}"
             yield {"case": case, "who": f"{first} forward, {second} backward", "status": status}
 
@@ -262,10 +304,10 @@ def once(names: list[str], device: torch.device, cases: list[Case]) -> int:
 
 def small(names: list[str], device: torch.device) -> int:
     """Forward and backward of a small case of each kernel; a sanitizer looks on."""
-    for case in map(find, SMALL):
+    for case in SMALL:
         inputs = {name: value.to(device) for name, value in case.inputs().items()}
         for name in names:
-            with sk.use_backend(name):
+            with sk.use_backend(name), tf32(case is TF32):
                 case.results(sk, inputs)
                 with torch.no_grad():
                     case.run(sk, inputs)
@@ -340,12 +382,12 @@ def time_case(
                 runner = contestant.prepare(case, given, dy)
                 with runner.around():
                     verify(expected, runner, contestant.name)
-                    modes = captured(runner, device)
+                modes = captured(runner, device)
         except TimeoutError as error:
             rows.append(row | {"status": "absent", "reason": str(error)})
             continue
         except Exception as error:  # a peer may fail in any way: the others are still measured
-            rows.append(row | {"status": f"wrong: {error}"[:2000]})
+            rows.append(row | {"status": wrong(error)})
             continue
         tasks[contestant.name] = (row, modes)
         rows.append(row)
@@ -401,14 +443,19 @@ def verify(expected: Expected, runner: Any, who: str) -> None:
 def captured(runner: Any, device: torch.device) -> dict[str, tuple[Callable[[], Any], bool]]:
     """Each mode as something to call, and whether that replays a graph.
 
-    "inference" keeps nothing for gradients, "training" is a forward and a backward pass.
+    "inference" keeps nothing for gradients, "training" is a forward and a backward pass. Each call
+    enters what belongs around it: without a graph it is timed long after this.
     """
 
     def inference() -> Any:
-        with torch.no_grad():
+        with runner.around(), torch.no_grad():
             return runner.forward()
 
-    calls = {"inference": inference, "training": runner.step}
+    def training() -> Any:
+        with runner.around():
+            return runner.step()
+
+    calls = {"inference": inference, "training": training}
     if device.type != "cuda":
         return {mode: (call, False) for mode, call in calls.items()}
     return {mode: as_graph(call) for mode, call in calls.items()}

@@ -128,7 +128,7 @@ __global__ void read_all(const float4* from, size_t count, float* sink) {
 }
 
 struct Device {
-  long long* cycles;  // mapped: the host reads it after a synchronisation
+  long long* cycles;
   float* sink;
   float* memory;
 };
@@ -140,8 +140,9 @@ double best_cycles(const Device& device, Launch launch) {
   for (int run = 0; run < kRuns; ++run) {
     launch();
     CHECK(cudaGetLastError());
-    CHECK(cudaDeviceSynchronize());
-    best = std::min(best, double(*device.cycles) / kSteps);
+    long long cycles = 0;
+    CHECK(cudaMemcpy(&cycles, device.cycles, sizeof cycles, cudaMemcpyDeviceToHost));
+    best = std::min(best, double(cycles) / kSteps);
   }
   return best;
 }
@@ -210,7 +211,7 @@ int main() {
   cudaDeviceProp gpu;
   CHECK(cudaGetDeviceProperties(&gpu, 0));
   Device device;
-  CHECK(cudaMallocManaged(&device.cycles, sizeof(long long)));
+  CHECK(cudaMalloc(&device.cycles, sizeof(long long)));
   CHECK(cudaMalloc(&device.sink, sizeof(float)));
   const size_t bytes = size_t(1) << 30;
   CHECK(cudaMalloc(&device.memory, bytes));

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import ModuleType
 from typing import Any
@@ -93,6 +93,14 @@ class Case:
         """The largest number of predecessors of a node, at least 1."""
         nodes, directions = range(self.N), range(self.D)
         return max(1, *(len(self.topology.predecessors(d, n)) for d in directions for n in nodes))
+
+    def smooth(self, **changes: Any) -> Case:
+        """The case with changes, and with tanh in place of a ReLU.
+
+        In 16 bits rounding decides a ReLU's derivative at many states.
+        """
+        activation = "tanh" if self.activation == "relu" else self.activation
+        return replace(self, **{"activation": activation, **changes})
 
     def inputs(
         self,

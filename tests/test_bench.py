@@ -5,14 +5,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import re
+import shutil
+import subprocess
+import tarfile
+import time
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+import strnn_kernels as sk
 from bench import __main__ as bench
-from bench import compare, gpu_report, measure, profile, report, roofline
-from bench.contestants import Backend
+from bench import compare, gpu_peers, gpu_report, gpu_run, measure, profile, report, roofline
+from bench.contestants import Backend, Runner
 from strnn_kernels.testing import Case
 from strnn_kernels.topology import Topology
 
@@ -140,6 +147,171 @@ def test_a_gpu_section():
 def test_a_rehearsal_is_no_measurement():
     with pytest.raises(SystemExit, match="rehearsed"):
         gpu_report.section(gpu_result(is_rehearsal=True), "h200")
+
+
+def test_small_cases_reach_every_kernel_of_an_h200():
+    planner = pytest.importorskip("strnn_kernels._planner", reason="_planner was not compiled")
+    found = set()
+    for case in gpu_run.SMALL:
+        if case.op == "sparse_projection":
+            continue
+        for is_backward in (False, True):
+            graph = case.topology.reversed() if is_backward else case.topology
+            program = graph.program("levels")
+            plan = planner.plan_cuda_sweep(
+                **{name: getattr(case, name) for name in ("B", "N", "D", "C", "H", "K")},
+                groups=program.num_groups,
+                slots=program.num_slots,
+                dtype=str(case.dtype).removeprefix("torch."),
+                is_backward=is_backward,
+                is_gated=case.op == "gated_sweep",
+                device=(90, 132, 227 * 1024, 228 * 1024),
+                allow_tf32=case is gpu_run.TF32,
+            )
+            found.add((is_backward, plan["family"], plan["cluster"]))
+            assert case is not gpu_run.TF32 or plan["family"] == "tensor_core"
+    # `enum class Family { kGeneral, kWarpPerRow, .. }` -> "general", "warp_per_row", ..
+    header = (profile.ROOT / "csrc" / "cuda" / "planner.h").read_text()
+    names = re.search(r"enum class Family \{(.+?)\}", header)[1].split(",")
+    families = {re.sub("(?<!^)([A-Z])", r"_\1", n.strip()[1:]).lower() for n in names}
+    assert len(families) == 5
+    wanted = {(name, 1) for name in families - {"cluster"}} | {("cluster", 8), ("cluster", 16)}
+    assert found == {(way, *kernel) for way in (False, True) for kernel in wanted}
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_whatever_a_backend_raises_is_a_row(is_lost, tmp_path, monkeypatch):
+    """Compilers raise what derives from Exception alone; a lost device ends the run."""
+
+    class CompilationError(Exception):
+        pass
+
+    def fail(**_):
+        raise CompilationError("at 3:7")
+
+    monkeypatch.setattr(gpu_run.sk, "spatial_rnn", fail)
+    monkeypatch.setattr(gpu_run, "answers", lambda device: not is_lost)
+    monkeypatch.setattr(gpu_run, "CONFORMANCE", (CASE, CASE, gpu_run.find("project-h1")))
+    monkeypatch.setattr(gpu_run, "SMALL", ())
+    assert gpu_run.main(["check", str(tmp_path), "--device", "cpu", "--backends", "cpu"]) == 1
+    rows = json.loads((tmp_path / "check-cpu-0.json").read_text())["rows"]
+    assert rows[0]["status"].startswith("wrong: CompilationError: at 3:7")
+    wanted = [(CASE.name, False)] if is_lost else [(CASE.name, False), ("project-h1", True)]
+    assert [(row["case"], row["status"] == "ok") for row in rows] == wanted
+    assert ("nothing after this was run" in rows[0]["status"]) == is_lost
+
+
+def test_a_working_device_answers():
+    assert gpu_run.answers(torch.device("cpu"))
+
+
+def test_a_small_case_of_each_kernel_is_right(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_run, "CONFORMANCE", ())
+    assert gpu_run.main(["check", str(tmp_path), "--device", "cpu", "--backends", "cpu"]) == 0
+    rows = json.loads((tmp_path / "check-cpu-0.json").read_text())["rows"]
+    assert [row["case"] for row in rows] == [case.name for case in gpu_run.SMALL]
+
+
+def test_a_backend_that_cannot_run_is_refused(capsys):
+    name, reason = next(((n, r) for n, r in sk.backends().items() if r), (None, None))
+    if name is None:
+        pytest.skip("every backend can run here")
+    assert gpu_run.main(["small", "--device", "cpu", "--backends", name]) == 1
+    assert reason in capsys.readouterr().out
+
+
+def test_a_time_limit_is_told_from_errors():
+    """Also where the code inside turns the exception into one of its own."""
+    with pytest.raises(TimeoutError, match=r"within 0\.01 s"), gpu_peers.within(0.01):
+        try:
+            time.sleep(10)
+        except TimeoutError as error:
+            raise RuntimeError("the compiler failed") from error
+    with pytest.raises(RuntimeError, match="another"), gpu_peers.within(10):
+        raise RuntimeError("another")
+
+
+def test_what_is_timed_runs_inside_its_context():
+    inside = []
+
+    @contextmanager
+    def around():
+        inside.append(True)
+        yield
+        inside.pop()
+
+    runner = Runner(lambda: list(inside), lambda: list(inside), None, None, around)
+    calls = gpu_run.captured(runner, torch.device("cpu"))
+    assert {mode: call() for mode, (call, _) in calls.items()} == {mode: [True] for mode in calls}
+
+
+def gpu_run_script(out, tmp_path, python, gpu="exit 9"):
+    """The script with stand-ins for Python and nvidia-smi, and the commands of a bare system."""
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name, does in (("python", python), ("nvidia-smi", gpu)):
+        (commands / name).write_text(f"#!/bin/sh\n{does}\n")
+        (commands / name).chmod(0o755)
+    for name in ("awk", "bash", "cat", "dirname", "git", "grep", "gzip", "mkdir", "mktemp", "mv",
+                 "rm", "tail", "tar", "timeout", "tr", "xargs"):  # fmt: skip
+        (commands / name).symlink_to(shutil.which(name))
+    paths = {"PATH": str(commands), "PYTHON": "python", "CUDA_HOME": str(tmp_path)}
+    device = "cpu" if gpu == "exit 9" else "cuda"
+    done = subprocess.run(
+        [shutil.which("bash"), str(profile.ROOT / "bench" / "gpu_run.sh"), str(out)],
+        env={**os.environ, "BUILD": "0", "SHARDS": "2", "DEVICE": device, **paths},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    summary = json.loads((out / "summary.json").read_text()) if done.returncode != 2 else {}
+    return done, {name: row["status"] for name, row in summary.items() if isinstance(row, dict)}
+
+
+@pytest.mark.parametrize(
+    ("python", "code", "check", "timing"),
+    [
+        ("exit 0", 0, "ok", "ok"),
+        ('case "$*" in *check*) exit 3;; esac', 1, "failed, exit 1", "ok"),
+        ('case "$*" in *time*) echo 1 >"$4"/times.json; exit 9;; esac', 1, "ok", "failed, exit 9"),
+    ],
+)
+def test_the_gpu_script_goes_on_and_keeps_what_there_is(python, code, check, timing, tmp_path):
+    out = tmp_path / "out"
+    done, found = gpu_run_script(out, tmp_path, python)
+    assert done.returncode == code, done.stdout + done.stderr
+    absent = {"micro": "absent", "profile": "absent"}  # neither nvcc nor ncu
+    assert found == {"info": "ok", "check": check, "time": timing} | absent
+    times = {"times.json"} if "times" in python else set()
+    assert {path.name for path in out.iterdir()} == {"summary.json", "results.tgz"} | times
+    with tarfile.open(out / "results.tgz") as archive:
+        assert {"logs/check.log", *(f"./{name}" for name in times)} <= set(archive.getnames())
+
+
+@pytest.mark.parametrize(
+    ("collects", "status"),
+    [
+        ("echo tests/a.py::test_a; echo 'tests/a.py::test_b[x y]'", "ok"),
+        ("echo tests/a.py::test_a; exit 2", "failed, exit 1"),  # an error in another file
+        ("echo no tests collected", "failed, exit 1"),
+    ],
+)
+def test_the_gpu_script_runs_the_tests_that_are_collected(collects, status, tmp_path):
+    seen = tmp_path / "seen"
+    does = f"""case "$*" in
+*collect-only*) {collects};;
+*pytest*-v*) for last in "$@"; do :; done; echo "$last" >>{seen};;
+esac"""
+    _, found = gpu_run_script(tmp_path / "out", tmp_path, does, gpu="echo 9.0")
+    assert found["unit_tests"] == status and found["sanitize"] == "absent"
+    ran = sorted(seen.read_text().splitlines()) if seen.exists() else []
+    assert ran == (["tests/a.py::test_a", "tests/a.py::test_b[x y]"] if status == "ok" else [])
+
+
+def test_the_gpu_script_stops_without_an_architecture(tmp_path):
+    done, _ = gpu_run_script(tmp_path / "out", tmp_path, "exit 0", gpu="echo no devices; exit 6")
+    assert done.returncode == 2
+    assert "such as 9.0; got: no devices" in done.stderr
 
 
 def test_profile_names_parts():

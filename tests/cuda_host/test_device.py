@@ -4,6 +4,8 @@ The first thing to run on a machine with a GPU: what the emulator cannot show is
 PTX means on hardware what it means there.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", testing.CONFORMANCE, ids=str)
 def test_matches_reference(case, dtype):
+    case = case.smooth() if dtype.itemsize == 2 else case
     inputs = case.inputs(dtype=dtype)
     expected = testing.Expected.of(case, inputs)
     moved = {name: value.cuda() for name, value in inputs.items()}
@@ -29,7 +32,10 @@ def test_matches_reference(case, dtype):
 
 @pytest.mark.parametrize("case", testing.CONFORMANCE, ids=str)
 def test_agrees_with_the_emulator(case, harness, switch, fast):
-    """The same plan on both: what differs is the order of nothing, only the rounding of fma."""
+    """The same plan on both: what differs is the order of nothing, only the rounding of fma.
+
+    So the one is about as far from float64 as the other.
+    """
     inputs = case.inputs()
     properties = torch.cuda.get_device_properties(0)
     limits = (
@@ -42,8 +48,8 @@ def test_agrees_with_the_emulator(case, harness, switch, fast):
         emulated = case.results(sk, inputs)
     with sk.use_backend("cuda"):
         actual = case.results(sk, {name: value.cuda() for name, value in inputs.items()})
-    for name, value in emulated.items():
-        torch.testing.assert_close(actual[name].cpu(), value, rtol=1e-4, atol=1e-5, msg=name)
+    expected = replace(testing.Expected.of(case, inputs), same_dtype=emulated)
+    expected.check({name: value.cpu() for name, value in actual.items()}, "cuda")
 
 
 @pytest.mark.parametrize("case", testing.CONFORMANCE[:12], ids=str)

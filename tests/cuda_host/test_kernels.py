@@ -1,7 +1,5 @@
 """The CUDA kernels, executed on the CPU, against the reference over the shared table of cases."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -26,15 +24,8 @@ LIMITS = {"slots-global": 24 * 1024, "all-global": 11 * 1024, "tiny": 3 * 1024}
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def smooth(case, **changes):
-    """The case without kinks: in 16 bits rounding decides a ReLU's derivative at many states."""
-    return replace(
-        case, activation="tanh" if case.activation == "relu" else case.activation, **changes
-    )
-
-
 def widened(name, H):
-    return smooth(testing.find(name), name=f"{name}-h{H}", H=H)
+    return testing.find(name).smooth(name=f"{name}-h{H}", H=H)
 
 
 #: Every shape of the tensor_core family (1, 2, 4, 8 and 16 units of columns), rows of each
@@ -78,7 +69,7 @@ def test_tensor_core(case, dtype, harness, switch, fast):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_tensor_core_takes_the_whole_table(case, harness, switch, fast):
-    check(switch, harness.Emulated(fast), smooth(case), torch.bfloat16)
+    check(switch, harness.Emulated(fast), case.smooth(), torch.bfloat16)
 
 
 def check_tf32(harness, switch, emulated, case):

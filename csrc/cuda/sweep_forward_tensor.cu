@@ -24,8 +24,6 @@
 namespace strnn::cuda {
 namespace {
 
-
-
 struct TensorForwardArgs {
   TensorSweep sweep;  // streams: u with C = 0, gate
   const void* w_ih;

@@ -375,5 +375,4 @@ void with_cluster_tiles(int64_t H, const F& f) {
     f(std::integral_constant<int, 16>{});
 }
 
-// The states alone: x holds u, and bias is added to it.
 }  // namespace strnn::cuda

@@ -107,7 +107,6 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
     for (int own = 0; own < kOwn; ++own) states[1][own] = {};  // perhaps no item is in that half
     if (!C) return tile.staged_values(at, 0, number, acc);
-
     const S* const rows_x = tile.staged_x(at, number);
     const auto add_unit = [&](int unit_x, const float (&from)[kOwn][2][4]) {
       const auto x = Core::input(rows_x + unit_x * kUnit, a.layout.ld_x);
@@ -124,7 +123,6 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
                              const float (&acc)[kOwn][2][4]) {
     constexpr bool kIsCommon = decltype(is_common)::value;
     const int alignment = kIsCommon ? kPieceBytes<S> : a.alignment;
-
     float v[kOwn * kPiece];
 #pragma unroll
     for (int i = 0; i < kOwn * kPiece; ++i)
@@ -201,7 +199,6 @@ void sweep_forward_tensor(const SweepForward& a, Dtype dtype, const Plan& plan, 
   TensorForwardArgs f{};
   const void* u = a.C ? nullptr : a.x;
   f.sweep = tensor_sweep(a, a.program, plan, dtype, a.C, {u, a.gate}, {a.h, a.pre, a.h0});
-
   f.is_gated = a.gate != nullptr;
   f.is_common = !a.gate && !a.pre && f.sweep.alignment >= kPiece * storage_bytes(dtype);
   f.w_ih = a.w_ih, f.bias = a.C ? a.bias : nullptr, f.w_hh = a.w_hh, f.h0 = a.h0, f.entry = a.entry;

@@ -443,9 +443,8 @@ struct TensorTile {
       const TensorItem item = this->item(c, c.begin, half);
       const S* from = row_x(item, half);
 #pragma unroll
-      for (int e = 0; e < kPiece; ++e) {
+      for (int e = 0; e < kPiece; ++e)
         late.x[half][e] = item.is_live && e < columns_x ? from[e] : from_acc<S>(0.f);
-      }
     }
   }
   __device__ __forceinline__ void store_x(int at, const LateX& late) const {

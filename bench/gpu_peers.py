@@ -27,7 +27,7 @@ COMPILE_SECONDS = 45
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
     """Raises TimeoutError after that many seconds; on the main thread only."""
-    message = f"not compiled and checked within {seconds:g} s"
+    message = f"not compiled and checked within {seconds:.3g} s"
     is_late = False
 
     def give_up(*_: object) -> None:

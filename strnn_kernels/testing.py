@@ -397,6 +397,30 @@ def tf32(is_allowed: bool = True) -> Iterator[None]:
         torch.backends.cuda.matmul.fp32_precision = before
 
 
+def assert_a_graph_keeps_to_tf32(case: Case, functions: Any, device: Any = "cpu") -> None:
+    """Asserts that a compiled graph follows the user's setting, and a backward its forward.
+
+    Args:
+        case: whose results differ with TF32.
+        functions: a module with the op of the case.
+        device: of its tensors.
+    """
+    leaves = case.inputs(device=device, requires_grad=True)
+    compiled = torch.compile(case.bind(functions, leaves), fullgraph=True, backend="aot_eager")
+    with tf32(False):
+        exact = compiled()
+    with tf32():
+        y = compiled()
+        expected = case.results(functions, leaves)
+    with tf32(False):
+        slopes = torch.autograd.grad(y, leaves.values(), case.output_gradient(y))
+        again = compiled()
+    assert torch.equal(y, expected["output"])
+    assert torch.equal(exact, again) and not torch.equal(exact, y)
+    for name, slope in zip(leaves, slopes, strict=True):
+        assert torch.equal(slope, expected["d" + name]), name
+
+
 def _holes() -> np.ndarray:
     mask = np.ones((5, 6), dtype=bool)
     mask[0, 0] = mask[2, 2:4] = mask[4, 5] = False

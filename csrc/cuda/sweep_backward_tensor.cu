@@ -107,7 +107,6 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
                              const float (&acc)[kOwn][2][4]) {
     constexpr bool kIsCommon = decltype(is_common)::value;
     const int alignment = kIsCommon ? kPieceBytes<S> : a.alignment;
-
     float v[kOwn * kPiece], other[kOwn * kPiece];
     const auto input = [&](int stream) {
       const S* const staged = tile.staged(at, stream, number, half);

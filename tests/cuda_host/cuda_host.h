@@ -123,7 +123,6 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   }
   return ballot;
 }
-inline bool __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline float __expf(float x) { return std::exp(x); }

@@ -104,21 +104,8 @@ def test_no_races_of_tf32(case, harness, switch, race):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_tf32_is_a_constant_of_a_compiled_graph(harness, switch, fast):
-    """Torch compiles again when the user changes the setting; a backward follows its forward."""
-    case = TF32[2]
-    leaves = {n: v.requires_grad_(v.is_floating_point()) for n, v in case.inputs().items()}
-    compiled = torch.compile(case.bind(sk, leaves), fullgraph=True, backend="aot_eager")
     with switch.running(harness.Emulated(fast)):
-        exact = compiled()
-        with testing.tf32():
-            y = compiled()
-            expected = case.results(sk, leaves)
-        slopes = torch.autograd.grad(y, leaves.values(), case.output_gradient(y))
-        again = compiled()
-    assert torch.equal(y, expected["output"])
-    assert torch.equal(exact, again) and not torch.equal(exact, y)
-    for name, slope in zip(leaves, slopes, strict=True):
-        assert torch.equal(slope, expected["d" + name]), name
+        testing.assert_a_graph_keeps_to_tf32(TF32[2], sk)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -96,22 +96,7 @@ def test_a_backward_keeps_to_its_forward(case: Case, is_allowed: bool, device) -
 
 
 def test_a_constant_of_a_compiled_graph(device: torch.device) -> None:
-    """Torch compiles again when the user changes the setting; a backward follows its forward."""
-    case = SWEEPS[0]
-    leaves = case.inputs(device=device, requires_grad=True)
-    compiled = torch.compile(case.bind(sk, leaves), fullgraph=True, backend="aot_eager")
-    with testing.tf32(False):
-        exact = compiled()
-    with testing.tf32():
-        y = compiled()
-        expected = case.results(sk, leaves)
-    with testing.tf32(False):
-        slopes = torch.autograd.grad(y, leaves.values(), case.output_gradient(y))
-        again = compiled()
-    assert torch.equal(y, expected["output"])
-    assert torch.equal(exact, again) and not torch.equal(exact, y)
-    for name, slope in zip(leaves, slopes, strict=True):
-        assert torch.equal(slope, expected["d" + name]), name
+    testing.assert_a_graph_keeps_to_tf32(SWEEPS[0], sk, device)
 
 
 def test_a_sparse_projection_is_exact(device: torch.device) -> None:

@@ -65,11 +65,11 @@ class SweepBackwardKernel {
     dx_ = dx_in_place_ ? static_cast<T*>(a_.dx) : dx;
 
     for (int64_t d = 0; d < D; ++d) {
-      const S* w_hh = static_cast<const S*>(a_.w_hh) + d * H * H;
+      const S* w_hh = static_cast<const S*>(a_.w_hh.of(d));
       pack_panels(H, H, w + d * packed_size<T>(H, H),
                   [&](int64_t k, int64_t n) { return to_acc(w_hh[k * H + n]); });
       if (!has_dx_sum_) continue;
-      const S* w_ih = static_cast<const S*>(a_.w_ih) + d * H * C;
+      const S* w_ih = static_cast<const S*>(a_.w_ih.of(d));
       pack_panels(H, C, u + d * packed_size<T>(H, C),
                   [&](int64_t k, int64_t n) { return to_acc(w_ih[k * C + n]); });
     }
@@ -173,7 +173,7 @@ class SweepBackwardKernel {
         if (a_.gate)
           finish<kGated>(tile, i, stop, m, row, buffers);
         else
-          with_activation(a_.activation, [&](auto act) {
+          with_activation(a_.cell, [&](auto act) {
             finish<decltype(act)::value>(tile, i, stop, m, row, buffers);
           });
         i = stop;

@@ -42,18 +42,20 @@ class SweepForwardKernel {
     nonzeros_ = nonzeros, nonzero_ptr_ = nonzero_ptr;
 
     for (int64_t d = 0; d < D; ++d) {
-      const S* w_hh = static_cast<const S*>(a_.w_hh) + d * H * H;
+      const S* w_hh = static_cast<const S*>(a_.w_hh.of(d));
       pack_panels(H, H, w + d * packed_size<T>(H, H),
                   [&](int64_t k, int64_t n) { return to_acc(w_hh[n * H + k]); });
       if (C == 0) continue;
-      const S* w_ih = static_cast<const S*>(a_.w_ih) + d * H * C;
+      const S* w_ih = static_cast<const S*>(a_.w_ih.of(d));
       pack_panels(C, H, u + d * packed_size<T>(C, H),
                   [&](int64_t k, int64_t n) { return to_acc(w_ih[n * C + k]); });
       T* row = bias + d * width_;
       if (a_.bias)
-        load_row<S, T>(static_cast<const S*>(a_.bias) + d * H, H, row);
+        load_row<S, T>(static_cast<const S*>(a_.bias.of(d)), H, row);
       else
         std::fill(row, row + width_, T(0));
+      if (a_.bias_hh)
+        for (int64_t j = 0; j < H; ++j) row[j] += to_acc(static_cast<const S*>(a_.bias_hh.of(d))[j]);
     }
     order_rows(a_, row_of);
     if (K == 0) return;
@@ -143,7 +145,7 @@ class SweepForwardKernel {
             return u * load_partial<S, T>(gate, n);
           });
         else
-          with_activation(a_.activation, [&](auto act) {
+          with_activation(a_.cell, [&](auto act) {
             finish(tile, i, stop, m, pre,
                    [](Vec<T> u, const S*, int64_t) { return activate<decltype(act)::value>(u); });
           });

@@ -46,11 +46,16 @@ _SWEEP = (
 
 @dataclass(frozen=True)
 class Op:
-    """An op: its name, its schema, and the shapes of its outputs (the fake function)."""
+    """An op: its name, its schema, the shapes of its outputs (the fake function), and its cost.
+
+    ``flops`` counts products and additions as :mod:`torch.utils.flop_counter` does: two for each
+    term of a matrix product, nothing for the rest; a projection's zeros count as well.
+    """
 
     name: str
     signature: str
     fake: Callable
+    flops: Callable
 
 
 def _sweep_fwd(
@@ -98,6 +103,13 @@ def _sweep_bwd(
     )
 
 
+def _sweep_flops(x, w_ih, bias, w_hh, mask=None, h0=None, c0=None, entry=None, projection=None):
+    B, N, D, H = *x.shape[:2], directions(w_hh), w_hh[0].shape[-1]
+    G, C = w_hh[0].shape[-2] // H, w_ih[0].shape[-1] if w_ih else 0
+    K = 0 if projection is None else projection.shape[1]
+    return 2 * B * N * D * H * (G * (C + H) + K)
+
+
 def directions(w_hh) -> int:
     """D, from the list of recurrent weights."""
     return w_hh[0].shape[0] if len(w_hh) == 1 and w_hh[0].dim() == 3 else len(w_hh)
@@ -123,6 +135,7 @@ OPS = (
         f"int cell, bool mean, bool keep_h, bool keep_c, bool keep_last, bool save, {_TF32}) -> "
         "(Tensor h, Tensor s, Tensor c, Tensor h_n, Tensor c_n, Tensor saved)",
         _sweep_fwd,
+        lambda *args, **_: _sweep_flops(*args[:4], projection=args[8]),
     ),
     Op(
         "sweep_bwd",
@@ -131,26 +144,32 @@ OPS = (
         f"bool mean, bool need_dx, {_TF32}) -> (Tensor dx, Tensor dw_ih, Tensor dbias, "
         "Tensor dw_hh, Tensor dh0, Tensor dc0, Tensor dprojection)",
         _sweep_bwd,
+        lambda *args, **_: 2 * _sweep_flops(args[5], *args[8:11], projection=args[15]),
     ),
     Op(
         "gated_sweep_fwd",
         f"(Tensor g, Tensor gate, Tensor w, {_PROGRAM}, {_TF32}) -> Tensor y",
         lambda g, gate, w, program, reversed_, sizes, allow_tf32=False: g.new_empty(g.shape),
+        lambda g, gate, w, *_, **__: _sweep_flops(g, [], [], [w]),
     ),
     Op(
         "gated_sweep_bwd",
         f"(Tensor dy, Tensor y, Tensor g, Tensor gate, Tensor w, {_PROGRAM}, {_TF32}) -> "
         "(Tensor dg, Tensor dgate, Tensor dw)",
         _gated_sweep_bwd,
+        # What the gate was applied to is made once more.
+        lambda dy, y, g, gate, w, *_, **__: 3 * _sweep_flops(g, [], [], [w]),
     ),
     Op(
         "sparse_projection_fwd",
         "(Tensor h, Tensor weight) -> Tensor s",
         _sparse_projection_fwd,
+        lambda h, weight, **_: 2 * h.numel() * weight.shape[1],
     ),
     Op(
         "sparse_projection_bwd",
         "(Tensor ds, Tensor h, Tensor weight) -> (Tensor dh, Tensor dweight)",
         _sparse_projection_bwd,
+        lambda ds, h, weight, **_: 4 * h.numel() * weight.shape[1],
     ),
 )

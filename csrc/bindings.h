@@ -54,13 +54,21 @@ inline Shape shape_of(const Tensor& t) {
   return shape;
 }
 
+// a * b. Sizes may come from anywhere, and their product must not wrap round.
+inline int64_t times(int64_t a, int64_t b) {
+  int64_t product;
+  STD_TORCH_CHECK(!__builtin_mul_overflow(a, b, &product), "strnn_kernels: ", a, " times ", b,
+                  " elements of a result are too many");
+  return product;
+}
+
 // An uninitialised contiguous tensor on like's device and of its dtype. Not stable::new_empty,
 // whose way through the dispatcher costs a microsecond.
 inline Tensor new_tensor(const Tensor& like, const Shape& shape) {
   int64_t strides[4], next = 1;
   for (int64_t i = shape.num_dims - 1; i >= 0; --i) {
     strides[i] = next;
-    next *= std::max<int64_t>(1, shape.size[i]);
+    next = times(next, std::max<int64_t>(1, shape.size[i]));
   }
   int32_t dtype, device_type, device_index;
   AtenTensorHandle handle;
@@ -89,6 +97,35 @@ Dtype dtype_of(const Tensor& t) {
   }
 }
 
+// Whether the storage reaches to the last element. It need not: untyped_storage().resize_ frees or
+// cuts it under its tensors (FSDP does).
+inline bool has_memory(const Tensor& t) {
+  if (t.numel() == 0) return true;
+  int64_t *sizes, *strides, last, bytes;
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(t.get(), &strides));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &last));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  for (int64_t i = 0; i < t.dim(); ++i) last += (sizes[i] - 1) * strides[i];
+  return last < bytes / static_cast<int64_t>(aoti_torch_dtype_element_size(dtype));
+}
+
+template <typename Backend>
+void check_memory(const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(has_memory(t), Backend::kName, ": the storage of ", name,
+                  " was freed or is too short for its elements");
+}
+
+// The size along an axis of a tensor that must have so many dimensions.
+template <typename Backend>
+int64_t size_of(const char* name, const Tensor& t, int64_t num_dims, int64_t axis) {
+  STD_TORCH_CHECK(t.dim() == num_dims, Backend::kName, ": ", name, " must have ", num_dims,
+                  " dimensions, got ", t.dim());
+  return t.size(axis);
+}
+
 // A contiguous argument of a known shape and dtype; keeps it alive while the kernels read its
 // memory.
 template <typename Backend>
@@ -100,6 +137,7 @@ class Argument {
     STD_TORCH_CHECK(Backend::owns(*t, like) && t->scalar_type() == dtype && shape_of(*t) == shape,
                     Backend::kName, ": ", name,
                     " has another device, dtype or shape than the other arguments call for");
+    check_memory<Backend>(name, *t);
     kept_ = t->is_contiguous() ? *t : torch::stable::contiguous(*t);
   }
   template <typename T = void>
@@ -121,12 +159,12 @@ struct SweepInputs {
   SweepInputs(const Tensor& x_, const OptionalTensor& w_ih_, const OptionalTensor& bias_,
               const Tensor& w_hh_, const OptionalTensor& mask_, const OptionalTensor& h0_,
               const OptionalTensor& entry_, const OptionalTensor& projection_)
-      : B(x_.size(0)),
+      : B(size_of<Backend>("x", x_, w_ih_ ? 3 : 4, 0)),
         N(x_.size(1)),
-        D(w_hh_.size(0)),
-        C(w_ih_ ? w_ih_->size(2) : 0),
+        D(size_of<Backend>("w_hh", w_hh_, 3, 0)),
+        C(w_ih_ ? size_of<Backend>("w_ih", *w_ih_, 3, 2) : 0),
         H(w_hh_.size(1)),
-        K(projection_ ? projection_->size(1) : 0),
+        K(projection_ ? size_of<Backend>("projection", *projection_, 3, 1) : 0),
         dtype(x_.scalar_type()),
         x("x", x_, x_, dtype, w_ih_ ? Shape{B, N, C} : Shape{B, N, D, H}),
         w_ih("w_ih", w_ih_, x_, dtype, {D, H, C}),
@@ -135,7 +173,11 @@ struct SweepInputs {
         mask("mask", mask_, x_, ScalarType::Bool, {B, N}),
         h0("h0", h0_, x_, dtype, {B, D, H}),
         entry("entry", entry_, x_, ScalarType::Int, {B, D}),
-        projection("projection", projection_, x_, dtype, {D, K, N}) {}
+        projection("projection", projection_, x_, dtype, {D, K, N}) {
+    // To a kernel C = 0 says that x holds u itself.
+    STD_TORCH_CHECK(!w_ih_ || C > 0, Backend::kName, ": w_ih must have a column, got C = 0");
+    STD_TORCH_CHECK(w_ih_ || !bias_, Backend::kName, ": bias needs w_ih: without it x is u itself");
+  }
 
   Shape states() const { return {B, N, D, H}; }
 
@@ -144,8 +186,8 @@ struct SweepInputs {
                     ": unknown activation ", activation);
     a.B = B, a.N = N, a.D = D, a.C = C, a.H = H, a.K = K;
     a.x = x.data(), a.w_ih = w_ih.data(), a.bias = bias.data(), a.w_hh = w_hh.data();
-    a.mask = mask.template data<bool>(), a.h0 = h0.data(), a.entry = entry.template data<int32_t>(),
-    a.projection = projection.data();
+    a.mask = mask.template data<uint8_t>(), a.h0 = h0.data(),
+    a.entry = entry.template data<int32_t>(), a.projection = projection.data();
     a.activation = static_cast<int>(activation);
     a.allow_tf32 = allow_tf32;
   }
@@ -162,6 +204,7 @@ struct Ops {
             table.scalar_type() == ScalarType::Int,
         Backend::kName,
         ": program must be a contiguous int32 tensor on the device of the other arguments");
+    check_memory<Backend>("program", table);
     const Program program = Program::over(static_cast<const int32_t*>(table.const_data_ptr()),
                                           table.numel(), N, D, sizes[first], sizes[first + 1]);
     STD_TORCH_CHECK(Backend::is_valid(program), Backend::kName,
@@ -216,7 +259,10 @@ struct Ops {
     a.dw_hh = dw_hh.mutable_data_ptr();
     a.dh0 = h0 ? dh0.mutable_data_ptr() : nullptr;
     a.dprojection = projection ? dprojection.mutable_data_ptr() : nullptr;
-    if (in.H) Backend::sweep_backward(a, dtype_of<Backend>(x), x);
+    if (in.H)
+      Backend::sweep_backward(a, dtype_of<Backend>(x), x);
+    else
+      torch::stable::zero_(dprojection);  // the only one that is not empty
     return {dx, dw_ih, dbias, dw_hh, dh0, dprojection};
   }
 
@@ -265,7 +311,8 @@ struct Ops {
   }
 
   static Tensor sparse_projection_fwd(const Tensor& h, const Tensor& weight) {
-    const int64_t B = h.size(0), N = h.size(1), D = h.size(2), H = h.size(3), K = weight.size(1);
+    const int64_t B = size_of<Backend>("h", h, 4, 0), N = h.size(1), D = h.size(2), H = h.size(3),
+                  K = size_of<Backend>("weight", weight, 3, 1);
     const Argument<Backend> h_in("h", h, h, h.scalar_type(), {B, N, D, H}),
         weight_in("weight", weight, h, h.scalar_type(), {D, K, N});
     Tensor s = new_tensor(h, {B, D, K, H});
@@ -276,7 +323,8 @@ struct Ops {
 
   static std::tuple<Tensor, Tensor> sparse_projection_bwd(const Tensor& ds, const Tensor& h,
                                                           const Tensor& weight) {
-    const int64_t B = h.size(0), N = h.size(1), D = h.size(2), H = h.size(3), K = weight.size(1);
+    const int64_t B = size_of<Backend>("h", h, 4, 0), N = h.size(1), D = h.size(2), H = h.size(3),
+                  K = size_of<Backend>("weight", weight, 3, 1);
     const Argument<Backend> h_in("h", h, h, h.scalar_type(), {B, N, D, H}),
         weight_in("weight", weight, h, h.scalar_type(), {D, K, N}),
         ds_in("ds", ds, h, h.scalar_type(), {B, D, K, H});
@@ -291,7 +339,10 @@ struct Ops {
                                      weight_in.data(),
                                      dh.mutable_data_ptr(),
                                      dweight.mutable_data_ptr()};
-    if (H) Backend::sparse_projection_backward(a, dtype_of<Backend>(h), h);
+    if (H)
+      Backend::sparse_projection_backward(a, dtype_of<Backend>(h), h);
+    else
+      torch::stable::zero_(dweight);
     return {dh, dweight};
   }
 };

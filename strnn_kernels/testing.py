@@ -421,6 +421,41 @@ def assert_a_graph_keeps_to_tf32(case: Case, functions: Any, device: Any = "cpu"
         assert torch.equal(slope, expected["d" + name]), name
 
 
+def calls_without_memory(
+    case: Case, functions: Any, device: Any = "cpu"
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Calls, forward and backward, in which one tensor's storage is freed, as FSDP does.
+
+    Args:
+        case: without lengths, which torch reads before the op does.
+        functions: a module with the op of the case.
+        device: of its tensors.
+
+    Yields:
+        What is freed, and the call.
+    """
+    inputs = case.inputs(device=device)
+    for name, t in inputs.items():
+        # As a whole, and as a part, whose pointer is not null but an offset to it.
+        for freed in (t.clone(), torch.stack((t, t))[1]):
+            freed.untyped_storage().resize_(0)
+            yield name, partial(case.run, functions, {**inputs, name: freed})
+    for name in (*inputs, "dy"):
+        leaves = {
+            n: v.clone().requires_grad_(n not in NOT_DIFFERENTIABLE) for n, v in inputs.items()
+        }
+        y = case.run(functions, leaves)
+        dy = case.output_gradient(y)
+        (leaves | {"dy": dy})[name].untyped_storage().resize_(0)
+        yield f"{name}, backward", partial(y.backward, dy)
+
+
+def with_odd_bytes(mask: Tensor) -> Tensor:
+    """The same mask, each true value another byte that is not zero."""
+    byte = torch.arange(1, mask.numel() + 1, device=mask.device).remainder(255) + 1
+    return (mask * byte.view(mask.shape)).to(torch.uint8).view(torch.bool)
+
+
 def _holes() -> np.ndarray:
     mask = np.ones((5, 6), dtype=bool)
     mask[0, 0] = mask[2, 2:4] = mask[4, 5] = False

@@ -20,7 +20,7 @@ struct Sweep {
   const void* w_ih;        // (D, H, C)       or null with C = 0
   const void* bias;        // (D, H)          or null
   const void* w_hh;        // (D, H, H)
-  const bool* mask;        // (B, N)          or null
+  const uint8_t* mask;     // (B, N)          or null; any byte but zero is true
   const void* h0;          // (B, D, H)       or null
   const int32_t* entry;    // (B, D)          or null; a value outside 0..N-1: h0 enters nowhere
   const void* projection;  // (D, K, N)       or null with K = 0

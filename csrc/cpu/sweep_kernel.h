@@ -99,7 +99,7 @@ inline void order_rows(const Sweep& a, int64_t* row_of) {
   if (!a.mask) return;
   std::unique_ptr<int64_t[]> count(new int64_t[a.B]);
   for (int64_t b = 0; b < a.B; ++b)
-    count[b] = std::count(a.mask + b * a.N, a.mask + (b + 1) * a.N, true);
+    count[b] = a.N - std::count(a.mask + b * a.N, a.mask + (b + 1) * a.N, 0);
   std::stable_sort(row_of, row_of + a.B, [&](int64_t i, int64_t j) { return count[i] > count[j]; });
 }
 
@@ -220,6 +220,6 @@ inline void load_mask(const Sweep& a, const int64_t* b_of, int64_t rows, bool* m
   for (int64_t n = 0; n < a.N; ++n) {
     active[n] = 0;
     for (int64_t r = 0; r < rows; ++r)
-      if ((mask[n * rows + r] = a.mask[b_of[r] * a.N + n])) active[n] = r + 1;
+      if ((mask[n * rows + r] = a.mask[b_of[r] * a.N + n] != 0)) active[n] = r + 1;
   }
 }

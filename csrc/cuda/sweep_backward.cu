@@ -27,7 +27,7 @@ namespace {
 
 struct BackwardArgs {
   GeneralSweep sweep;
-  const bool* mask;
+  const uint8_t* mask;
   const void* pre;
   int activation;
   bool is_gated;

@@ -10,7 +10,7 @@ namespace {
 
 struct ClusterBackwardArgs {
   ClusterSweep sweep;
-  const bool* mask;
+  const uint8_t* mask;
   const void* pre;
   int activation;
   bool is_gated;

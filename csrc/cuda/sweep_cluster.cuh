@@ -288,7 +288,7 @@ struct ClusterNode {
 // The chunk loop of a CTA; extra and keep as in gather, finish(node, input0, input1, sum) with the
 // thread's places of the inputs.
 template <typename Tile, typename Extra, typename Keep, typename Finish>
-__device__ __forceinline__ void sweep_cluster(const Tile& tile, const bool* mask,
+__device__ __forceinline__ void sweep_cluster(const Tile& tile, const uint8_t* mask,
                                               const Extra& extra, const Keep& keep,
                                               const Finish& finish) {
   const ClusterSweep& a = tile.a;

@@ -20,7 +20,7 @@ namespace {
 
 struct ForwardArgs {
   GeneralSweep sweep;
-  const bool* mask;
+  const uint8_t* mask;
   const void* h0;
   const int32_t* entry;
   const void* bias;

@@ -15,7 +15,7 @@ namespace {
 
 struct ClusterForwardArgs {
   ClusterSweep sweep;
-  const bool* mask;
+  const uint8_t* mask;
   const void* h0;
   const int32_t* entry;
   const void* bias;

@@ -50,7 +50,7 @@ struct TensorSweep {
   int H, C;               // C = 0: no x
   int rows_log2, tiles;   // rows of B of a CTA; products of 16 items of a chunk
   TensorLayout layout;
-  const bool* mask;
+  const uint8_t* mask;
   // Arrays (B, N, D, H), as they are there, and where they start in a stage of the ring.
   const void* input[kTensorStreams];
   int place[kTensorStreams], num_inputs;

@@ -89,7 +89,7 @@ __device__ __forceinline__ void add_outer(float (&w)[kWidth], float x, const flo
 }
 
 // Bit n: node n of row b is not masked. By one warp, for itself.
-__device__ __forceinline__ void load_mask_bits(const bool* mask, int64_t N, unsigned* bits) {
+__device__ __forceinline__ void load_mask_bits(const uint8_t* mask, int64_t N, unsigned* bits) {
   const int lane = threadIdx.x % kLanes;
   for (int64_t n = 0; n < N; n += kLanes) {
     const unsigned word = __ballot_sync(kAllLanes, n + lane < N && mask[n + lane]);

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 import strnn_kernels as sk
-from strnn_kernels.testing import CONFORMANCE, Case, Expected, find
+from strnn_kernels.testing import (
+    CONFORMANCE,
+    Case,
+    Expected,
+    calls_without_memory,
+    find,
+    with_odd_bytes,
+)
 from strnn_kernels.topology import Topology
 
 pytestmark = pytest.mark.usefixtures("triton_backend")
@@ -134,3 +141,22 @@ def test_same_call_same_bits(device: torch.device) -> None:
     inputs = {name: value.to(device) for name, value in case.inputs().items()}
     first, second = case.results(sk, inputs), case.results(sk, inputs)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", ["corner-mask", "sweep-mask-h0", "gated-chain", "project"])
+def test_a_tensor_without_memory_is_an_error(name: str, device: torch.device) -> None:
+    case = dataclasses.replace(find(name), graph=lambda: Topology.grid(1, 2), B=1, H=3)
+    for what, call in calls_without_memory(case, sk, device):
+        with pytest.raises(RuntimeError, match=r"the storage of .* was freed"):
+            pytest.fail(f"{what}: {call()}")
+
+
+@pytest.mark.parametrize("name", ["corner-mask", "sweep-mask-h0"])
+def test_a_mask_is_bytes_against_zero(name: str, device: torch.device) -> None:
+    case = dataclasses.replace(find(name), B=2)
+    inputs = {n: t.to(device) for n, t in case.inputs().items()}
+    expected = case.results(sk, inputs)
+    odd = inputs | {"mask": with_odd_bytes(inputs["mask"])}
+    assert odd["mask"].view(torch.uint8).max() > 1
+    for result, value in case.results(sk, odd).items():
+        assert torch.equal(value, expected[result]), result

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from .notation import CELLS
 from .reference import live, sparse_projection, split_bias, step
+from .schema import directions
+from .topology import Topology
 
 
 class States(NamedTuple):
@@ -36,6 +38,23 @@ class Visits(NamedTuple):
     def order(self) -> list[int]:
         """The nodes in the order of their visits."""
         return [n for level in self.levels for n in level]
+
+
+def program_of(x: Tensor, w_hh, program: Tensor | None, sizes, first: int) -> tuple[Tensor, list]:
+    """A program and its (groups, slots): those given, or without any the chain's.
+
+    Args:
+        x: (B, N, ...).
+        w_hh: the list of recurrent weights.
+        program: the table that an op was given (schema.py).
+        sizes: of the op.
+        first: 0 for the program, 2 for the reversed one.
+    """
+    if program is not None:
+        return program, sizes[first : first + 2]
+    topology = Topology.chain(x.shape[1], bidirectional=directions(w_hh) == 2)
+    chain = (topology.reversed() if first else topology).program("levels")
+    return chain.table(x.device), [chain.num_groups, chain.num_slots]
 
 
 def visits(program: Tensor, N: int, D: int, groups: int) -> list[Visits]:

@@ -317,7 +317,7 @@ def layer(
         if h0 is not None or c0 is not None:
             # Direction 0 starts at step 0, direction 1 at the last valid step (-1, nowhere, if
             # there is none).
-            D = 2 if len(w_hh) == 2 or w_hh[0].dim() == 3 and w_hh[0].shape[0] == 2 else 1
+            D = 2 if len(w_hh) == 2 or (w_hh[0].dim() == 3 and w_hh[0].shape[0] == 2) else 1
             starts = [torch.where(lengths > 0, 0, -1), lengths - 1][:D]
             entry = torch.stack(starts, 1).to(torch.int32)
     return registration.sweep(

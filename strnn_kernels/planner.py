@@ -58,6 +58,8 @@ def cell_predecessors(row: ArrayLike, col: ArrayLike, offsets: ArrayLike) -> tup
     # One number per cell, with room on both sides of a row so that no neighbour wraps round.
     room = int(np.abs(offsets).max(initial=0))
     width = int(col.max()) + 1 + 2 * room
+    if (int(row.max()) + 2 + room) * width >= 2**63:
+        raise ValueError("Topology: positions and offsets are too far apart for 64 bits")
     key = row * width + col + room
     by_key = np.argsort(key, kind="stable")
     sorted_key = key[by_key]
@@ -207,6 +209,8 @@ def _ints(values: ArrayLike, name: str) -> NDArray[Any]:
     array = np.asarray(values)
     if array.dtype.kind not in "iu":
         raise TypeError(f"Topology: {name} must be an array of integers")
+    if array.size and (array.min() < -(2**31) or array.max() >= 2**31):
+        raise ValueError(f"Topology: {name} must be integers of 32 bits")
     return array
 
 

@@ -87,10 +87,7 @@ def last_of_chain(h, mask, h0):
     orders = [list(range(T)), list(range(T))[::-1]][:D]
     at = [composed.last_visit(mask, order, len(h), h.device) for order in orders]
     return torch.stack(
-        [
-            composed.last_state(h[:, :, d], None if h0 is None else h0[:, d], at[d])
-            for d in range(D)
-        ]
+        [composed.last_state(h[:, :, d], None if h0 is None else h0[:, d], at[d]) for d in range(D)]
     )
 
 
@@ -133,13 +130,6 @@ def _tables(topology, device, order):
         sizes = [forward.num_groups, forward.num_slots, backward.num_groups, backward.num_slots]
         tables = known[device, order] = (forward.table(device), backward.table(device), sizes)
     return tables
-
-
-def _chain_program(N, D, is_reversed=False):
-    """Table and number of groups of a chain, for what is composed of torch's ops."""
-    topology = Topology.chain(N, bidirectional=D == 2)
-    program = (topology.reversed() if is_reversed else topology).program("levels")
-    return program.table("cpu"), program.num_groups
 
 
 def _call(backend: Backend, name: str, args, needs_grad: bool):
@@ -282,9 +272,11 @@ def _sweep_backward(ops, ctx, dh, ds, dc, dh_n, dc_n, _dsaved):
     if projection is None:
         ds = None
     grads = (dh, ds, dc, dh_n, dc_n)
-    nothing = (None,) * 10
+    # An empty list of sizes passes for one of tensors.
+    nothing = (None, None, None if sizes else [], *(None,) * 7)
     if all(grad is None for grad in grads):
-        return (None,) * 9 + nothing
+        none = ([None] * len(w) for w in (w_ih, bias, w_hh))
+        return (None, *none, *(None,) * 5, *nothing)
     if not _is_differentiated_again():
         dx, dw_ih, dbias, dw_hh, dh0, dc0, dprojection = ops.sweep_bwd(
             *grads, x, h, kept, w_ih, bias, w_hh, mask, h0, c0, entry, projection,

@@ -421,6 +421,41 @@ def assert_a_graph_keeps_to_tf32(case: Case, functions: Any, device: Any = "cpu"
         assert torch.equal(slope, expected["d" + name]), name
 
 
+def calls_without_memory(
+    case: Case, functions: Any, device: Any = "cpu"
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Calls, forward and backward, in which one tensor's storage is freed, as FSDP does.
+
+    Args:
+        case: without lengths, which torch reads before the op does.
+        functions: a module with the op of the case.
+        device: of its tensors.
+
+    Yields:
+        What is freed, and the call.
+    """
+    inputs = case.inputs(device=device)
+    for name, t in inputs.items():
+        # As a whole, and as a part, whose pointer is not null but an offset to it.
+        for freed in (t.clone(), torch.stack((t, t))[1]):
+            freed.untyped_storage().resize_(0)
+            yield name, partial(case.run, functions, {**inputs, name: freed})
+    for name in (*inputs, "dy"):
+        leaves = {
+            n: v.clone().requires_grad_(n not in NOT_DIFFERENTIABLE) for n, v in inputs.items()
+        }
+        y = case.run(functions, leaves)
+        dy = case.output_gradient(y)
+        (leaves | {"dy": dy})[name].untyped_storage().resize_(0)
+        yield f"{name}, backward", partial(y.backward, dy)
+
+
+def with_odd_bytes(mask: Tensor) -> Tensor:
+    """The same mask, each true value another byte that is not zero."""
+    byte = torch.arange(1, mask.numel() + 1, device=mask.device).remainder(255) + 1
+    return (mask * byte.view(mask.shape)).to(torch.uint8).view(torch.bool)
+
+
 def _holes() -> np.ndarray:
     mask = np.ones((5, 6), dtype=bool)
     mask[0, 0] = mask[2, 2:4] = mask[4, 5] = False
@@ -492,6 +527,35 @@ BENCHMARKS = (
     _time("T3", _chain(512), B=8, C=256, H=256),
     _time("T4", _chain(128), B=32, C=128, H=128, has_lengths=True),
 )
+
+
+def sweep_arguments(
+    x: Tensor, w_hh: Tensor, tables: tuple, cell: int, *, w_ih: Tensor | None = None,
+    bias: Tensor | None = None, mask: Tensor | None = None, h0: Tensor | None = None,
+    c0: Tensor | None = None, entry: Tensor | None = None, projection: Tensor | None = None,
+    mean: bool = False, keep_h: bool = True, keep_c: bool = False, keep_last: bool = False,
+    save: bool = False, allow_tf32: bool = False,
+) -> tuple:  # fmt: skip
+    """The arguments of the raw op sweep_fwd in its order; `tables` as in `registration.sweep`."""
+    weights = ([] if w is None else [w] for w in (w_ih, bias, w_hh))
+    return (
+        x, *weights, mask, h0, c0, entry, projection, *tables, cell, mean, keep_h, keep_c,
+        keep_last, save, allow_tf32,
+    )  # fmt: skip
+
+
+def sweep_backward_arguments(
+    x: Tensor, h: Tensor, w_hh: Tensor, tables: tuple, cell: int, *, dh: Tensor | None = None,
+    ds: Tensor | None = None, dc: Tensor | None = None, dh_n: Tensor | None = None,
+    dc_n: Tensor | None = None, saved: Tensor | None = None, need_dx: bool = True,
+    allow_tf32: bool = False, mean: bool = False, **inputs: Tensor | None,
+) -> tuple:  # fmt: skip
+    """The same for the raw op sweep_bwd; `inputs` as `sweep_arguments` takes them."""
+    _, *tensors = sweep_arguments(x, w_hh, tables, cell, **inputs)[:9]
+    saved = x.new_empty(0) if saved is None else saved
+    return (
+        dh, ds, dc, dh_n, dc_n, x, h, saved, *tensors, *tables[1:], cell, mean, need_dx, allow_tf32,
+    )  # fmt: skip
 
 
 def find(name: str) -> Case:

@@ -397,6 +397,13 @@ def test_compiled_cells_equal_twin(compiled, seed):
     same(compiled.cell_predecessors, twin.cell_predecessors, where[:, 0], where[:, 1], offsets)
 
 
+def test_compiled_cells_far_apart_equal_twin(compiled):
+    far = 2**31 - 1
+    offsets = [[[0, -1], [-1, -1]], [[1 - 2**16, 0], [0, far >> 1]]]
+    row, col = [far, far, far - 1, 0, 2**16 - 1], [far, far - 1, far - 1, 0, 0]
+    same(compiled.cell_predecessors, twin.cell_predecessors, *map(np.array, (row, col, offsets)))
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -413,6 +420,9 @@ def test_compiled_cells_equal_twin(compiled, seed):
         (2, [[0, 0, 1]], [0.0]),
         (2, [[0.0, 0, 1]], [0]),
         (9, [list(range(10))], [*range(1, 9), 0]),
+        (2, [[0, 0, 1]], [2**32]),
+        (2, [[0, 0, 2**32 + 1]], [0]),
+        (2**63 - 1, [[0, 0, 1]], [0]),
     ],
     ids=str,
 )
@@ -433,6 +443,12 @@ def test_compiled_planner_refuses_what_the_twin_refuses(compiled, args):
         ([0, 0], [3, 3], [[[0, 1]]]),
         ([0, 0], [3, 4], [[0, 1]]),
         ([0.5], [3], [[[0, 1]]]),
+        ([2**32], [0], [[[0, 1]]]),
+        ([0], [-(2**32)], [[[0, 1]]]),
+        ([0], [0], [[[0, 2**32]]]),
+        ([np.uint64(2**64 - 1)], [0], [[[0, 1]]]),
+        ([2**31 - 1], [2**31 - 1], [[[0, 2**31 - 1]]]),
+        ([0], [0], [[[-(2**31), 2**31 - 1]], [[2**31 - 1, 0]]]),
     ],
     ids=str,
 )

@@ -287,23 +287,31 @@ def test_func_hessian_by_reverse_mode(t):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_forward_mode_is_refused(name, t):
-    """Never a silent zero tangent."""
+def test_forward_mode_is_that_of_the_reference(name, t):
     f, inputs = calls(t)[name]
     plain = tuple(v.detach() for v in inputs)
-    with pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"):
-        torch.func.jvp(f, plain, plain)
-    with (
-        forward_ad.dual_level(),
-        pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"),
-    ):
-        f(*(forward_ad.make_dual(v, v) for v in plain))
-    with (
-        torch.no_grad(),
-        forward_ad.dual_level(),
-        pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"),
-    ):
-        f(*(forward_ad.make_dual(v, v) for v in plain))
+    tangents = tuple(torch.randn_like(v) for v in plain)
+    y, actual = torch.func.jvp(f, plain, tangents)
+    with sk.use_backend("reference"):
+        expected_y, expected = torch.func.jvp(f, plain, tangents)
+    torch.testing.assert_close(y, expected_y)
+    torch.testing.assert_close(actual, expected)
+    for grad_mode in (True, False):
+        with torch.set_grad_enabled(grad_mode), forward_ad.dual_level():
+            dual = f(*(forward_ad.make_dual(v, t) for v, t in zip(plain, tangents, strict=True)))
+            torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_forward_over_reverse_is_reverse_over_reverse(name, t):
+    f, inputs = calls(t)[name]
+    plain = tuple(v.detach() for v in inputs)
+    tangents = tuple(torch.randn_like(v) for v in plain)
+    gradient = torch.func.grad(lambda *a: f(*a).tanh().sum(), tuple(range(len(plain))))
+    actual = torch.func.jvp(gradient, plain, tangents)[1]
+    _, pull = torch.func.vjp(gradient, *plain)
+    expected = pull(tangents)  # the Hessian is symmetric
+    torch.testing.assert_close(actual, expected)
 
 
 # Compilers

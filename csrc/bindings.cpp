@@ -18,6 +18,19 @@ int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
 struct Backend {
   static constexpr const char* kName = "strnn_cpu";
+  static constexpr bool kTakesLists = true;
+  static constexpr bool kHasGatedCells = true;
+
+  class Chain {
+   public:
+    Program program(const Tensor&, int64_t N, int64_t D, bool is_reversed) {
+      table_ = chain_table(N, D, is_reversed);
+      return Program::over(table_.data(), table_.size(), N, D, N, 1);
+    }
+
+   private:
+    std::vector<int32_t> table_;
+  };
 
   static bool owns(const Tensor& t, const Tensor&) { return t.is_cpu(); }
   static bool is_valid(const Program& program) { return program.is_valid(); }

@@ -65,8 +65,55 @@ class Call {
   OptionalTensor scratch_;
 };
 
+// Tables of chains on their devices, the last few: a call that finds its own copies nothing, so that
+// it can be captured.
+class Chains {
+ public:
+  Tensor table(const Tensor& like, int64_t N, int64_t D, bool is_reversed) {
+    const Key key{like.get_device_index(), N, D, is_reversed};
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (size_t i = 0; i < known_.size(); ++i)
+      if (known_[i].first == key) {
+        std::rotate(known_.begin() + i, known_.begin() + i + 1, known_.end());
+        return known_.back().second;
+      }
+    const std::vector<int32_t> host = chain_table(N, D, is_reversed);
+    const int64_t size = host.size();
+    Tensor table = torch::stable::new_empty(like, {size}, ScalarType::Int);
+    const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+    const cudaError_t error = cudaMemcpy(table.mutable_data_ptr(), host.data(),
+                                         size * sizeof(int32_t), cudaMemcpyHostToDevice);
+    STD_TORCH_CHECK(error == cudaSuccess, "strnn_cuda: the table of a chain of ", N,
+                    " steps: ", cudaGetErrorString(error));
+    if (known_.size() == kMaxKnown) known_.erase(known_.begin());
+    known_.emplace_back(key, table);
+    return table;
+  }
+
+ private:
+  using Key = std::tuple<int64_t, int64_t, int64_t, bool>;
+  static constexpr size_t kMaxKnown = 64;
+  std::mutex mutex_;
+  std::vector<std::pair<Key, Tensor>> known_;  // the last used comes last
+};
+
 struct Backend {
   static constexpr const char* kName = "strnn_cuda";
+  static constexpr bool kTakesLists = false;
+  static constexpr bool kHasGatedCells = false;
+
+  class Chain {
+   public:
+    Program program(const Tensor& like, int64_t N, int64_t D, bool is_reversed) {
+      static Chains chains;
+      table_ = chains.table(like, N, D, is_reversed);
+      return Program::over(static_cast<const int32_t*>(table_->const_data_ptr()), table_->numel(),
+                           N, D, N, 1);
+    }
+
+   private:
+    OptionalTensor table_;
+  };
 
   static bool owns(const Tensor& t, const Tensor& like) {
     return t.is_cuda() && t.get_device_index() == like.get_device_index();

@@ -10,12 +10,15 @@ import numbers
 
 import torch
 
-from .notation import ACTIVATIONS
+from .notation import ACTIVATIONS, CELLS
 from .topology import Topology
 
 
-class ArgumentError(ValueError, TypeError):
-    """An argument has the wrong type, shape, dtype, device or value."""
+class ArgumentError(ValueError, TypeError, RuntimeError):
+    """An argument has the wrong type, shape, dtype, device or value.
+
+    Whichever of the three a caller of torch's own layers expects, it catches.
+    """
 
 
 def tensor(function: str, name: str, value: object) -> torch.Tensor:
@@ -120,8 +123,31 @@ def activation(function: str, value: object) -> None:
         )
 
 
+def cell(function: str, value: object, of_elman: object) -> int:
+    """The code of a cell: its place in ``notation.CELLS``; an Elman cell is its activation."""
+    activation(function, of_elman)
+    if value == "elman":
+        return CELLS.index(of_elman)
+    if not isinstance(value, str) or value in ACTIVATIONS or value not in CELLS:
+        raise ArgumentError(f"{function}: cell must be one of elman, gru, lstm, got {value!r}")
+    return CELLS.index(value)
+
+
+def reduce(function: str, of_cell: str, value: object) -> bool:
+    """Whether several predecessors are averaged, not added."""
+    if value is None:
+        return of_cell != "elman"
+    if value not in ("sum", "mean"):
+        raise ArgumentError(f"{function}: reduce must be 'sum', 'mean' or None, got {value!r}")
+    return value == "mean"
+
+
 def lengths(function: str, value: object, B: int, T: int) -> torch.Tensor:
-    """Sequence lengths as an int64 tensor (B,), each in 0..T."""
+    """Sequence lengths as an int64 tensor (B,), each in 0..T.
+
+    On the CPU the values are checked at once, elsewhere, and by what a compiler makes of the call,
+    when they are there.
+    """
     given = value
     try:
         value = torch.as_tensor(given)
@@ -137,16 +163,21 @@ def lengths(function: str, value: object, B: int, T: int) -> torch.Tensor:
         raise ArgumentError(
             f"{function}: lengths must have shape (B,) = ({B},), got {_shape(value)}"
         )
-    return value.long()
-
-
-def lengths_in_range(function: str, value: torch.Tensor, T: int) -> None:
-    """Refuses lengths outside 0..T; reads the values, so not under a compiler or on a GPU."""
-    if value.numel() and not (int(value.min()) >= 0 and int(value.max()) <= T):
-        raise ArgumentError(
-            f"{function}: lengths must be in 0..T = 0..{T}, "
-            f"got {int(value.min())}..{int(value.max())}"
-        )
+    value = value.long()
+    if torch.compiler.is_compiling() or value.device.type not in ("cpu", "meta"):
+        in_range = ((value >= 0) & (value <= T)).all()
+        torch._assert_async(in_range, f"{function}: lengths must be in 0..T")
+        return value
+    known = value
+    while torch._C._functorch.is_batchedtensor(known):
+        known = torch._C._functorch.get_unwrapped(known)
+    if type(known) is torch.Tensor and known.device.type == "cpu" and known.numel():
+        low, high = known.aminmax()
+        if low < 0 or high > T:
+            raise ArgumentError(
+                f"{function}: lengths must be in 0..T = 0..{T}, got {int(low)}..{int(high)}"
+            )
+    return value
 
 
 def _shape(value: torch.Tensor) -> str:

@@ -1,14 +1,15 @@
 """The public functions: checks, choice of a backend, call.
 
-A recurrence is a topology, a weight and an activation; a time axis is the chain, a grid is a grid.
+A recurrence is a topology, weights and a cell; a time axis is the chain, a grid is a grid.
 """
 
 from __future__ import annotations
 
 import torch
 
-from . import checks, reference, registration
+from . import checks, composed, reference, registration
 from .backends import select
+from .notation import CELLS, bias_rows, gates
 from .topology import Topology
 
 __all__ = [
@@ -52,12 +53,16 @@ def sweep(
     name = "sweep"
     B, N, D, H = checks.dims(name, "u", checks.tensor(name, "u", u), "B N D H")
     _check_topology(name, "u", topology, N, D)
-    _check_recurrence(name, ("u", u), w, "w", activation, mask, h0, B, N, D, H)
+    cell = checks.cell(name, "elman", activation)
+    checks.like(name, "w", w, "D H H", (D, H, H), ("u", u))
+    _check_states(name, ("u", u), mask, h0, None, B, N, D, H)
     backend = select(name, u.device, u.dtype)
     if backend.name == "reference":
         return reference.sweep(u, w, topology, activation=activation, mask=mask, h0=h0)
     tables = registration.topology_tables(topology, u.device, backend.order)
-    return registration.sweep(backend, u, None, None, w, mask, h0, None, None, tables, activation)
+    return registration.sweep(
+        backend, u, [], [], [w], mask, h0, None, None, None, tables, cell
+    ).output
 
 
 def gated_sweep(
@@ -150,21 +155,34 @@ def spatial_rnn(
     activation: str = "relu",
     mask: torch.Tensor | None = None,
     projection: torch.Tensor | None = None,
+    cell: str = "elman",
+    reduce: str | None = None,
 ) -> torch.Tensor:
     """The sweep of u = w_ih x + bias, fused: h = mask * act(w_ih x + bias + w_hh sum_pred h).
+
+    Gated cells read q = reduce of h over the predecessors, and m = reduce of what they carry (h of a
+    gru, c of an lstm), with gates in torch's order:
+
+        gru:  r, z = sigmoid of theirs;  n = tanh(W_in x + b_in + r * (W_hn q + b_hn))
+              h = (1 - z) * n + z * m
+        lstm: c = sigmoid(f) * m + sigmoid(i) * tanh(g);  h = sigmoid(o) * tanh(c)
 
     With a projection, s[b, d, k] = sum over n of projection[d, k, n] h[b, n, d] is returned
     instead, and in inference h is never stored.
 
     Args:
         x: inputs, shape (B, N, C); float32, float64, bfloat16 or float16.
-        w_ih: input weights, shape (D, H, C), dtype and device of x.
-        w_hh: recurrent weights, shape (D, H, H).
-        bias: shape (D, H), or None.
+        w_ih: input weights, shape (D, G * H, C), G = 1, 3 (gru) or 4 (lstm); dtype and device of x.
+        w_hh: recurrent weights, shape (D, G * H, H).
+        bias: shape (D, G * H), of a gru (D, 4 * H): r, z, n of the input, n of the state; or None.
         topology: the graph, with N nodes and D directions.
-        activation: "identity", "relu", "tanh" or "sigmoid".
+        activation: "identity", "relu", "tanh" or "sigmoid", of an Elman cell.
         mask: bool, shape (B, N); the state of a masked (False) node is zero.
         projection: shape (D, K, N), or None.
+        cell: "elman", "gru" or "lstm".
+        reduce: "sum" or "mean" of several predecessors. None: the sum for an Elman cell (STRNN's
+            equation), the mean for gated ones: a sum of what they carry grows with the number of
+            paths, exponentially with a grid, a mean stays within the largest of its terms.
 
     Returns:
         h, shape (B, N, D, H), or with a projection s, shape (B, D, K, H); dtype of x.
@@ -181,20 +199,25 @@ def spatial_rnn(
     """
     x, w_ih, w_hh, bias, projection = _autocast(x, w_ih, w_hh, bias, projection)
     name = "spatial_rnn"
-    B, N, D, H = _check_inputs(name, x, "B N C", w_ih, bias)
+    code = checks.cell(name, cell, activation)
+    mean = checks.reduce(name, cell, reduce)
+    B, N, D, H = _check_inputs(name, x, "B N C", w_ih, w_hh, bias, code)
     _check_topology(name, "x and w_ih", topology, N, D)
-    _check_recurrence(name, ("x", x), w_hh, "w_hh", activation, mask, None, B, N, D, H)
+    _check_states(name, ("x", x), mask, None, None, B, N, D, H)
     if projection is not None:
         _check_projection(name, ("x", x), projection, "projection", D, N, "N")
-    backend = select(name, x.device, x.dtype)
+    mean = mean and topology.max_predecessors > 1
+    backend = select(name, x.device, x.dtype, mean or cell != "elman")
     if backend.name == "reference":
         return reference.spatial_rnn(
-            x, w_ih, w_hh, bias, topology, activation=activation, mask=mask, projection=projection
-        )
+            x, w_ih, w_hh, bias, topology, activation=activation, mask=mask, projection=projection,
+            cell=cell, reduce=reduce,
+        )  # fmt: skip
     tables = registration.topology_tables(topology, x.device, backend.order)
     return registration.sweep(
-        backend, x, w_ih, bias, w_hh, mask, None, None, projection, tables, activation
-    )
+        backend, x, [w_ih], [] if bias is None else [bias], [w_hh], mask, None, None, None,
+        projection, tables, code, mean,
+    ).output  # fmt: skip
 
 
 def temporal_rnn(
@@ -208,27 +231,37 @@ def temporal_rnn(
     h0: torch.Tensor | None = None,
     bidirectional: bool = True,
     projection: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """An Elman layer over time, both directions at once: the sweep of a chain of T steps.
+    cell: str = "elman",
+    c0: torch.Tensor | None = None,
+    return_carry: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """A recurrent layer over time, both directions at once: the sweep of a chain of T steps.
 
     h[b, t, 0] = act(w_ih[0] x[b, t] + bias[0] + w_hh[0] h[b, t - 1, 0]), and direction 1 the same
-    from the end of the sequence. Flattened to (B, T, D * H) it equals ``nn.RNN(batch_first=True)``.
+    from the end of the sequence; gated cells as in :func:`spatial_rnn`. Flattened to (B, T, D * H)
+    it equals ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` with ``batch_first=True``.
 
     Args:
         x: inputs, shape (B, T, C); float32, float64, bfloat16 or float16.
-        w_ih: input weights, shape (D, H, C), D = 2 if bidirectional else 1; dtype and device of x.
-        w_hh: recurrent weights, shape (D, H, H).
-        bias: shape (D, H) (the sum of nn.RNN's two), or None.
-        activation: "identity", "relu", "tanh" or "sigmoid".
+        w_ih: input weights, shape (D, G * H, C), D = 2 if bidirectional else 1, G = 1, 3 (gru) or 4
+            (lstm); dtype and device of x.
+        w_hh: recurrent weights, shape (D, G * H, H).
+        bias: shape (D, G * H) (the sum of torch's two), of a gru (D, 4 * H): r, z, n of the input,
+            n of the state; or None.
+        activation: "identity", "relu", "tanh" or "sigmoid", of an Elman cell.
         lengths: integers in 0..T, shape (B,): steps of each sequence that count. The output is zero
             past the end, and direction 1 starts at each sequence's last valid step, as with packed
             sequences.
         h0: states before the first step of each direction, shape (B, D, H).
         bidirectional: whether there is a direction 1.
         projection: shape (D, K, T), or None.
+        cell: "elman", "gru" or "lstm".
+        c0: of an lstm, what is carried before the first step of each direction, shape (B, D, H).
+        return_carry: whether an lstm's c is returned too.
 
     Returns:
-        h, shape (B, T, D, H), or with a projection s, shape (B, D, K, H); dtype of x.
+        h, shape (B, T, D, H), or with a projection s, shape (B, D, K, H); with return_carry a pair,
+        c, shape (B, T, D, H), second; dtype of x.
 
     Raises:
         ArgumentError: an argument has the wrong type, shape, dtype, device or value.
@@ -239,42 +272,87 @@ def temporal_rnn(
         >>> temporal_rnn(x, w_ih, w_hh, None, lengths=torch.tensor([9, 4])).shape
         torch.Size([2, 9, 2, 16])
     """
-    x, w_ih, w_hh, bias, h0, projection = _autocast(x, w_ih, w_hh, bias, h0, projection)
+    x, w_ih, w_hh, bias, h0, c0, projection = _autocast(x, w_ih, w_hh, bias, h0, c0, projection)
     name = "temporal_rnn"
-    B, T, D, H = _check_inputs(name, x, "B T C", w_ih, bias)
+    code = checks.cell(name, cell, activation)
+    B, T, D, H = _check_inputs(name, x, "B T C", w_ih, w_hh, bias, code)
     if (2 if bidirectional else 1) != D:
         raise checks.ArgumentError(
-            f"{name}: w_ih must have shape (D, H, C) with D = {2 if bidirectional else 1} "
+            f"{name}: w_ih must have shape (D, G * H, C) with D = {2 if bidirectional else 1} "
             f"(bidirectional={bidirectional}), got {tuple(w_ih.shape)}"
         )
-    _check_recurrence(name, ("x", x), w_hh, "w_hh", activation, None, h0, B, T, D, H)
+    _check_states(name, ("x", x), None, h0, c0, B, T, D, H)
+    if (c0 is not None or return_carry) and cell != "lstm":
+        raise checks.ArgumentError(
+            f"{name}: c0 and return_carry belong to cell='lstm', got cell={cell!r}"
+        )
     if projection is not None:
         _check_projection(name, ("x", x), projection, "projection", D, T, "T")
+    states = layer(
+        name, x, [w_ih], [] if bias is None else [bias], [w_hh], code, lengths, h0, c0, projection,
+        keep_c=return_carry,
+    )  # fmt: skip
+    return (states.output, states.c) if return_carry else states.output
+
+
+def layer(
+    name: str, x, w_ih, bias, w_hh, cell: int, lengths=None, h0=None, c0=None, projection=None, *,
+    keep_c=False, keep_last=False,
+) -> registration.States:  # fmt: skip
+    """One layer over time, of checked arguments: the way in for modules.
+
+    Weights are lists as in :mod:`strnn_kernels.schema`: a module's own Parameters, unstacked.
+    """
+    B, T, _ = x.shape
     mask = entry = None
     if lengths is not None:
-        lengths = checks.lengths(name, lengths, B, T)
-        if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-            checks.lengths_in_range(name, lengths, T)
-        lengths = lengths.to(x.device)
-    backend = select(name, x.device, x.dtype)
+        lengths = checks.lengths(name, lengths, B, T).to(x.device)
+    backend = select(name, x.device, x.dtype, CELLS[cell] in ("gru", "lstm"))
     if backend.name == "reference":
-        return reference.temporal_rnn(
-            x, w_ih, w_hh, bias, activation=activation, lengths=lengths, h0=h0,
-            bidirectional=bidirectional, projection=projection,
-        )  # fmt: skip
+        return _reference_layer(
+            x, w_ih, bias, w_hh, cell, lengths, h0, c0, projection, keep_c, keep_last
+        )
     if lengths is not None:
         mask = torch.arange(T, device=x.device) < lengths[:, None]
-        if h0 is not None:
+        if h0 is not None or c0 is not None:
             # Direction 0 starts at step 0, direction 1 at the last valid step (-1, nowhere, if
             # there is none).
+            D = 2 if len(w_hh) == 2 or (w_hh[0].dim() == 3 and w_hh[0].shape[0] == 2) else 1
             starts = [torch.where(lengths > 0, 0, -1), lengths - 1][:D]
             entry = torch.stack(starts, 1).to(torch.int32)
-    # len(range(T)) is T; a compiler that treats T as a symbol settles on its value there, which
-    # int(T) would not make it do.
-    tables = registration.chain_tables(len(range(T)), bool(bidirectional), x.device, backend.order)
     return registration.sweep(
-        backend, x, w_ih, bias, w_hh, mask, h0, entry, projection, tables, activation
-    )
+        backend, x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, registration.NO_TABLES,
+        cell, keep_c=keep_c, keep_last=keep_last,
+    )  # fmt: skip
+
+
+def _reference_layer(
+    x, w_ih, bias, w_hh, cell, lengths, h0, c0, projection, keep_c, keep_last
+) -> registration.States:
+    w_ih, w_hh = composed.stacked(cell, w_ih), composed.stacked(cell, w_hh)
+    name = CELLS[cell]
+    options = {"cell": name} if name in ("gru", "lstm") else {"activation": name}
+    D = w_hh.shape[0]
+
+    def run(**more):
+        return reference.temporal_rnn(
+            x, w_ih, w_hh, composed.stacked(cell, bias, bias=True), lengths=lengths, h0=h0, c0=c0,
+            bidirectional=D == 2, **options, **more,
+        )  # fmt: skip
+
+    c = h_n = c_n = None
+    if name == "lstm":
+        h, c = run(return_carry=True)
+    else:
+        h = run()
+    if keep_last:
+        mask = None
+        if lengths is not None:
+            mask = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        h_n = registration.last_of_chain(h, mask, h0)
+        c_n = None if c is None else registration.last_of_chain(c, mask, c0)
+    output = h if projection is None else reference.sparse_projection(h, projection)
+    return registration.States(output, c, h_n, c_n)
 
 
 def _autocast(*tensors):
@@ -293,12 +371,22 @@ def _autocast(*tensors):
     ]
 
 
-def _check_inputs(name, x, letters, w_ih, bias):
+def _check_inputs(name, x, letters, w_ih, w_hh, bias, cell):
     B, N, C = checks.dims(name, "x", checks.tensor(name, "x", x), letters)
-    D, H, _ = checks.dims(name, "w_ih", checks.tensor(name, "w_ih", w_ih), "D H C")
-    checks.like(name, "w_ih", w_ih, "D H C", (D, H, C), ("x", x))
+    G = gates(cell)
+    rows = "H" if G == 1 else f"{G}*H"
+    D, GH, _ = checks.dims(name, "w_ih", checks.tensor(name, "w_ih", w_ih), f"D {rows} C")
+    if GH % G:
+        raise checks.ArgumentError(
+            f"{name}: w_ih must have shape (D, {rows}, C), got {tuple(w_ih.shape)}"
+        )
+    H = GH // G
+    checks.like(name, "w_ih", w_ih, f"D {rows} C", (D, GH, C), ("x", x))
+    checks.like(name, "w_hh", w_hh, f"D {rows} H", (D, GH, H), ("x", x))
     if bias is not None:
-        checks.like(name, "bias", bias, "D H", (D, H), ("x", x))
+        of_bias = bias_rows(cell)
+        letters = "D H" if of_bias == 1 else f"D {of_bias}*H"
+        checks.like(name, "bias", bias, letters, (D, of_bias * H), ("x", x))
     return B, N, D, H
 
 
@@ -311,13 +399,12 @@ def _check_topology(name, source, topology, N, D):
         )
 
 
-def _check_recurrence(name, first, w, w_name, activation, mask, h0, B, N, D, H):
-    checks.activation(name, activation)
-    checks.like(name, w_name, w, "D H H", (D, H, H), first)
+def _check_states(name, first, mask, h0, c0, B, N, D, H):
     if mask is not None:
         checks.like(name, "mask", mask, "B N", (B, N), first, torch.bool)
-    if h0 is not None:
-        checks.like(name, "h0", h0, "B D H", (B, D, H), first)
+    for state_name, state in (("h0", h0), ("c0", c0)):
+        if state is not None:
+            checks.like(name, state_name, state, "B D H", (B, D, H), first)
 
 
 def _check_projection(name, first, projection, projection_name, D, N, letter):

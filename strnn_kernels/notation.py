@@ -11,6 +11,7 @@ L      dependency levels of a topology
 C      input width
 H      hidden width
 K      projected rows
+G      gates of a cell: rows of its weights for each hidden unit
 T      time steps
 ====== =====================================================================
 
@@ -22,3 +23,20 @@ from __future__ import annotations
 
 #: Activations whose derivative can be taken from their output, in the order of their C++ codes.
 ACTIVATIONS = ("identity", "relu", "tanh", "sigmoid")
+#: Cells by their C++ codes (csrc/common/sweep.h): an Elman cell is its activation.
+CELLS = (*ACTIVATIONS, "gru", "lstm")
+
+
+def gates(cell: int) -> int:
+    """G: rows of the weights for each of H units, in torch's order (gru: r, z, n; lstm: i, f, g, o)."""
+    return {"gru": 3, "lstm": 4}.get(CELLS[cell], 1)
+
+
+def bias_rows(cell: int) -> int:
+    """Rows of a bias in one piece: a gru's new gate has one for the input and one for the state."""
+    return 4 if CELLS[cell] == "gru" else gates(cell)
+
+
+def saved(cell: int) -> int:
+    """Values that a forward leaves for its backward for each of H units, beside h."""
+    return 0 if cell < len(ACTIVATIONS) else 5

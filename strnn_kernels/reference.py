@@ -10,9 +10,88 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from strnn_kernels.notation import CELLS, gates
 from strnn_kernels.topology import Topology
 
 ACT = {"identity": lambda a: a, "relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+
+
+def step(cell: int, of_input: Tensor, of_state: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    """A node's state, and what it carries, from what reaches it: the cells' formulas.
+
+    Args:
+        cell: its place in `strnn_kernels.notation.CELLS`.
+        of_input: w_ih x + its bias, (..., G * H).
+        of_state: w_hh q, of a gru with the bias b_hn, (..., G * H).
+        m: what the predecessors carry, (..., H).
+
+    Returns:
+        h and what is carried, (..., H) each; what an Elman cell and a gru carry is h.
+    """
+    name, G = CELLS[cell], gates(cell)
+    if name == "gru":
+        (rx, zx, nx), (rh, zh, nh) = of_input.chunk(G, -1), of_state.chunk(G, -1)
+        r, z = torch.sigmoid(rx + rh), torch.sigmoid(zx + zh)
+        n = torch.tanh(nx + r * nh)
+        h = (1 - z) * n + z * m
+        return h, h
+    if name == "lstm":
+        i, f, g, o = (of_input + of_state).chunk(G, -1)
+        c = torch.sigmoid(f) * m + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+    h = ACT[name](of_input + of_state)
+    return h, h
+
+
+def split_bias(cell: int, bias: Tensor | None, w_hh: Tensor) -> tuple[Tensor, Tensor]:
+    """What of a bias (D, rows) belongs to the input's side and what to the state's, (D, G * H)."""
+    zeros = w_hh.new_zeros(w_hh.shape[:2])
+    if bias is None:
+        return zeros, zeros
+    if CELLS[cell] != "gru":
+        return bias, zeros
+    H = w_hh.shape[2]
+    r_z_n, of_state = bias[:, : 3 * H], bias[:, 3 * H :]
+    return r_z_n, torch.cat([torch.zeros_like(r_z_n[:, : 2 * H]), of_state], 1)
+
+
+def live(mask: Tensor | None, value: Tensor) -> Tensor:
+    """The value (B, ..., X) where mask (B, ...) is True, else 0 without a gradient."""
+    return value if mask is None else torch.where(mask[..., None], value, 0)
+
+
+def _recur(
+    cell: int,
+    of_input: Tensor,
+    w_hh: Tensor,
+    bias: Tensor,
+    topology: Topology,
+    mean: bool,
+    mask: Tensor | None = None,
+    h0: Tensor | None = None,
+) -> Tensor:
+    """The states (B, N, D, H) of a cell over a graph; of_input (B, N, D, G * H), bias (D, G * H)."""
+    B, N, D, _ = of_input.shape
+    # A masked argument is replaced as well as its result: 0 times the derivative of a NaN is a NaN.
+    of_node = live(None if mask is None else mask[..., None], of_input).unbind(1)
+    directions = []
+    for d in range(D):
+        start = of_input.new_zeros(B, w_hh.shape[2]) if h0 is None else h0[:, d]
+        h: dict[int, Tensor] = {}
+        carried: dict[int, Tensor] = {}
+        for level in topology.levels(d):
+            for n in level:
+                before = topology.predecessors(d, n)
+                q, m = sum(h[p] for p in before), sum(carried[p] for p in before)
+                if mean and before:
+                    q, m = q / len(before), m / len(before)
+                if not before:
+                    q, m = start, torch.zeros_like(start) if CELLS[cell] == "lstm" else start
+                of_state = q @ w_hh[d].T + bias[d]
+                state = step(cell, of_node[n][:, d], of_state, m)
+                h[n], carried[n] = (live(None if mask is None else mask[:, n], v) for v in state)
+        directions.append(torch.stack([h[n] for n in range(N)], dim=1))
+    return torch.stack(directions, dim=2)
 
 
 def sweep(
@@ -38,22 +117,8 @@ def sweep(
     Returns:
         The states h, (B, N, D, H).
     """
-    _, N, D, _ = u.shape
-    of_node = u.unbind(1)  # one gradient of u, not one for each node
-    directions = []
-    for d in range(D):
-        h: dict[int, Tensor] = {}
-        for level in topology.levels(d):
-            for n in level:
-                a = of_node[n][:, d]
-                predecessors = [h[p] for p in topology.predecessors(d, n)]
-                if predecessors:
-                    a = a + sum(predecessors) @ w[d].T
-                elif h0 is not None:
-                    a = a + h0[:, d] @ w[d].T
-                h[n] = _activate(a, activation, None if mask is None else mask[:, n])
-        directions.append(torch.stack([h[n] for n in range(N)], dim=1))
-    return torch.stack(directions, dim=2)
+    bias = split_bias(CELLS.index(activation), None, w)[1]
+    return _recur(CELLS.index(activation), u, w, bias, topology, False, mask, h0)
 
 
 def gated_sweep(g: Tensor, gate: Tensor, w: Tensor, topology: Topology) -> Tensor:
@@ -95,7 +160,13 @@ def sparse_projection(h: Tensor, weight: Tensor) -> Tensor:
     Returns:
         s, (B, D, K, H).
     """
-    return torch.einsum("dkn,bndh->bdkh", weight, h)
+    # A weight of zero does not read its state, which may be infinite.
+    s = torch.einsum("dkn,bndh->bdkh", weight, torch.where(h.isfinite(), h, 0))
+    unfinite = torch.where(h.isfinite(), 0, h)
+    for n in range(h.shape[1]):
+        read = weight[:, :, n] != 0
+        s = s + torch.where(read[..., None], weight[:, :, n, None] * unfinite[:, n, :, None], 0)
+    return s
 
 
 def spatial_rnn(
@@ -108,25 +179,31 @@ def spatial_rnn(
     activation: str = "relu",
     mask: Tensor | None = None,
     projection: Tensor | None = None,
+    cell: str = "elman",
+    reduce: str | None = None,
 ) -> Tensor:
-    """The sweep of u = W_ih x + b, then the sparse projection if one is given.
+    """The sweep of a cell, then the sparse projection if one is given.
 
     Args:
         x: (B, N, C).
-        w_ih: (D, H, C).
-        w_hh: (D, H, H).
-        bias: (D, H) or None.
+        w_ih: (D, G * H, C).
+        w_hh: (D, G * H, H).
+        bias: (D, G * H), of a gru (D, 4 * H), or None.
         topology: who precedes whom, in each of the D directions.
-        activation: as in `sweep`.
+        activation: as in `sweep`, of an Elman cell.
         mask: bool (B, N), as in `sweep`; x is not looked at where it is False.
         projection: (D, K, N) or None.
+        cell: "elman", "gru" or "lstm".
+        reduce: "sum" or "mean" of several predecessors; None: sum of an Elman cell's, mean of others.
 
     Returns:
         The states (B, N, D, H), or (B, D, K, H) with a projection.
     """
-    if mask is not None:
-        x = torch.where(mask[..., None], x, 0)
-    h = sweep(_input(x, w_ih, bias), w_hh, topology, activation=activation, mask=mask)
+    code = CELLS.index(activation if cell == "elman" else cell)
+    of_input_bias, of_state_bias = split_bias(code, bias, w_hh)
+    of_input = torch.einsum("bnc,dgc->bndg", live(mask, x), w_ih) + of_input_bias
+    mean = reduce == "mean" or (reduce is None and cell != "elman")
+    h = _recur(code, of_input, w_hh, of_state_bias, topology, mean, mask)
     return h if projection is None else sparse_projection(h, projection)
 
 
@@ -141,61 +218,56 @@ def temporal_rnn(
     h0: Tensor | None = None,
     bidirectional: bool = True,
     projection: Tensor | None = None,
-) -> Tensor:
-    """h[b,t,d] = act(W_ih[d] x[b,t] + b[d] + W_hh[d] h[b,t-1,d]), from t+1 in direction 1.
+    cell: str = "elman",
+    c0: Tensor | None = None,
+    return_carry: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """A layer over time: the cell at t reads x[b,t] and the state of t-1, of t+1 in direction 1.
 
     Args:
         x: (B, T, C).
-        w_ih: (D, H, C), where D is 2, or 1 if not bidirectional.
-        w_hh: (D, H, H).
-        bias: (D, H) or None.
-        activation: as in `sweep`.
+        w_ih: (D, G * H, C), where D is 2, or 1 if not bidirectional.
+        w_hh: (D, G * H, H).
+        bias: (D, G * H), of a gru (D, 4 * H), or None.
+        activation: as in `sweep`, of an Elman cell.
         lengths: int (B,), each from 0 to T. Steps past the end give 0, and x is not looked at
             there; direction 1 starts at the last step within the length.
         h0: (B, D, H), the state before the first step of each direction; zero if None.
         bidirectional: whether there is a direction 1, backward in time.
         projection: (D, K, T) or None.
+        cell: "elman", "gru" or "lstm".
+        c0: (B, D, H), of an lstm, what is carried before the first step.
+        return_carry: whether an lstm's c is returned too.
 
     Returns:
-        The states (B, T, D, H), or (B, D, K, H) with a projection.
+        The states (B, T, D, H), or (B, D, K, H) with a projection; with return_carry a pair, c
+        (B, T, D, H) second.
     """
     B, T, _ = x.shape
     D, H = (2 if bidirectional else 1), w_hh.shape[-1]
+    code = CELLS.index(activation if cell == "elman" else cell)
     inside = None
     if lengths is not None:
         inside = torch.arange(T, device=x.device) < lengths.to(x.device)[:, None]  # (B, T)
-        x = torch.where(inside[..., None], x, 0)
-    u = _input(x, w_ih, bias)
-    directions = []
+    of_input_bias, of_state_bias = split_bias(code, bias, w_hh)
+    of_input = torch.einsum("btc,dgc->btdg", live(inside, x), w_ih) + of_input_bias
+    states, carries = [], []
     for d in range(D):
-        state = u.new_zeros(B, H) if h0 is None else h0[:, d]
-        h: dict[int, Tensor] = {}
+        h = of_input.new_zeros(B, H) if h0 is None else h0[:, d]
+        c = (of_input.new_zeros(B, H) if c0 is None else c0[:, d]) if cell == "lstm" else h
+        of_time: dict[int, tuple[Tensor, Tensor]] = {}
         for t in range(T) if d == 0 else reversed(range(T)):
-            a = u[:, t, d] + state @ w_hh[d].T
-            if inside is None:
-                state = h[t] = _activate(a, activation)
+            of_state = h @ w_hh[d].T + of_state_bias[d]
+            new_h, new_c = step(code, of_input[:, t, d], of_state, c)
+            now = None if inside is None else inside[:, t]
+            of_time[t] = live(now, new_h), live(now, new_c)
+            if now is None:
+                h, c = new_h, new_c
             else:
-                now = inside[:, t]
-                h[t] = _activate(a, activation, now)
                 # Direction 1 keeps its h0 until it comes to the last valid step.
-                state = torch.where(now[:, None], h[t], state)
-        directions.append(torch.stack([h[t] for t in range(T)], dim=1))
-    states = torch.stack(directions, dim=2)
-    return states if projection is None else sparse_projection(states, projection)
-
-
-def _input(x: Tensor, w_ih: Tensor, bias: Tensor | None) -> Tensor:
-    """u[b,n,d] = W_ih[d] x[b,n] + b[d], (B, N, D, H)."""
-    u = torch.einsum("bnc,dhc->bndh", x, w_ih)
-    return u if bias is None else u + bias
-
-
-def _activate(a: Tensor, activation: str, keep: Tensor | None = None) -> Tensor:
-    """act(a) in the rows where keep (B,) is True, 0 in the others.
-
-    The argument is replaced as well as the result: 0 times the derivative of a NaN would be a NaN.
-    """
-    if keep is None:
-        return ACT[activation](a)
-    keep = keep[:, None]
-    return torch.where(keep, ACT[activation](torch.where(keep, a, 0)), 0)
+                h, c = torch.where(now[:, None], new_h, h), torch.where(now[:, None], new_c, c)
+        states.append(torch.stack([of_time[t][0] for t in range(T)], dim=1))
+        carries.append(torch.stack([of_time[t][1] for t in range(T)], dim=1))
+    h = torch.stack(states, dim=2)
+    out = h if projection is None else sparse_projection(h, projection)
+    return (out, torch.stack(carries, dim=2)) if return_carry else out

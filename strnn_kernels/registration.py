@@ -1,18 +1,22 @@
 """Hands the ops to torch: schemas, fake functions, derivatives.
 
-The derivative of a sweep is a gated sweep on the reversed topology, and that of a gated sweep is
-another one, so the rules below are closed: any order of derivative needs no other kernel. The first
-order goes through one fused op (``<op>_bwd``); under ``create_graph`` the same derivative is
-composed of differentiable ops:
+The derivative of a sweep of Elman cells is a gated sweep on the reversed topology, its tangent one
+on the same topology, and the derivative of a gated sweep is another one, so the rules below are
+closed: any order of derivative needs no other kernel. The first order goes through one fused op
+(``<op>_bwd``); under ``create_graph`` the same derivative is composed of differentiable ops:
 
     du = gated_sweep(dh, mask * act'(h), w_hh^T)       dw_hh = sum_b,n du (x) sum_pred h
     dg = gated_sweep(dy, gate, w^T) = gate * t         dgate = t * (g + w sum_pred y)
     t  = dy + w^T sum_succ dg                          dw    = sum_b,n dg (x) sum_pred y
+    tangent of h = gated_sweep(tangent of u + (tangent of w_hh) sum_pred h, mask * act'(h), w_hh)
+
+Gated cells, and means over predecessors, have the fused first order; what lies beyond is the
+derivative that torch takes of :mod:`strnn_kernels.composed`.
 
 Each rule is written once, as an :class:`_Rule`, and serves three kinds of callers: torch's own
 machinery (``torch.compile``, ``torch.export``, opcheck) through the dispatcher; eager calls through
 an autograd function that skips the dispatcher's slower path; ``torch.func`` transforms through one
-that follows its protocol. Forward-mode derivatives are refused by torch with an error.
+that follows its protocol.
 """
 
 from __future__ import annotations
@@ -20,30 +24,71 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
+from . import composed
 from .backends import BACKENDS, Backend, tf32
-from .notation import ACTIVATIONS
+from .notation import ACTIVATIONS, CELLS, saved
 from .schema import OPS
 from .topology import Topology, by_handle
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _under_transform = torch._C._are_functorch_transforms_active
 
+#: In place of the tables of a chain, which the ops make themselves.
+NO_TABLES = (None, None, [])
 
-def sweep(backend: Backend, x, w_ih, bias, w_hh, mask, h0, entry, projection, tables, activation):
-    """The sweep of ``schema.OPS``: h (B, N, D, H), or with a projection s (B, D, K, H).
 
-    ``tables`` are those of :func:`topology_tables` or :func:`chain_tables`.
+class States(NamedTuple):
+    """What a sweep gives: h (B, N, D, H) or s (B, D, K, H), c (B, N, D, H), h_n, c_n (D, B, H)."""
+
+    output: torch.Tensor
+    c: torch.Tensor
+    h_n: torch.Tensor
+    c_n: torch.Tensor
+
+
+def sweep(
+    backend: Backend, x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, tables, cell,
+    mean=False, *, keep_c=False, keep_last=False,
+) -> States:  # fmt: skip
+    """The sweep of ``schema.OPS``: h, or with a projection s, and what else is to be kept.
+
+    ``tables`` are those of :func:`topology_tables`, or ``NO_TABLES`` for a chain; ``w_ih``, ``bias``
+    and ``w_hh`` lists as in the schema.
     """
-    tensors = (x, w_ih, bias, w_hh, mask, h0, entry, projection)
-    needs_grad = _needs_grad(tensors)
-    keep_h = needs_grad or projection is None
+    if not backend.has_cells:
+        w_ih, w_hh = (_one(composed.stacked(cell, w)) for w in (w_ih, w_hh))
+        bias = _one(composed.stacked(cell, bias, bias=True))
+    needs_grad = _needs_grad((x, *w_ih, *bias, *w_hh, h0, c0, projection))
+    gives_last = keep_last and backend.has_cells
+    keep_h = needs_grad or projection is None or keep_last != gives_last
     allow_tf32 = backend.has_tf32 and tf32.is_allowed(x.dtype)
-    args = (*tensors, *tables, ACTIVATIONS.index(activation), keep_h, allow_tf32)
-    h, s = _call(backend, "sweep", args, needs_grad)
-    return h if projection is None else s
+    args = (
+        x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, *tables, cell, mean, keep_h, keep_c,
+        gives_last, needs_grad and saved(cell) > 0, allow_tf32,
+    )  # fmt: skip
+    h, s, c, h_n, c_n, _ = _call(backend, "sweep", args, needs_grad)
+    if keep_last != gives_last:
+        h_n = last_of_chain(h, mask, h0)
+    return States(h if projection is None else s, c, h_n, c_n)
+
+
+def _one(weight):
+    return [] if weight is None else [weight]
+
+
+def last_of_chain(h, mask, h0):
+    """h_n (D, B, H) of a chain, from all states (B, T, D, H)."""
+    T, D = h.shape[1:3]
+    orders = [list(range(T)), list(range(T))[::-1]][:D]
+    at = [composed.last_visit(mask, order, len(h), h.device) for order in orders]
+    return torch.stack(
+        [composed.last_state(h[:, :, d], None if h0 is None else h0[:, d], at[d]) for d in range(D)]
+    )
 
 
 def gated_sweep(backend: Backend, g, gate, w, tables):
@@ -75,12 +120,6 @@ def _handle_tables(handle: str, device: torch.device, order: str):
     return _tables(by_handle(handle), device, order)
 
 
-@torch.compiler.assume_constant_result
-def chain_tables(T: int, bidirectional: bool, device: torch.device, order: str):
-    """The same for ``Topology.chain(T)``; a compiler need not see the Topology."""
-    return _tables(Topology.chain(T, bidirectional=bidirectional), device, order)
-
-
 def _tables(topology, device, order):
     known = topology.__dict__.get("_op_tables")
     if known is None:
@@ -94,15 +133,58 @@ def _tables(topology, device, order):
 
 
 def _call(backend: Backend, name: str, args, needs_grad: bool):
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _is_functionalizing():
         return getattr(getattr(torch.ops, backend.namespace), f"{name}_fwd")(*args)
     op = _OPS[backend.name][name]
     if _under_transform():
-        return op.transformed.apply(*args)
+        return op.transformed.apply(*_flat(args))
     if needs_grad or torch.autograd.forward_ad._current_level >= 0:
-        return op.eager.apply(*args)
+        return op.eager.apply(*_flat(args))
     with _below_autograd():
         return op.forward(*args)
+
+
+def _is_functionalizing() -> bool:
+    """Whether torch.func.functionalize looks on; it takes ops, not autograd functions."""
+    if not _under_transform():
+        return False
+    top = torch._C._functorch.peek_interpreter_stack()
+    return top.key() == torch._C._functorch.TransformType.Functionalize
+
+
+def _flat(args):
+    """Arguments without lists of tensors, which an autograd function would not see; last: how."""
+    flat, lengths = [], []
+    for a in args:
+        is_list = isinstance(a, list | tuple) and (not a or isinstance(a[0], torch.Tensor))
+        lengths.append(len(a) if is_list else None)
+        flat.extend(a) if is_list else flat.append(a)
+    return *flat, tuple(lengths)
+
+
+def _nested(flat):
+    """What :func:`_flat` was made from."""
+    *values, lengths = flat
+    args, at = [], 0
+    for length in lengths:
+        if length is None:
+            args.append(values[at])
+            at += 1
+        else:
+            args.append(list(values[at : at + length]))
+            at += length
+    return args
+
+
+def _flat_like(gradients, lengths):
+    """Gradients of nested arguments as an autograd function gives them: a None stands for a list."""
+    flat = []
+    for gradient, length in zip(gradients, lengths, strict=True):
+        if length is None:
+            flat.append(gradient)
+        else:
+            flat.extend([None] * length if gradient is None else gradient)
+    return *flat, None
 
 
 # --- derivatives --------------------------------------------------------------------------------
@@ -112,7 +194,7 @@ def _act_derivative(h: torch.Tensor, activation: int) -> torch.Tensor:
     """act'(u) as a function of h = act(u)."""
     name = ACTIVATIONS[activation]
     if name == "relu":
-        return (h > 0).to(h.dtype)
+        return torch.where(h <= 0, 0, torch.ones_like(h))  # 1 at NaN, as torch's relu
     if name == "tanh":
         return 1 - h * h
     if name == "sigmoid":
@@ -157,83 +239,275 @@ def _entering(h, entry, program, groups):
 
 @dataclass(frozen=True)
 class _Rule:
-    """The derivative of one op: what to save, and the gradients of its inputs."""
+    """The derivative of one op: what to save, the gradients of its inputs, its tangent."""
 
     name: str
     save: Callable  # (ctx, inputs, output) -> None
     backward: Callable  # (ops of the backend, ctx, *grads) -> gradients of all inputs
+    tangent: Callable  # (ops of the backend, ctx, *tangents) -> tangents of the outputs
+
+
+def _keep(ctx, tensors, rest):
+    """Tensors, and lists of them, for backward and tangent; `rest` is what is no tensor."""
+    ctx.set_materialize_grads(False)
+    flat = _flat(tensors)
+    ctx.save_for_backward(*flat[:-1])
+    ctx.save_for_forward(*flat[:-1])
+    ctx.rest = (flat[-1], *rest)
+
+
+def _kept(ctx):
+    return _nested((*ctx.saved_tensors, ctx.rest[0]))
 
 
 def _save_sweep(ctx, inputs, output):
-    *tensors, program, reversed_program, sizes, activation, _keep_h, allow_tf32 = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, program, reversed_program, output[0])
-    ctx.rest = (sizes, activation, allow_tf32)
+    *tensors, sizes, cell, mean, _h, keep_c, keep_last, _save, allow_tf32 = inputs
+    _keep(ctx, (*tensors, output[0], output[5]), (sizes, cell, mean, allow_tf32))
 
 
-def _sweep_backward(ops, ctx, dh, ds):
-    x, w_ih, bias, w_hh, mask, h0, entry, projection, program, reversed_program, h = (
-        ctx.saved_tensors
-    )
-    sizes, activation, allow_tf32 = ctx.rest
-    nothing = (None,) * 6
+def _sweep_backward(ops, ctx, dh, ds, dc, dh_n, dc_n, _dsaved):
+    *inputs, program, reversed_program, h, kept = _kept(ctx)
+    x, w_ih, bias, w_hh, mask, h0, c0, entry, projection = inputs
+    _, sizes, cell, mean, allow_tf32 = ctx.rest
     if projection is None:
         ds = None
-    if dh is None and ds is None:
-        return (None,) * 8 + nothing
+    grads = (dh, ds, dc, dh_n, dc_n)
+    # An empty list of sizes passes for one of tensors.
+    nothing = (None, None, None if sizes else [], *(None,) * 7)
+    if all(grad is None for grad in grads):
+        none = ([None] * len(w) for w in (w_ih, bias, w_hh))
+        return (None, *none, *(None,) * 5, *nothing)
     if not _is_differentiated_again():
-        dx, dw_ih, dbias, dw_hh, dh0, dprojection = ops.sweep_bwd(
-            dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection, reversed_program, sizes,
-            activation, ctx.needs_input_grad[0], allow_tf32,
+        dx, dw_ih, dbias, dw_hh, dh0, dc0, dprojection = ops.sweep_bwd(
+            *grads, x, h, kept, w_ih, bias, w_hh, mask, h0, c0, entry, projection,
+            reversed_program, sizes, cell, mean, ctx.needs_input_grad[0], allow_tf32,
         )  # fmt: skip
-        return (
-            dx if ctx.needs_input_grad[0] else None,
-            None if w_ih is None else dw_ih,
-            None if bias is None else dbias,
-            dw_hh,
-            None,
-            None if h0 is None else dh0,
-            None,
-            None if projection is None else dprojection,
-            *nothing,
-        )
+        if not ctx.needs_input_grad[0]:
+            dx = None
+    elif cell >= len(ACTIVATIONS) or mean:
+        dx, dw_ih, dbias, dw_hh, dh0, dc0, dprojection = _composed_backward(ctx, grads)
+    else:
+        dx, dw_ih, dbias, dw_hh, dh0, dprojection = _closed_backward(ops, ctx, dh, ds, dh_n)
+        dc0 = None
+    return (
+        dx,
+        _of_list(dw_ih, w_ih),
+        _of_biases(dbias, bias, cell),
+        _of_list(dw_hh, w_hh),
+        None,
+        None if h0 is None else dh0,
+        None if c0 is None else dc0,
+        None,
+        None if projection is None else dprojection,
+        *nothing,
+    )
+
+
+def _of_list(gradient, weights):
+    """The gradient (D, ...) of a list of weights, as such a list."""
+    if isinstance(gradient, list):
+        return gradient
+    if not weights or gradient is None:
+        return [None] * len(weights)
+    return [gradient] if gradient.shape == weights[0].shape else list(gradient.unbind(0))
+
+
+def _of_biases(gradient, bias, cell):
+    """The gradient (D, rows) of biases, in the form of their list; no two share memory."""
+    if not bias or not isinstance(gradient, torch.Tensor) or gradient.shape == bias[0].shape:
+        return _of_list(gradient, bias)
+    pairs = []
+    for row in gradient.unbind(0):
+        if CELLS[cell] == "gru":
+            r_z, of_input, of_state = row.tensor_split([row.shape[0] // 2, row.shape[0] // 4 * 3])
+            pairs += [torch.cat([r_z, of_input]), torch.cat([r_z, of_state])]
+        else:
+            pairs += [row, row.clone()]
+    return pairs
+
+
+def _closed_backward(ops, ctx, dh, ds, dh_n):
+    """The gradients of a sweep of Elman cells and sums, of differentiable ops."""
+    x, w_ih, bias, w_hh, mask, h0, _, entry, projection, program, reversed_program, h, _ = _kept(
+        ctx
+    )
+    _, sizes, cell, _, allow_tf32 = ctx.rest
+    w_ih, w_hh = composed.stacked(cell, w_ih), composed.stacked(cell, w_hh)
+    if program is None:
+        program, reversed_program, sizes = _tables_of_chain(h)
+    (N, D), groups = h.shape[1:3], sizes[0]
     total = torch.zeros_like(h) if dh is None else dh
     if ds is not None:
         total = total + torch.einsum("dkn,bdkh->bndh", projection, ds)
-    gate = _act_derivative(h, activation)
-    if mask is not None:
-        gate = gate * mask[:, :, None, None]
+    ends_at_start = None
+    if dh_n is not None:
+        is_last, ends_at_start = _is_last(h, mask, program, groups)
+        total = total + torch.einsum("bnd,dbh->bndh", is_last, dh_n)
     back = [*sizes[2:], *sizes[:2]]
     du = ops.gated_sweep(
-        total, gate, w_hh.transpose(1, 2), reversed_program, program, back, allow_tf32
-    )
-    dw_hh = torch.einsum("bndi,bndj->dij", du, _sum_predecessors(h, program, sizes[0]))
+        total, _gate(h, mask, cell), w_hh.transpose(1, 2), reversed_program, program, back,
+        allow_tf32,
+    )  # fmt: skip
+    dw_hh = torch.einsum("bndi,bndj->dij", du, _sum_predecessors(h, program, groups))
     dh0 = None
     if h0 is not None:
-        entered = torch.einsum(
-            "bndh,bnd->bdh", du, _entering(h, entry, program, sizes[0]).expand(h.shape[:3])
-        )
+        enters = _entering(h, entry, program, groups).expand(h.shape[:3])
+        entered = torch.einsum("bndh,bnd->bdh", du, enters)
         dh0 = torch.einsum("bdi,dij->bdj", entered, w_hh)
+        if dh_n is not None:
+            dh0 = dh0 + torch.einsum("bd,dbh->bdh", ends_at_start, dh_n)
         dw_hh = dw_hh + torch.einsum("bdi,bdj->dij", entered, h0)
     dx, dw_ih = du, None
     if w_ih is not None:
         dx = torch.einsum("bndh,dhc->bnc", du, w_ih)
-        dw_ih = torch.einsum("bndh,bnc->dhc", du, x)
-    dbias = None if bias is None else du.sum((0, 1))
+        dw_ih = torch.einsum("bndh,bnc->dhc", du, composed.live(mask, x))
+    dbias = du.sum((0, 1)) if bias else None
     dprojection = None if ds is None else torch.einsum("bdkh,bndh->dkn", ds, h)
-    return dx, dw_ih, dbias, dw_hh, None, dh0, None, dprojection, *nothing
+    return dx, dw_ih, dbias, dw_hh, dh0, dprojection
+
+
+def _tables_of_chain(h):
+    topology = Topology.chain(h.shape[1], bidirectional=h.shape[2] == 2)
+    return _tables(topology, h.device, "levels")
+
+
+def _gate(h, mask, cell):
+    gate = _act_derivative(h, cell)
+    return gate if mask is None else torch.where(mask[:, :, None, None], gate, 0)
+
+
+def _is_last(h, mask, program, groups):
+    """Ones where h_n is read: (B, N, D), and (B, D) where it is h0."""
+    B, N, D = h.shape[:3]
+    nodes = torch.arange(N, device=h.device)
+    at = torch.stack(
+        [
+            composed.last_visit(mask, v.order, B, h.device)
+            for v in composed.visits(program, N, D, groups)
+        ],
+        1,
+    )
+    return (nodes[None, :, None] == at[:, None]).to(h.dtype), (at < 0).to(h.dtype)
+
+
+def _composed(ctx):
+    """The composed sweep as a function of its differentiable inputs, and these inputs.
+
+    It gives (h, s, c, h_n, c_n), without a projection all but s.
+    """
+    *inputs, program, _, h, _ = _kept(ctx)
+    _, sizes, cell, mean, _ = ctx.rest
+    if program is None:
+        program, _, sizes = _tables_of_chain(h)
+    *flat, lengths = _flat(inputs)
+    places = [i for i, t in enumerate(flat) if t is not None and t.is_floating_point()]
+
+    def run(*values):
+        given = list(flat)
+        for place, value in zip(places, values, strict=True):
+            given[place] = value
+        states = composed.sweep(*_nested((*given, lengths)), program, sizes, cell, mean)
+        return tuple(value for value in states if value is not None)
+
+    def nested(values):
+        given = [None] * len(flat)
+        for place, value in zip(places, values, strict=True):
+            given[place] = value
+        return _nested((*given, lengths))
+
+    return run, [flat[place] for place in places], nested
+
+
+def _composed_backward(ctx, grads):
+    """The gradients of a sweep of any cell: what torch makes of the composed sweep."""
+    run, values, nested = _composed(ctx)
+    outputs, pull = torch.func.vjp(run, *values)
+    if len(outputs) < len(grads):
+        grads = [grads[0], *grads[2:]]
+    given = [torch.zeros_like(o) if g is None else g for o, g in zip(outputs, grads, strict=True)]
+    dx, dw_ih, dbias, dw_hh, _, dh0, dc0, _, dprojection = nested(pull(tuple(given)))
+    return dx, dw_ih, dbias, dw_hh, dh0, dc0, dprojection
+
+
+def _sweep_tangent(ops, ctx, *tangents):
+    """Tangents of h, s, c, h_n, c_n; for what is not kept, nothing is asked."""
+    *inputs, program, reversed_program, h, _ = _kept(ctx)
+    x, w_ih, bias, w_hh, mask, h0, c0, entry, projection = inputs
+    _, sizes, cell, mean, allow_tf32 = ctx.rest
+    of = tangents[:9]
+    if cell >= len(ACTIVATIONS) or mean:
+        run, values, nested = _composed(ctx)
+        *flat, lengths = _flat(inputs)
+        pairs = zip(_flat_like(of, lengths)[:-1], flat, strict=True)
+        given = [
+            torch.zeros_like(value) if t is None else t
+            for t, value in pairs
+            if value is not None and value.is_floating_point()
+        ]
+        # The tangent is linear in what is pulled back: the derivative of that by the cotangent.
+        outputs, pull = torch.func.vjp(run, *values)
+        zeros = tuple(torch.zeros_like(o) for o in outputs)
+        found = torch.func.vjp(pull, zeros)[1](tuple(given))[0]
+        h_t, *rest = found
+        s_t = rest.pop(0) if projection is not None else None
+        return h_t, s_t, *rest, None
+    dx, dw_ih, dbias, dw_hh, _, dh0, _, _, dprojection = of
+    zero = torch.zeros_like(h)
+    stacked = composed.stacked
+    w_ih, w_hh = stacked(cell, w_ih), stacked(cell, w_hh)
+    du = zero
+    if w_ih is None:
+        du = zero if dx is None else composed.live(None if mask is None else mask[..., None], dx)
+    else:
+        if dx is not None:
+            du = du + torch.einsum("bnc,dhc->bndh", composed.live(mask, dx), w_ih)
+        if any(t is not None for t in dw_ih):
+            du = du + torch.einsum(
+                "bnc,dhc->bndh", composed.live(mask, x), stacked(cell, _zeros(dw_ih, inputs[1]))
+            )
+    if any(t is not None for t in dbias):
+        du = du + stacked(cell, _zeros(dbias, bias), bias=True)
+    if program is None:
+        program, reversed_program, sizes = _tables_of_chain(h)
+    groups = sizes[0]
+    entering = None if h0 is None else _entering(h, entry, program, groups).expand(h.shape[:3])
+    if any(t is not None for t in dw_hh):
+        q = _sum_predecessors(h, program, groups)
+        if h0 is not None:
+            q = q + torch.einsum("bnd,bdh->bndh", entering, h0)
+        du = du + torch.einsum("bndj,dij->bndi", q, stacked(cell, _zeros(dw_hh, inputs[3])))
+    if dh0 is not None:
+        du = du + torch.einsum("bnd,bdj,dij->bndi", entering, dh0, w_hh)
+    h_t = ops.gated_sweep(
+        du, _gate(h, mask, cell), w_hh, program, reversed_program, sizes, allow_tf32
+    )
+    s_t = None
+    if projection is not None:
+        s_t = torch.einsum("dkn,bndh->bdkh", projection, h_t)
+        if dprojection is not None:
+            s_t = s_t + torch.einsum("dkn,bndh->bdkh", dprojection, h)
+    is_last, ends_at_start = _is_last(h, mask, program, groups)
+    h_n_t = torch.einsum("bnd,bndh->dbh", is_last, h_t)
+    if dh0 is not None:
+        h_n_t = h_n_t + torch.einsum("bd,bdh->dbh", ends_at_start, dh0)
+    return h_t, s_t, None, h_n_t, None, None
+
+
+def _zeros(tangents, like):
+    return [torch.zeros_like(v) if t is None else t for t, v in zip(tangents, like, strict=True)]
 
 
 def _save_gated_sweep(ctx, inputs, output):
     *tensors, sizes, allow_tf32 = inputs
-    ctx.save_for_backward(*tensors, output)
-    ctx.rest = (sizes, allow_tf32)
+    _keep(ctx, (*tensors, output), (sizes, allow_tf32))
 
 
 def _gated_sweep_backward(ops, ctx, dy):
-    g, gate, w, program, reversed_program, y = ctx.saved_tensors
-    sizes, allow_tf32 = ctx.rest
+    g, gate, w, program, reversed_program, y = _kept(ctx)
+    _, sizes, allow_tf32 = ctx.rest
     nothing = (None,) * 4
+    if dy is None:
+        return (None,) * 3 + nothing
     if not _is_differentiated_again():
         gradients = ops.gated_sweep_bwd(
             dy, y, g, gate, w, program, reversed_program, sizes, allow_tf32
@@ -247,15 +521,44 @@ def _gated_sweep_backward(ops, ctx, dy):
     return dg, dgate, torch.einsum("bndi,bndj->dij", dg, sums), *nothing
 
 
+def _gated_sweep_tangent(ops, ctx, dg, dgate, dw, *_):
+    g, gate, w, program, reversed_program, y = _kept(ctx)
+    _, sizes, allow_tf32 = ctx.rest
+    sums = _sum_predecessors(y, program, sizes[0])
+    total = torch.zeros_like(y) if dg is None else dg
+    if dw is not None:
+        total = total + torch.einsum("dij,bndj->bndi", dw, sums)
+    if dgate is None:
+        return ops.gated_sweep(total, gate, w, program, reversed_program, sizes, allow_tf32)
+    # Tangents of the gate are not scaled by it, so they are no input of a gated sweep: what they
+    # bring at a node is added to its tangent, and to its successors' inputs.
+    own = dgate * (g + torch.einsum("dij,bndj->bndi", w, sums))
+    reached = _sum_predecessors(own, program, sizes[0])
+    total = total + torch.einsum("dij,bndj->bndi", w, reached)
+    return own + ops.gated_sweep(total, gate, w, program, reversed_program, sizes, allow_tf32)
+
+
 def _save_sparse_projection(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+    _keep(ctx, inputs, ())
 
 
 def _sparse_projection_backward(ops, ctx, ds):
-    h, weight = ctx.saved_tensors
+    h, weight = _kept(ctx)
+    if ds is None:
+        return None, None
     if not _is_differentiated_again():
         return tuple(ops.sparse_projection_bwd(ds, h, weight))
     return torch.einsum("dkn,bdkh->bndh", weight, ds), torch.einsum("bdkh,bndh->dkn", ds, h)
+
+
+def _sparse_projection_tangent(ops, ctx, dh, dweight):
+    h, weight = _kept(ctx)
+    s = h.new_zeros((h.shape[0], h.shape[2], weight.shape[1], h.shape[3]))
+    if dh is not None:
+        s = s + torch.einsum("dkn,bndh->bdkh", weight, dh)
+    if dweight is not None:
+        s = s + torch.einsum("dkn,bndh->bdkh", dweight, h)
+    return s
 
 
 def _is_differentiated_again() -> bool:
@@ -263,9 +566,14 @@ def _is_differentiated_again() -> bool:
 
 
 _RULES = (
-    _Rule("sweep", _save_sweep, _sweep_backward),
-    _Rule("gated_sweep", _save_gated_sweep, _gated_sweep_backward),
-    _Rule("sparse_projection", _save_sparse_projection, _sparse_projection_backward),
+    _Rule("sweep", _save_sweep, _sweep_backward, _sweep_tangent),
+    _Rule("gated_sweep", _save_gated_sweep, _gated_sweep_backward, _gated_sweep_tangent),
+    _Rule(
+        "sparse_projection",
+        _save_sparse_projection,
+        _sparse_projection_backward,
+        _sparse_projection_tangent,
+    ),
 )
 
 
@@ -276,21 +584,31 @@ def _autograd_functions(rule: _Rule, forward: Callable, ops: SimpleNamespace):
     """The rule as two autograd functions: a quick one, and one for torch.func's transforms."""
 
     def eager_forward(ctx, *inputs):
+        nested = _nested(inputs)
         with _below_autograd():
-            output = forward(*inputs)
-        rule.save(ctx, inputs, output)
+            output = forward(*nested)
+        rule.save(ctx, nested, output)
+        ctx.lengths = inputs[-1]
         return output
 
     def backward(ctx, *grads):
-        return rule.backward(ops, ctx, *grads)
+        return _flat_like(rule.backward(ops, ctx, *grads), ctx.lengths)
+
+    def jvp(ctx, *tangents):
+        return rule.tangent(ops, ctx, *_nested((*tangents[:-1], ctx.lengths)))
 
     def transformed_forward(*inputs):
-        return forward(*inputs)
+        return forward(*_nested(inputs))
 
+    def setup_context(ctx, inputs, output):
+        rule.save(ctx, _nested(inputs), output)
+        ctx.lengths = inputs[-1]
+
+    both = {"backward": staticmethod(backward), "jvp": staticmethod(jvp)}
     eager = type(
         f"{rule.name}_eager",
         (torch.autograd.Function,),
-        {"forward": staticmethod(eager_forward), "backward": staticmethod(backward)},
+        {"forward": staticmethod(eager_forward), **both},
     )
     transformed = type(
         f"{rule.name}_transformed",
@@ -298,11 +616,38 @@ def _autograd_functions(rule: _Rule, forward: Callable, ops: SimpleNamespace):
         {
             "generate_vmap_rule": True,
             "forward": staticmethod(transformed_forward),
-            "setup_context": staticmethod(rule.save),
-            "backward": staticmethod(backward),
+            "setup_context": staticmethod(setup_context),
+            **both,
         },
     )
     return SimpleNamespace(forward=forward, eager=eager, transformed=transformed)
+
+
+def _vmap_rule(op: Callable) -> Callable:
+    """One call for each element of the batch: torch's own fall-back takes no lists of tensors."""
+
+    def rule(info, in_dims, *args):
+        *flat, lengths = _flat(args)
+        *dims, _ = _flat_dims(in_dims, lengths)
+        results = []
+        for i in range(info.batch_size):
+            own = [a if d is None else a.select(d, i) for a, d in zip(flat, dims, strict=True)]
+            results.append(op(*_nested((*own, lengths))))
+        if isinstance(results[0], torch.Tensor):
+            return torch.stack(results), 0
+        return tuple(torch.stack(r) for r in zip(*results, strict=True)), (0,) * len(results[0])
+
+    return rule
+
+
+def _flat_dims(in_dims, lengths):
+    flat = []
+    for dims, length in zip(in_dims, lengths, strict=True):
+        if length is None:
+            flat.append(None if isinstance(dims, list | tuple) else dims)
+        else:
+            flat.extend(dims if isinstance(dims, list | tuple) else [dims] * length)
+    return *flat, None
 
 
 def _register(backend: Backend) -> dict[str, SimpleNamespace]:
@@ -311,6 +656,10 @@ def _register(backend: Backend) -> dict[str, SimpleNamespace]:
         library.define(op.name + op.signature)
         torch.library.register_fake(f"{backend.namespace}::{op.name}", op.fake, lib=library)
     raw = {op.name: getattr(getattr(torch.ops, backend.namespace), op.name).default for op in OPS}
+    for name, op in raw.items():
+        torch.library.register_vmap(f"{backend.namespace}::{name}", _vmap_rule(op), lib=library)
+    for op in OPS:
+        register_flop_formula(raw[op.name].overloadpacket, get_raw=True)(op.flops)
     _LIBRARIES.append(library)
     # What a backward calls: fused backward ops, and the gated sweep with its own derivative.
     ops = SimpleNamespace(**{name: call for name, call in raw.items() if name.endswith("_bwd")})
@@ -330,7 +679,8 @@ def _register(backend: Backend) -> dict[str, SimpleNamespace]:
 
     def gated_sweep(*inputs):
         function = functions["gated_sweep"]
-        return (function.transformed if _under_transform() else function.eager).apply(*inputs)
+        flat = _flat(inputs)
+        return (function.transformed if _under_transform() else function.eager).apply(*flat)
 
     ops.gated_sweep = gated_sweep
     return functions

@@ -3,16 +3,24 @@
 A backend named ``x`` registers kernels for ``strnn_x::<op>``; a new op is one record here and one
 file in each backend's folder. Tensors keep the letters of :mod:`strnn_kernels.notation`:
 
-    sweep        h = mask * act(u + w_hh sum_pred h),  u = w_ih x + bias, or x itself without w_ih
-                 s = projection h
+    sweep        h, carried = mask * cell(w_ih x + bias + w_hh q, m), or without w_ih: x + w_hh q
+                 q = sum_pred h, m = sum_pred carried, or means;  s = projection h
     gated_sweep  y = gate * (g + w sum_pred y)
     sparse_projection  s = weight h
 
+A cell is a number, its place in :data:`strnn_kernels.notation.CELLS`. Weights are a list: one tensor
+for all directions, (D, G H, C), or one for each, (G H, C), as modules hold them (cpu only; the
+gradients always come in one piece). ``bias`` is empty, one tensor (D, G H), of a gru (D, 4 H), or
+b_ih and b_hh, (G H) each, of every direction in turn.
+
 ``program`` and ``reversed_program`` are the tables of a topology and of its reverse (see
 :class:`strnn_kernels.topology.SweepProgram`), ``program_sizes`` their (groups, slots, reversed
-groups, reversed slots). ``h0`` (B, D, H) enters at node ``entry[b, d]``, or, without ``entry``, at
-all nodes without predecessors. An output that is not wanted has shape (0,). What a forward leaves
-for its backward is the same for every backend, so any backward can finish any forward.
+groups, reversed slots); without them the topology is the chain of as many steps as x has nodes.
+``h0`` and ``c0`` (B, D, H) enter at node ``entry[b, d]``, or, without ``entry``, at all nodes
+without predecessors. ``h_n`` and ``c_n`` are the states (D, B, H) of the last node that each
+direction visits and the mask leaves, ``saved`` what the backward needs beside h (csrc/common/sweep.h).
+An output that is not wanted has shape (0,). What a forward leaves for its backward is the same for
+every backend, so any backward can finish any forward.
 
 ``allow_tf32`` lets a sweep make its products of float32 of TF32 (cuda, triton); other backends,
 and sparse projections everywhere, are exact. An argument, not a setting of the library: what a
@@ -26,67 +34,85 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .notation import CELLS, bias_rows, gates, saved
+
 _PROGRAM = "Tensor program, Tensor reversed_program, int[] program_sizes"
 _TF32 = "bool allow_tf32=False"
 _SWEEP = (
-    "Tensor? w_ih, Tensor? bias, Tensor w_hh, Tensor? mask, Tensor? h0, Tensor? entry, "
-    "Tensor? projection"
+    "Tensor[] w_ih, Tensor[] bias, Tensor[] w_hh, Tensor? mask, Tensor? h0, Tensor? c0, "
+    "Tensor? entry, Tensor? projection"
 )
 
 
 @dataclass(frozen=True)
 class Op:
-    """An op: its name, its schema, and the shapes of its outputs (the fake function)."""
+    """An op: its name, its schema, the shapes of its outputs (the fake function), and its cost.
+
+    ``flops`` counts products and additions as :mod:`torch.utils.flop_counter` does: two for each
+    term of a matrix product, nothing for the rest; a projection's zeros count as well.
+    """
 
     name: str
     signature: str
     fake: Callable
+    flops: Callable
 
 
 def _sweep_fwd(
-    x,
-    w_ih,
-    bias,
-    w_hh,
-    mask,
-    h0,
-    entry,
-    projection,
-    program,
-    reversed_,
-    sizes,
-    activation,
-    keep_h,
-    allow_tf32=False,
-):
-    (B, N), (D, H) = x.shape[:2], w_hh.shape[:2]
-    h = x.new_empty((B, N, D, H) if keep_h else (0,))
-    s = x.new_empty((0,) if projection is None else (B, D, projection.shape[1], H))
-    return h, s
+    x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, program, reversed_, sizes, cell, mean,
+    keep_h, keep_c, keep_last, save, allow_tf32=False,
+):  # fmt: skip
+    B, N, D, H = *x.shape[:2], directions(w_hh), w_hh[0].shape[-1]
+    carries = CELLS[cell] == "lstm"
+
+    def new(is_wanted, *shape):
+        return x.new_empty(shape if is_wanted else (0,))
+
+    K = 0 if projection is None else projection.shape[1]
+    return (
+        new(keep_h, B, N, D, H),
+        new(projection is not None, B, D, K, H),
+        new(keep_c and carries, B, N, D, H),
+        new(keep_last, D, B, H),
+        new(keep_last and carries, D, B, H),
+        new(save, B, N, D, saved(cell) * H),
+    )
 
 
 def _sweep_bwd(
-    dh,
-    ds,
-    x,
-    h,
-    w_ih,
-    bias,
-    w_hh,
-    mask,
-    h0,
-    entry,
-    projection,
-    reversed_,
-    sizes,
-    activation,
-    need_dx,
-    allow_tf32=False,
-):
-    def like(t, is_wanted=True):
-        return x.new_empty((0,) if t is None or not is_wanted else t.shape)
+    dh, ds, dc, dh_n, dc_n, x, h, saved, w_ih, bias, w_hh, mask, h0, c0, entry, projection,
+    reversed_, sizes, cell, mean, need_dx, allow_tf32=False,
+):  # fmt: skip
+    D, H = directions(w_hh), w_hh[0].shape[-1]
+    G = gates(cell)
 
-    return like(x, need_dx), like(w_ih), like(bias), like(w_hh), like(h0), like(projection)
+    def new(is_wanted, *shape):
+        return x.new_empty(shape if is_wanted else (0,))
+
+    def like(t):
+        return x.new_empty((0,) if t is None else t.shape)
+
+    return (
+        like(x if need_dx else None),
+        new(w_ih, D, G * H, w_ih[0].shape[-1] if w_ih else 0),
+        new(bias, D, bias_rows(cell) * H),
+        x.new_empty((D, G * H, H)),
+        like(h0),
+        like(c0),
+        like(projection),
+    )
+
+
+def _sweep_flops(x, w_ih, bias, w_hh, mask=None, h0=None, c0=None, entry=None, projection=None):
+    B, N, D, H = *x.shape[:2], directions(w_hh), w_hh[0].shape[-1]
+    G, C = w_hh[0].shape[-2] // H, w_ih[0].shape[-1] if w_ih else 0
+    K = 0 if projection is None else projection.shape[1]
+    return 2 * B * N * D * H * (G * (C + H) + K)
+
+
+def directions(w_hh) -> int:
+    """D, from the list of recurrent weights."""
+    return w_hh[0].shape[0] if len(w_hh) == 1 and w_hh[0].dim() == 3 else len(w_hh)
 
 
 def _gated_sweep_bwd(dy, y, g, gate, w, program, reversed_, sizes, allow_tf32=False):
@@ -105,36 +131,45 @@ def _sparse_projection_bwd(ds, h, weight):
 OPS = (
     Op(
         "sweep_fwd",
-        f"(Tensor x, {_SWEEP}, {_PROGRAM}, int activation, bool keep_h, {_TF32}) -> "
-        "(Tensor h, Tensor s)",
+        f"(Tensor x, {_SWEEP}, Tensor? program, Tensor? reversed_program, int[] program_sizes, "
+        f"int cell, bool mean, bool keep_h, bool keep_c, bool keep_last, bool save, {_TF32}) -> "
+        "(Tensor h, Tensor s, Tensor c, Tensor h_n, Tensor c_n, Tensor saved)",
         _sweep_fwd,
+        lambda *args, **_: _sweep_flops(*args[:4], projection=args[8]),
     ),
     Op(
         "sweep_bwd",
-        f"(Tensor? dh, Tensor? ds, Tensor x, Tensor h, {_SWEEP}, Tensor reversed_program, "
-        f"int[] program_sizes, int activation, bool need_dx, {_TF32}) -> "
-        "(Tensor dx, Tensor dw_ih, Tensor dbias, Tensor dw_hh, Tensor dh0, Tensor dprojection)",
+        "(Tensor? dh, Tensor? ds, Tensor? dc, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h, "
+        f"Tensor saved, {_SWEEP}, Tensor? reversed_program, int[] program_sizes, int cell, "
+        f"bool mean, bool need_dx, {_TF32}) -> (Tensor dx, Tensor dw_ih, Tensor dbias, "
+        "Tensor dw_hh, Tensor dh0, Tensor dc0, Tensor dprojection)",
         _sweep_bwd,
+        lambda *args, **_: 2 * _sweep_flops(args[5], *args[8:11], projection=args[15]),
     ),
     Op(
         "gated_sweep_fwd",
         f"(Tensor g, Tensor gate, Tensor w, {_PROGRAM}, {_TF32}) -> Tensor y",
         lambda g, gate, w, program, reversed_, sizes, allow_tf32=False: g.new_empty(g.shape),
+        lambda g, gate, w, *_, **__: _sweep_flops(g, [], [], [w]),
     ),
     Op(
         "gated_sweep_bwd",
         f"(Tensor dy, Tensor y, Tensor g, Tensor gate, Tensor w, {_PROGRAM}, {_TF32}) -> "
         "(Tensor dg, Tensor dgate, Tensor dw)",
         _gated_sweep_bwd,
+        # What the gate was applied to is made once more.
+        lambda dy, y, g, gate, w, *_, **__: 3 * _sweep_flops(g, [], [], [w]),
     ),
     Op(
         "sparse_projection_fwd",
         "(Tensor h, Tensor weight) -> Tensor s",
         _sparse_projection_fwd,
+        lambda h, weight, **_: 2 * h.numel() * weight.shape[1],
     ),
     Op(
         "sparse_projection_bwd",
         "(Tensor ds, Tensor h, Tensor weight) -> (Tensor dh, Tensor dweight)",
         _sparse_projection_bwd,
+        lambda ds, h, weight, **_: 4 * h.numel() * weight.shape[1],
     ),
 )

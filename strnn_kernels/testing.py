@@ -554,6 +554,35 @@ BENCHMARKS = (
 )
 
 
+def sweep_arguments(
+    x: Tensor, w_hh: Tensor, tables: tuple, cell: int, *, w_ih: Tensor | None = None,
+    bias: Tensor | None = None, mask: Tensor | None = None, h0: Tensor | None = None,
+    c0: Tensor | None = None, entry: Tensor | None = None, projection: Tensor | None = None,
+    mean: bool = False, keep_h: bool = True, keep_c: bool = False, keep_last: bool = False,
+    save: bool = False, allow_tf32: bool = False,
+) -> tuple:  # fmt: skip
+    """The arguments of the raw op sweep_fwd in its order; `tables` as in `registration.sweep`."""
+    weights = ([] if w is None else [w] for w in (w_ih, bias, w_hh))
+    return (
+        x, *weights, mask, h0, c0, entry, projection, *tables, cell, mean, keep_h, keep_c,
+        keep_last, save, allow_tf32,
+    )  # fmt: skip
+
+
+def sweep_backward_arguments(
+    x: Tensor, h: Tensor, w_hh: Tensor, tables: tuple, cell: int, *, dh: Tensor | None = None,
+    ds: Tensor | None = None, dc: Tensor | None = None, dh_n: Tensor | None = None,
+    dc_n: Tensor | None = None, saved: Tensor | None = None, need_dx: bool = True,
+    allow_tf32: bool = False, mean: bool = False, **inputs: Tensor | None,
+) -> tuple:  # fmt: skip
+    """The same for the raw op sweep_bwd; `inputs` as `sweep_arguments` takes them."""
+    _, *tensors = sweep_arguments(x, w_hh, tables, cell, **inputs)[:9]
+    saved = x.new_empty(0) if saved is None else saved
+    return (
+        dh, ds, dc, dh_n, dc_n, x, h, saved, *tensors, *tables[1:], cell, mean, need_dx, allow_tf32,
+    )  # fmt: skip
+
+
 def find(name: str) -> Case:
     """The case of that name.
 

@@ -14,6 +14,7 @@ from strnn_kernels.testing import (
     Expected,
     calls_without_memory,
     find,
+    sweep_arguments,
     with_odd_bytes,
     with_shared_slots,
 )
@@ -77,10 +78,10 @@ def program_of(topology):
 
 def sweep(x, w_hh, w_ih=None, bias=None, projection=None, *, tables=None, sizes=None):
     program, reversed_program, known = tables or program_of(sk.Topology.grid(2, 3))
+    tables = (program, reversed_program, known if sizes is None else sizes)
     return ops.sweep_fwd(
-        x, w_ih, bias, w_hh, None, None, None, projection, program, reversed_program,
-        known if sizes is None else sizes, 1, True,
-    )  # fmt: skip
+        *sweep_arguments(x, w_hh, tables, 1, w_ih=w_ih, bias=bias, projection=projection)
+    )
 
 
 @pytest.mark.parametrize("at", [0, 1])

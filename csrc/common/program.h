@@ -10,8 +10,12 @@
 //   pred_node [E]       their node numbers
 #pragma once
 #include <cstdint>
+#include <vector>
 
 namespace strnn {
+
+// Steps of the longest chain: node numbers and offsets of edges are int32.
+constexpr int64_t kMaxChain = (int64_t{1} << 30) - 1;
 
 struct Program {
   int64_t N, D, G, S, E;  // nodes, directions, groups, slots, edges of all directions
@@ -62,5 +66,29 @@ struct Program {
     return true;
   }
 };
+
+// The table of the chain of N steps in D directions, forward and backward in time, as
+// Topology.chain(N, bidirectional=D == 2) or its reverse: a state stays in its one slot.
+inline std::vector<int32_t> chain_table(int64_t N, int64_t D, bool is_reversed) {
+  std::vector<int32_t> table;
+  table.reserve(D * (5 * N + 2) + 2 * D * (N - 1));
+  const auto node = [&](int64_t d, int64_t i) {
+    return static_cast<int32_t>((d == 1) != is_reversed ? N - 1 - i : i);
+  };
+  for (int64_t d = 0; d < D; ++d)
+    for (int64_t i = 0; i < N; ++i) table.push_back(node(d, i));
+  table.resize(table.size() + D * N, 0);  // slot
+  for (int64_t d = 0; d < D; ++d)
+    for (int64_t i = 0; i < N; ++i) table.push_back(i + 1 < N);  // num_succ
+  for (int64_t d = 0; d < D; ++d)
+    for (int64_t g = 0; g <= N; ++g) table.push_back(static_cast<int32_t>(g));
+  for (int64_t d = 0; d < D; ++d)  // pred_ptr
+    for (int64_t i = 0; i <= N; ++i)
+      table.push_back(static_cast<int32_t>(d * (N - 1) + (i > 0 ? i - 1 : 0)));
+  table.resize(table.size() + D * (N - 1), 0);  // pred_slot
+  for (int64_t d = 0; d < D; ++d)
+    for (int64_t i = 1; i < N; ++i) table.push_back(node(d, i - 1));
+  return table;
+}
 
 }  // namespace strnn

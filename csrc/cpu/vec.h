@@ -162,6 +162,19 @@ STRNN_INLINE void store_as(S* p, Vec<T> v) {
     store_partial<S, T>(p, kLanes<T>, v);
 }
 
+// The first `lanes` of a register, of which there may be as many as it has.
+template <typename S, typename T>
+STRNN_INLINE Vec<T> load_lanes(const S* p, int64_t lanes) {
+  return lanes == kLanes<T> ? load_as<S, T>(p) : load_partial<S, T>(p, lanes);
+}
+template <typename S, typename T>
+STRNN_INLINE void store_lanes(S* p, int64_t lanes, Vec<T> v) {
+  if (lanes == kLanes<T>)
+    store_as<S, T>(p, v);
+  else
+    store_partial<S, T>(p, lanes, v);
+}
+
 // Asks for the cache lines of n stored values, of which the last may lie in one more. The rows of
 // neighbouring visits lie far apart, so the processor does not foresee them.
 template <typename S>

@@ -331,7 +331,7 @@ void input_gradient(const SweepBackward& a, const Du* du, void* stream) {
   const int64_t state = a.D * a.H;
   Gemm dx{a.B * a.N, a.C, state, state, 1, 1, {}, {}, {}};
   dx.a = {du, state, 0, 1, 0};
-  dx.b = {a.w_ih, 1, 0, a.C, 0};
+  dx.b = {a.w_ih.first, 1, 0, a.C, 0};
   dx.out = {a.dx, a.C, 0, 0};
   gemm<Du, S, S>(dx, stream);
 }

@@ -175,7 +175,7 @@ void run_sums(const SweepBackward& a, const Scratch<S, Du>& scratch, void* strea
     gemm<T, S, T>(entered, stream);
     Gemm dh0{B, H, H, H, D, 1, {}, {}, {}};
     dh0.a = {scratch.e, state, 0, 1, H};
-    dh0.b = {a.w_hh, 1, 0, H, H * H};
+    dh0.b = {a.w_hh.first, 1, 0, H, H * H};
     dh0.out = {a.dh0, state, H, 0};
     if (a.dh0) gemm<T, S, S>(dh0, stream);
   }
@@ -258,11 +258,11 @@ void run_general(const SweepBackward& a, Dtype dtype, const Plan& plan, const De
   sweep.rows_log2 = plan.rows_log2, sweep.items = plan.items;
   sweep.layout = GeneralLayout::of(sizes_of(a, dtype), plan);
   sweep.ld_sum = sweep.layout.ld_sum, sweep.ld_weights = sweep.layout.ld_weights;
-  sweep.weights = a.w_hh, sweep.weight_k = a.H, sweep.weight_j = 1;
+  sweep.weights = a.w_hh.first, sweep.weight_k = a.H, sweep.weight_j = 1;
   sweep.input0 = dh;
   sweep.input1 = a.gate ? a.gate : a.h;
   sweep.slots = scratch.slots;
-  f.mask = a.mask, f.pre = a.pre, f.activation = a.activation, f.is_gated = a.gate != nullptr,
+  f.mask = a.mask, f.pre = a.pre, f.activation = a.cell, f.is_gated = a.gate != nullptr,
   f.dgate = a.dgate;
   f.dx = a.C || scratch.du == a.dx ? nullptr : a.dx;
   f.du = scratch.du, f.q = scratch.q;

@@ -67,12 +67,12 @@ void run(const SweepBackward& a, const BackwardStates& states, const SweepSizes&
   const void* other = a.gate ? a.gate : a.h;
   f.sweep.is_vector = are_quads(a.H, states.dh, other, a.pre, a.dgate, states.du, states.q);
   ClusterWeights weights = cluster_weights(a.D, a.H, plan);
-  weights.from = a.w_hh, weights.step_j = 1, weights.step_k = a.H,
+  weights.from = a.w_hh.first, weights.step_j = 1, weights.step_k = a.H,
   weights.to = static_cast<uint4*>(scratch);
   arrange_weights<S>(weights, stream);
   f.sweep.fragments = weights.to;
   f.sweep.input0 = states.dh, f.sweep.input1 = other;
-  f.mask = a.mask, f.pre = a.pre, f.activation = a.activation, f.is_gated = a.gate != nullptr;
+  f.mask = a.mask, f.pre = a.pre, f.activation = a.cell, f.is_gated = a.gate != nullptr;
   f.dgate = a.dgate, f.du = states.du, f.q = states.q;
   with_cluster_tiles(a.H, [&](auto tiles) {
     launch("sweep_backward_cluster", sweep_backward_cluster_kernel<S, decltype(tiles)::value>,

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(S) == 8 ? 1 : 2)
       du = to_acc(static_cast<const S*>(a.gate)[to]) * t;
     } else {
       const T h = to_acc(static_cast<const S*>(a.h)[to]);
-      du = a.mask && !a.mask[item.b * N + item.n] ? T(0) : derivative(a.activation, h) * t;
+      du = a.mask && !a.mask[item.b * N + item.n] ? T(0) : derivative(a.cell, h) * t;
     }
     static_cast<T*>(f.states.du)[to] = du;
     if (f.states.dx) static_cast<S*>(f.states.dx)[to] = from_acc<S>(du);
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(S) == 8 ? 1 : 2)
 void sweep_backward_level(const SweepBackward& a, const BackwardStates& states, Dtype dtype,
                           const Plan& plan, void* stream) {
   LevelBackwardArgs f{};
-  f.sweep = {a.program, a.B, a.N, a.D, static_cast<int>(a.H), 0, a.w_hh, 1, a.H};
+  f.sweep = {a.program, a.B, a.N, a.D, static_cast<int>(a.H), 0, a.w_hh.first, 1, a.H};
   f.a = a, f.states = states;
   with_dtype(dtype, [&](auto s) {
     launch_levels("sweep_backward_level", sweep_backward_level_kernel<decltype(s)>, f, plan,

@@ -213,9 +213,9 @@ void sweep_backward_tensor(const SweepBackward& a, const BackwardStates& to, Dty
   f.sweep = tensor_sweep(a, a.program, plan, dtype, to.dw_ih ? a.C : 0, {h, to.dh, a.gate, a.pre},
                          {a.dgate, to.du, to.q});
   f.has_dh = to.dh != nullptr;
-  f.w_hh = a.w_hh;
+  f.w_hh = a.w_hh.first;
   f.num_tiles = (a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2;
-  f.activation = a.activation, f.is_gated = a.gate != nullptr;
+  f.activation = a.cell, f.is_gated = a.gate != nullptr;
   f.is_common = !a.gate && f.sweep.alignment >= kPiece * storage_bytes(dtype);
   f.dgate = a.dgate, f.du = to.du, f.q = to.q;
   f.dw_hh = to.dw_hh, f.dw_ih = to.dw_ih, f.dbias = to.dbias;

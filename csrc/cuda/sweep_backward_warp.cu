@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kWarpMaxThreads, 2)
   const WarpProgram program(a.program, d, records);
 
   float w[kLanes];  // column `lane` of w_hh
-  const float* w_hh = static_cast<const float*>(a.w_hh) + static_cast<int64_t>(d) * H * H;
+  const float* w_hh = static_cast<const float*>(a.w_hh.first) + static_cast<int64_t>(d) * H * H;
 #pragma unroll
   for (int k = 0; k < kLanes; ++k) w[k] = lane < H && k < H ? w_hh[k * H + lane] : 0;
   float dw_hh[kLanes] = {}, dw_ih[kC ? kC : 1] = {}, dbias = 0;
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kWarpMaxThreads, 2)
         const int n = record[q].x;
         const bool is_masked = a.mask && !(bits[n / kLanes] >> n % kLanes & 1);
         const bool is_off = lane >= H || is_masked;
-        const float du = is_off ? 0 : derivative(a.activation, input[lane]) * t[q];
+        const float du = is_off ? 0 : derivative(a.cell, input[lane]) * t[q];
         if (record[q].y >= 0) slots[record[q].y * kLanes + lane] = du;
         if (f.du && lane < H) f.du[((b * N + n) * a.D + d) * H + lane] = du;
         if (a.entry ? entry == n : record[q].y < 0) entered += du;

@@ -147,7 +147,7 @@ template <typename S>
 void input_product(const SweepForward& a, S* u, void* stream) {
   Gemm product{a.B * a.N, a.H, a.C, a.C, a.D, 1, {}, {}, {}};
   product.a = {a.x, a.C, 0, 1, 0};
-  product.b = {a.w_ih, a.C, 0, 1, a.H * a.C};
+  product.b = {a.w_ih.first, a.C, 0, 1, a.H * a.C};
   product.out = {u, a.D * a.H, a.H, 0};
   gemm<S, S, S>(product, stream);
 }
@@ -188,18 +188,18 @@ void run(const SweepForward& a, Dtype dtype, const Device& device, Workspace wor
   sweep.layout = GeneralLayout::of(sizes, plan);
   sweep.ld_sum = sweep.layout.ld_sum, sweep.ld_weights = sweep.layout.ld_weights;
   if (plan.weights_in_shared) {
-    sweep.weights = a.w_hh, sweep.weight_k = 1, sweep.weight_j = a.H;
-    sweep.input_weights = a.w_ih, sweep.input_weight_c = 1, sweep.input_weight_j = a.C;
+    sweep.weights = a.w_hh.first, sweep.weight_k = 1, sweep.weight_j = a.H;
+    sweep.input_weights = a.w_ih.first, sweep.input_weight_c = 1, sweep.input_weight_j = a.C;
   } else {
-    transpose<S>({a.H, a.H, a.D, a.w_hh, scratch.w_hh}, stream);
-    if (a.C) transpose<S>({a.H, a.C, a.D, a.w_ih, scratch.w_ih}, stream);
+    transpose<S>({a.H, a.H, a.D, a.w_hh.first, scratch.w_hh}, stream);
+    if (a.C) transpose<S>({a.H, a.C, a.D, a.w_ih.first, scratch.w_ih}, stream);
     sweep.weights = scratch.w_hh, sweep.input_weights = scratch.w_ih;
   }
   sweep.input0 = a.x, sweep.input1 = a.gate;
   sweep.slots = scratch.slots;
-  f.mask = a.mask, f.h0 = a.h0, f.entry = a.entry, f.bias = a.C ? a.bias : nullptr,
+  f.mask = a.mask, f.h0 = a.h0, f.entry = a.entry, f.bias = a.C ? a.bias.first : nullptr,
   f.projection = a.projection;
-  f.activation = a.activation, f.is_gated = a.gate != nullptr, f.projects = plan.projects;
+  f.activation = a.cell, f.is_gated = a.gate != nullptr, f.projects = plan.projects;
   f.h = a.h ? a.h : scratch.h, f.pre = a.pre, f.s = a.s;
   const dim3 grid(
       static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),

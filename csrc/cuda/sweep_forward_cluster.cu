@@ -74,15 +74,15 @@ void run(const SweepForward& a, const SweepSizes& sizes, const Plan& plan, void*
          void* stream) {
   ClusterForwardArgs f{};
   f.sweep = cluster_sweep(a.program, a.B, a.H, sizes, plan);
-  f.sweep.is_vector = are_quads(a.H, a.x, a.gate, a.h0, a.bias, a.h, a.pre);
+  f.sweep.is_vector = are_quads(a.H, a.x, a.gate, a.h0, a.bias.first, a.h, a.pre);
   ClusterWeights weights = cluster_weights(a.D, a.H, plan);
-  weights.from = a.w_hh, weights.step_j = a.H, weights.step_k = 1,
+  weights.from = a.w_hh.first, weights.step_j = a.H, weights.step_k = 1,
   weights.to = static_cast<uint4*>(scratch);
   arrange_weights<S>(weights, stream);
   f.sweep.fragments = weights.to;
   f.sweep.input0 = a.x, f.sweep.input1 = a.gate;
-  f.mask = a.mask, f.h0 = a.h0, f.entry = a.entry, f.bias = a.bias;
-  f.activation = a.activation, f.is_gated = a.gate != nullptr;
+  f.mask = a.mask, f.h0 = a.h0, f.entry = a.entry, f.bias = a.bias.first;
+  f.activation = a.cell, f.is_gated = a.gate != nullptr;
   f.h = a.h, f.pre = a.pre;
   with_cluster_tiles(a.H, [&](auto tiles) {
     launch("sweep_forward_cluster", sweep_forward_cluster_kernel<S, decltype(tiles)::value>,

@@ -34,13 +34,13 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(S) == 8 ? 1 : 2)
   const auto finish = [&](const LevelItem& item, int j, T sum) {
     const int64_t to = at(item.b, item.n) + j;
     sum += to_acc(static_cast<const S*>(a.x)[to]);
-    if (a.bias) sum += to_acc(static_cast<const S*>(a.bias)[d * H + j]);
+    if (a.bias.first) sum += to_acc(static_cast<const S*>(a.bias.first)[d * H + j]);
     if (a.pre) static_cast<S*>(a.pre)[to] = from_acc<S>(sum);
     T y;
     if (a.gate)
       y = to_acc(static_cast<const S*>(a.gate)[to]) * sum;
     else
-      y = a.mask && !a.mask[item.b * N + item.n] ? T(0) : activate(a.activation, sum);
+      y = a.mask && !a.mask[item.b * N + item.n] ? T(0) : activate(a.cell, sum);
     static_cast<S*>(a.h)[to] = from_acc<S>(y);
   };
   sweep_level<S>(f.sweep, Carver{raw}, static_cast<const S*>(a.h), a.h0 != nullptr, extra, keep,
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(S) == 8 ? 1 : 2)
 
 void sweep_forward_level(const SweepForward& a, Dtype dtype, const Plan& plan, void* stream) {
   LevelForwardArgs f{};
-  f.sweep = {a.program, a.B, a.N, a.D, static_cast<int>(a.H), 0, a.w_hh, a.H, 1};
+  f.sweep = {a.program, a.B, a.N, a.D, static_cast<int>(a.H), 0, a.w_hh.first, a.H, 1};
   f.a = a;
   with_dtype(dtype, [&](auto s) {
     launch_levels("sweep_forward_level", sweep_forward_level_kernel<decltype(s)>, f, plan, stream);

@@ -14,6 +14,8 @@ from strnn_kernels.testing import (
     Expected,
     calls_without_memory,
     find,
+    sweep_arguments,
+    sweep_backward_arguments,
     with_odd_bytes,
 )
 from strnn_kernels.topology import Topology
@@ -70,22 +72,28 @@ def test_any_backward_finishes_any_forward(device: torch.device) -> None:
     mask, h0 = torch.rand(B, N) < 0.8, torch.randn(B, D, H)
     forth, back = topology.program("levels"), topology.reversed().program("levels")
     sizes = [forth.num_groups, forth.num_slots, back.num_groups, back.num_slots]
-    tensors = (w_ih, bias, w_hh, mask, h0, None, projection)
-    there = [None if t is None else t.to(device) for t in tensors]
+    tensors = {"w_ih": w_ih, "bias": bias, "mask": mask, "h0": h0, "projection": projection}
 
-    def forward(ops, where, x, tensors):
-        return ops.sweep_fwd(x, *tensors, forth.table(where), back.table(where), sizes, 2, True)
+    def tables(where):
+        return forth.table(where), back.table(where), sizes
 
-    h, s = forward(cpu, "cpu", x, tensors)
-    h_there, s_there = forward(triton, device, x.to(device), there)
+    def there(**given):
+        return {name: t.to(device) for name, t in given.items()}
+
+    h, s, *_ = cpu.sweep_fwd(*sweep_arguments(x, w_hh, tables("cpu"), 2, **tensors))
+    weight = w_hh.to(device)
+    h_there, s_there, *_ = triton.sweep_fwd(
+        *sweep_arguments(x.to(device), weight, tables(device), 2, **there(**tensors))
+    )
     torch.testing.assert_close(h_there.cpu(), h, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(s_there.cpu(), s, atol=1e-5, rtol=1e-5)
-    dh, ds = torch.randn_like(h), torch.randn_like(s)
-    a = cpu.sweep_bwd(
-        dh, ds, x, h_there.cpu(), *tensors, back.table("cpu"), sizes, 2, True
-    )  # fmt: skip
-    given = [t.to(device) for t in (dh, ds, x, h)]
-    b = triton.sweep_bwd(*given, *there, back.table(device), sizes, 2, True)
+    given = tensors | {"dh": torch.randn_like(h), "ds": torch.randn_like(s)}
+    a = cpu.sweep_bwd(*sweep_backward_arguments(x, h_there.cpu(), w_hh, tables("cpu"), 2, **given))
+    b = triton.sweep_bwd(
+        *sweep_backward_arguments(
+            x.to(device), h.to(device), weight, tables(device), 2, **there(**given)
+        )
+    )
     for ours, theirs in zip(b, a, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, atol=1e-4, rtol=1e-4)
 

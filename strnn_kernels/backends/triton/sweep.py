@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 import triton
 
+from strnn_kernels.composed import program_of
+from strnn_kernels.notation import ACTIVATIONS, CELLS
+
 from . import launch
 from .launch import Shape, Tables
 from .sparse_projection import projection_forward, projection_weight_gradient
@@ -82,10 +85,31 @@ def run_sweep(
 
 
 def sweep_fwd(
-    x, w_ih, bias, w_hh, mask, h0, entry, projection, program, _reversed, sizes, activation,
-    keep_h, allow_tf32=False,
+    x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, program, _reversed, sizes, cell, mean,
+    keep_h, keep_c, keep_last, save, allow_tf32=False,
 ):  # fmt: skip
     """States h (B, N, D, H), and s (B, D, K, H); (0,) for what is not kept or not there."""
+    h, s = _states(
+        x, *_of_elman(cell, mean, keep_last, w_ih, bias, w_hh), mask, h0, entry, projection,
+        *program_of(x, w_hh, program, sizes, 0), cell, keep_h, allow_tf32,
+    )  # fmt: skip
+    return h, s, *(x.new_empty((0,)) for _ in range(4))
+
+
+def _of_elman(cell, mean, keep_last, *weights):
+    """The weights of an Elman cell, each in one piece or None; nothing else has kernels here."""
+    if cell >= len(ACTIVATIONS) or mean or keep_last or any(len(w) > 1 for w in weights):
+        raise NotImplementedError(
+            "strnn_triton: gru, lstm, means, last states and weights in several pieces have no "
+            f"kernels, got cell {CELLS[cell]!r}, mean {mean}, keep_last {keep_last}, "
+            f"{[len(w) for w in weights]} pieces"
+        )
+    return [w[0] if w else None for w in weights]
+
+
+def _states(
+    x, w_ih, bias, w_hh, mask, h0, entry, projection, program, sizes, activation, keep_h, allow_tf32
+):
     x, w_ih, bias, w_hh, mask, h0, entry, projection = _contiguous(
         x, w_ih, bias, w_hh, mask, h0, entry, projection
     )
@@ -97,7 +121,7 @@ def sweep_fwd(
     if B == 0 or H == 0:
         return h, s
     with launch.on(x):
-        tables = Tables.of(program, sizes[0], sizes[1], N, D)
+        tables = Tables.of(program, *sizes, N, D)
         shape = launch.sweep_shape(tables, B, D, H, x.dtype, x.device, allow_tf32)
         if w_ih is not None and not launch.fuses_input(shape, w_ih.shape[2], x.dtype):
             x, w_ih, bias = _input(x, w_ih, bias), None, None
@@ -116,10 +140,21 @@ def sweep_fwd(
 
 
 def sweep_bwd(
-    dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection, program, sizes, activation,
-    need_dx, allow_tf32=False,
+    dh, ds, dc, dh_n, dc_n, x, h, saved, w_ih, bias, w_hh, mask, h0, c0, entry, projection,
+    program, sizes, cell, mean, need_dx, allow_tf32=False,
 ):  # fmt: skip
-    """Gradients dx, dw_ih, dbias, dw_hh, dh0, dprojection; (0,) for what is not there."""
+    """Gradients dx, dw_ih, dbias, dw_hh, dh0, dc0, dprojection; (0,) for what is not there."""
+    *found, dprojection = _gradients(
+        dh, ds, x, h, *_of_elman(cell, mean, dh_n is not None, w_ih, bias, w_hh), mask, h0, entry,
+        projection, *program_of(x, w_hh, program, sizes, 2), cell, need_dx, allow_tf32,
+    )  # fmt: skip
+    return *found, x.new_empty((0,)), dprojection
+
+
+def _gradients(
+    dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection, program, sizes, activation,
+    need_dx, allow_tf32,
+):  # fmt: skip
     dh, ds, x, h, w_ih, w_hh, mask, h0, entry, projection = _contiguous(
         dh, ds, x, h, w_ih, w_hh, mask, h0, entry, projection
     )
@@ -132,7 +167,7 @@ def sweep_bwd(
         ]
         return torch.zeros_like(x) if need_dx else nothing, *zeros
     with launch.on(x):
-        tables = Tables.of(program, sizes[2], sizes[3], N, D)
+        tables = Tables.of(program, *sizes, N, D)
         shape = launch.sweep_shape(tables, B, D, H, x.dtype, x.device, allow_tf32)
         du = torch.empty_like(h)
         has_dw = launch.fuses_weights(shape, x.dtype)

@@ -1,0 +1,172 @@
+"""The sweep of a program's tables in differentiable PyTorch, level by level.
+
+What stands in where a derivative has no kernel: second derivatives and tangents of gated cells and
+of means. It follows the same tables as the backends, so it needs no Topology, and computes a level
+at a time; :mod:`strnn_kernels.reference`, the oracle, computes a node at a time from a Topology.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .notation import CELLS
+from .reference import live, sparse_projection, split_bias, step
+from .schema import directions
+from .topology import Topology
+
+
+class States(NamedTuple):
+    """What a sweep gives, in the order of the op sweep_fwd."""
+
+    h: Tensor
+    s: Tensor | None
+    c: Tensor
+    h_n: Tensor
+    c_n: Tensor
+
+
+class Visits(NamedTuple):
+    """One direction of a program as lists: nodes by level, and the predecessors of each node."""
+
+    levels: list[list[int]]
+    before: dict[int, list[int]]
+
+    @property
+    def order(self) -> list[int]:
+        """The nodes in the order of their visits."""
+        return [n for level in self.levels for n in level]
+
+
+def program_of(x: Tensor, w_hh, program: Tensor | None, sizes, first: int) -> tuple[Tensor, list]:
+    """A program and its (groups, slots): those given, or without any the chain's.
+
+    Args:
+        x: (B, N, ...).
+        w_hh: the list of recurrent weights.
+        program: the table that an op was given (schema.py).
+        sizes: of the op.
+        first: 0 for the program, 2 for the reversed one.
+    """
+    if program is not None:
+        return program, sizes[first : first + 2]
+    topology = Topology.chain(x.shape[1], bidirectional=directions(w_hh) == 2)
+    chain = (topology.reversed() if first else topology).program("levels")
+    return chain.table(x.device), [chain.num_groups, chain.num_slots]
+
+
+def visits(program: Tensor, N: int, D: int, groups: int) -> list[Visits]:
+    """Every direction of a program (csrc/common/program.h)."""
+    table = program.tolist()
+    group_at = 3 * D * N
+    pred_at = group_at + D * (groups + 1)
+    edges_at = pred_at + D * (N + 1)
+    nodes_at = edges_at + (len(table) - edges_at) // 2
+    found = []
+    for d in range(D):
+        node = table[d * N : (d + 1) * N]
+        group = table[group_at + d * (groups + 1) :][: groups + 1]
+        pred = table[pred_at + d * (N + 1) :][: N + 1]
+        found.append(
+            Visits(
+                [node[a:b] for a, b in zip(group, group[1:], strict=False) if b > a],
+                {n: table[nodes_at + pred[i] : nodes_at + pred[i + 1]] for i, n in enumerate(node)},
+            )
+        )
+    return found
+
+
+def stacked(cell: int, weights, bias=None) -> Tensor | None:
+    """A list of weights (schema.py) as one tensor (D, ...); None for none.
+
+    With `bias`, the weights are biases: b_ih and b_hh of every direction in turn.
+    """
+    if not weights:
+        return None
+    if len(weights) == 1 and weights[0].dim() == (2 if bias else 3):
+        return weights[0]
+    if not bias:
+        return torch.stack(list(weights))
+    rows = []
+    for b_ih, b_hh in zip(weights[::2], weights[1::2], strict=True):
+        if CELLS[cell] == "gru":
+            H = b_ih.shape[0] // 3
+            rows.append(torch.cat([b_ih[: 2 * H] + b_hh[: 2 * H], b_ih[2 * H :], b_hh[2 * H :]]))
+        else:
+            rows.append(b_ih + b_hh)
+    return torch.stack(rows)
+
+
+def last_visit(mask: Tensor | None, order: list[int], B: int, device) -> Tensor:
+    """The last node in the order that the mask (B, N) leaves, (B,); -1 where it leaves none."""
+    nodes = torch.tensor(order, device=device)
+    if mask is None:
+        return nodes[-1:].expand(B)
+    position = torch.where(mask[:, nodes], torch.arange(1, len(order) + 1, device=device), 0)
+    at = position.amax(1)
+    return torch.where(at > 0, nodes[(at - 1).clamp(min=0)], -1)
+
+
+def last_state(states: Tensor, start: Tensor | None, at: Tensor) -> Tensor:
+    """The states (B, N, H) at node `at` (B,), and where that is -1 the start (B, H) or zero."""
+    index = at.clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])
+    value = states.gather(1, index)[:, 0]
+    return torch.where((at >= 0)[:, None], value, 0 if start is None else start)
+
+
+def sweep(
+    x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, program, sizes, cell, mean
+) -> States:
+    """The op sweep_fwd (schema.py) with all of its outputs, differentiable any number of times."""
+    w_ih, w_hh = stacked(cell, w_ih), stacked(cell, w_hh)
+    bias = stacked(cell, bias, bias=True)
+    B, N, D, H = *x.shape[:2], w_hh.shape[0], w_hh.shape[2]
+    carries = CELLS[cell] == "lstm"
+    of_input_bias, of_state_bias = split_bias(cell, bias, w_hh)
+    if w_ih is None:
+        of_input = live(None if mask is None else mask[..., None], x)
+    else:
+        of_input = torch.einsum("bnc,dgc->bndg", live(mask, x), w_ih) + of_input_bias
+    all_h, all_c, all_h_n, all_c_n = [], [], [], []
+    for d, (levels, before) in enumerate(visits(program, N, D, sizes[0])):
+        h: dict[int, Tensor] = {}
+        c: dict[int, Tensor] = {}
+        nothing = of_input.new_zeros(B, H)
+        starts = (h0, c0 if carries else h0)
+        for level in levels:
+            reached = []
+            for states, start in zip((h, c), starts, strict=True):
+                sums = []
+                for n in level:
+                    total = sum((states[p] for p in before[n]), nothing)
+                    if mean and len(before[n]) > 1:
+                        total = total / len(before[n])
+                    if start is not None and entry is not None:
+                        enters = (entry[:, d] == n)[:, None]
+                        total = total + torch.where(enters, start[:, d], 0)
+                    elif start is not None and not before[n]:
+                        total = total + start[:, d]
+                    sums.append(total)
+                reached.append(torch.stack(sums, 1))
+            q, m = reached
+            of_state = q @ w_hh[d].T + of_state_bias[d]
+            state = step(cell, of_input[:, level, d], of_state, m)
+            for known, value in zip((h, c), state, strict=True):
+                value = live(None if mask is None else mask[:, level], value)
+                known.update(zip(level, value.unbind(1), strict=True))
+        at = last_visit(mask, [n for level in levels for n in level], B, x.device)
+        for known, start, every, last in (
+            (h, h0, all_h, all_h_n), (c, starts[1], all_c, all_c_n),
+        ):  # fmt: skip
+            every.append(torch.stack([known[n] for n in range(N)], 1))
+            last.append(last_state(every[-1], None if start is None else start[:, d], at))
+    h = torch.stack(all_h, 2)
+    return States(
+        h,
+        None if projection is None else sparse_projection(h, projection),
+        torch.stack(all_c, 2),
+        torch.stack(all_h_n),
+        torch.stack(all_c_n),
+    )

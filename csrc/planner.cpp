@@ -231,8 +231,9 @@ struct Rows {
 };
 
 // Fills all rows but the groups, returns the number of slots. A predecessor seen for the last time
-// frees its slot before the node takes one, the lowest that is free.
-int32_t fill_rows(const Ints& node, const Lists& pred, const Rows& rows) {
+// frees its slot before the node takes one, the lowest that is free. A node that nothing follows
+// frees its own when its group ends: the nodes of a group may be stored at once.
+int32_t fill_rows(const Ints& node, const Ints& group_ptr, const Lists& pred, const Rows& rows) {
   const auto N = static_cast<size_t>(pred.N);
   Ints num_succ(N, 0), slot_of(N);
   for (const int32_t* p = pred.begin(0); p != pred.end(pred.N - 1); ++p) ++num_succ[*p];
@@ -240,8 +241,15 @@ int32_t fill_rows(const Ints& node, const Lists& pred, const Rows& rows) {
   MinSet free(pred.N);
   int32_t num_slots = 0;
   int32_t edge = pred.ptr[0];
+  Ints unread;  // slots of this group's nodes that nothing follows
+  size_t group = 0;
   for (size_t i = 0; i < N; ++i) {
     const int32_t n = node[i];
+    if (static_cast<int32_t>(i) == group_ptr[group]) {
+      for (const int32_t slot : unread) free.insert(slot);
+      unread.clear();
+      ++group;
+    }
     rows.pred_ptr[i] = edge;
     for (const int32_t* p = pred.begin(n); p != pred.end(n); ++p, ++edge) {
       rows.pred_node[edge] = *p;
@@ -249,7 +257,7 @@ int32_t fill_rows(const Ints& node, const Lists& pred, const Rows& rows) {
       if (--uses[*p] == 0) free.insert(slot_of[*p]);
     }
     slot_of[n] = free.empty() ? num_slots++ : free.pop_min();
-    if (num_succ[n] == 0) free.insert(slot_of[n]);
+    if (num_succ[n] == 0) unread.push_back(slot_of[n]);
     rows.node[i] = n;
     rows.slot[i] = slot_of[n];
     rows.num_succ[i] = num_succ[n];
@@ -495,7 +503,7 @@ py::dict py_compile_program(int64_t num_nodes, const py::object& pred_ptr, const
                 groups_end, static_cast<int32_t>(N));
       const Rows rows = {nodes + d * N,         slots + d * N, num_succ + d * N,
                          offsets + d * (N + 1), pred_slot,     pred_node};
-      num_slots = std::max(num_slots, fill_rows(node[d], graph.directions[d], rows));
+      num_slots = std::max(num_slots, fill_rows(node[d], group_ptr[d], graph.directions[d], rows));
     }
   }
   program["num_groups"] = G;

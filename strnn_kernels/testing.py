@@ -486,6 +486,31 @@ def with_odd_bytes(mask: Tensor) -> Tensor:
     return (mask * byte.view(mask.shape)).to(torch.uint8).view(torch.bool)
 
 
+def with_shared_slots(topology: Topology) -> Topology:
+    """The topology, its programs changed so that what nothing reads shares a slot with what is.
+
+    A node that nothing follows gets the slot of an earlier one of its group, forward and reversed:
+    only a backend that stores no state that nobody reads is right then.
+
+    Raises:
+        ValueError: there is no such pair.
+    """
+    num_pairs = 0
+    for turned in (topology, topology.reversed()):
+        program = turned.program("levels")
+        slot = program._joined[program.node.size :][: program.node.size].reshape(program.node.shape)
+        for d, i in np.argwhere(program.num_succ == 0).tolist():
+            ends = program.group_ptr[d]
+            earlier = np.arange(ends[np.searchsorted(ends, i, "right") - 1], i)
+            read = earlier[program.num_succ[d, earlier] > 0]
+            if read.size:
+                slot[d, i] = slot[d, read[0]]
+                num_pairs += 1
+    if not num_pairs:
+        raise ValueError(f"with_shared_slots: {topology} has no two such nodes")
+    return topology
+
+
 def _holes() -> np.ndarray:
     mask = np.ones((5, 6), dtype=bool)
     mask[0, 0] = mask[2, 2:4] = mask[4, 5] = False

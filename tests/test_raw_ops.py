@@ -11,11 +11,13 @@ import strnn_kernels as sk
 from strnn_kernels.registration import topology_tables
 from strnn_kernels.testing import (
     CONFORMANCE,
+    Expected,
     calls_without_memory,
     find,
     sweep_arguments,
     sweep_backward_arguments,
     with_odd_bytes,
+    with_shared_slots,
 )
 
 ops = torch.ops.strnn_cpu
@@ -161,3 +163,15 @@ def test_empty_sums_are_zero():
         )
     )
     assert dprojection.shape == (4, 3, 6) and not dprojection.any()
+
+
+# What nothing reads
+
+
+@pytest.mark.parametrize("name", ["corner-3x4-h30", "sweep-mask-h0", "gated-diamond"])
+def test_no_state_is_stored_that_nobody_reads(name):
+    """Its slot may be another's, which is read."""
+    lists = [[[], [0], [0], [1], [3]], [[1], [], [1], [0], [3]]]
+    case = dataclasses.replace(find(name), graph=lambda: with_shared_slots(sk.Topology.dag(lists)))
+    inputs = case.inputs(dtype=torch.float64)
+    Expected.of(case, inputs).check(case.results(sk, inputs))

@@ -24,6 +24,9 @@ LIMITS = {"slots-global": 24 * 1024, "all-global": 11 * 1024, "tiny": 3 * 1024}
 HALVES = (torch.bfloat16, torch.float16)
 
 
+FAMILIES = ("general", "warp_per_row", "tensor_core", "cluster", "level")
+
+
 def widened(name, H):
     return testing.find(name).smooth(name=f"{name}-h{H}", H=H)
 
@@ -59,6 +62,18 @@ def test_matches_reference(case, harness, switch, fast):
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_dtypes(case, dtype, harness, switch, fast):
     check(switch, harness.Emulated(fast), case, dtype)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mask_is_bytes_against_zero(family, harness, switch, fast):
+    """Few multiprocessors: one CTA reads the masks of many rows."""
+    case = testing.find("corner-mask")
+    inputs = case.inputs(dtype=torch.float32 if family == "warp_per_row" else torch.bfloat16)
+    odd = inputs | {"mask": testing.with_odd_bytes(inputs["mask"])}
+    with switch.running(harness.Emulated(fast, FEW_LARGE, family=family)):
+        expected, found = case.results(sk, inputs), case.results(sk, odd)
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -3,10 +3,22 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "capability.h"
 
 namespace strnn::cpu {
 namespace {
+
+#if defined(__x86_64__)
+// clang 14 does not know this one to __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
 
 struct Candidate {
   const Capability* capability;
@@ -19,8 +31,8 @@ const Capability& choose() {
 #if defined(__x86_64__)
       {&kAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
-      {&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                   __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2")},
+      {&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() &&
+                   __builtin_cpu_supports("bmi2")},
 #endif
       {&kBaseline, true},
   };

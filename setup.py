@@ -6,8 +6,8 @@ both through torch's stable ABI: one binary for torch 2.10 and later; and ``strn
 them, the package installs without them, without nvcc or beside a torch without CUDA it installs
 without _C_cuda; it says so, and keeps the reason as <module>.reason.txt beside the package's files,
 where ``python -m strnn_kernels.info`` and the errors find it. STRNN_CPU=1 and STRNN_CUDA=1 make
-that an error, 0 leaves the part out. TORCH_CUDA_ARCH_LIST, MAX_JOBS and CUDA_HOME mean what they mean to
-torch.utils.cpp_extension.
+that an error, 0 leaves the part out. TORCH_CUDA_ARCH_LIST, MAX_JOBS and CUDA_HOME mean what they
+mean to torch.utils.cpp_extension.
 """
 
 from __future__ import annotations

@@ -404,16 +404,20 @@ def assert_close_to_reference(
     assert bool(actual.isfinite().all()), f"{what} has values that are not finite"
     if actual.numel() == 0:
         return
-    factor, floor = tolerance(actual.dtype, gradient=gradient)
-    exact = exact.to(actual.device)
-    error = (actual.double() - exact).abs().max().item()
-    allowed = (same_dtype.to(actual.device).double() - exact).abs().max().item()
-    scale = max(exact.abs().max().item(), torch.finfo(actual.dtype).tiny)
-    bound = slack * (factor * allowed + floor * scale)
+    error = (actual.double() - exact.to(actual.device)).abs().max().item()
+    bound = slack * error_bound(same_dtype, exact, gradient=gradient)
     assert error <= bound, (
-        f"{what} is {error:.3g} away from float64; at most {bound:.3g} is allowed "
-        f"({factor:g} x {allowed:.3g} of the {actual.dtype} reference, plus the floor)"
+        f"{what} is {error:.3g} away from float64; at most {bound:.3g} is allowed (some times the "
+        f"error of the {actual.dtype} reference, plus the floor; see tolerance)"
     )
+
+
+def error_bound(same_dtype: Tensor, exact: Tensor, *, gradient: bool = False) -> float:
+    """The largest error that `tolerance` leaves to a result, from both references."""
+    factor, floor = tolerance(same_dtype.dtype, gradient=gradient)
+    error = (same_dtype.double() - exact.to(same_dtype.device)).abs().max().item()
+    scale = max(exact.abs().max().item(), torch.finfo(same_dtype.dtype).tiny)
+    return factor * error + floor * scale
 
 
 @contextmanager

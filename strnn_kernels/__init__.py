@@ -14,9 +14,13 @@ from .functional import sparse_projection as sparse_projection
 from .functional import spatial_rnn as spatial_rnn
 from .functional import sweep as sweep
 from .functional import temporal_rnn as temporal_rnn
+from .nn import GRU as GRU
+from .nn import LSTM as LSTM
+from .nn import RNN as RNN
 from .nn import SparseProjection as SparseProjection
 from .nn import SpatialRNN as SpatialRNN
 from .nn import TemporalRNN as TemporalRNN
+from .nn import replace_rnns as replace_rnns
 from .topology import Topology as Topology
 
 __version__ = "0.1.0"

@@ -158,8 +158,7 @@ def pixel_values(image: Image, size: tuple[int, int], grey: bool) -> NDArray[np.
     from PIL import Image
 
     if image.mode in _DEEP:  # converted to "L", all above 255 would be white
-        values = np.asarray(image, dtype=np.float32) / 65535
-        image, white = Image.fromarray(values), 1
+        image, white = Image.fromarray(np.asarray(image, dtype=np.float32)), 65535
     elif image.mode == "F":
         raise ValueError("the white of mode F is not known")
     else:

@@ -84,7 +84,7 @@ def standardise(train: Sequence[Trial], *others: Sequence[Trial]) -> list[list[T
     deviation[deviation == 0] = 1
 
     def scaled(trial: Trial) -> Trial:
-        x = float32(trial.file or trial.name, "standardised", (trial.x - mean) / deviation)
+        x = float32(trial.file or "", f"{trial.name}, standardised", (trial.x - mean) / deviation)
         return replace(trial, x=x)
 
     return [[scaled(trial) for trial in part] for part in (train, *others)]

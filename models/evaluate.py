@@ -141,15 +141,25 @@ def _predictions(report: Report, task: Task, found: dict[str, torch.Tensor]) -> 
         report.heading("Confusion matrix")
         what = "Frames" if videos else "Items"
         caption = f"{what} by true class (row) and predicted class (column)."
+        _counted(report, task.classes, objective.present(labels.numpy()))
         report.picture("confusion", pictures.confusion(matrix, task.classes), caption)
     if task.traces:
         report.heading("Traces")
         shown = [v | {"predicted": v["predicted"][:, len(task.classes) :]} for v in videos]
         if task.kind == "units":
             shown = [v | {"predicted": v["predicted"].sigmoid()} for v in shown]
+            truth = torch.cat([video["y"][video["valid"]] for video in videos])
+            _counted(report, task.traces, objective.present(truth.numpy()))
         caption = "The first videos: annotated and predicted; windows that overlap are averaged."
         report.picture("traces", pictures.traces(shown, task.traces), caption)
     return look_at_categories(report, task, videos) if task.kind == "both" else {}
+
+
+def _counted(report: Report, names: Sequence[str], present: Sequence[int]) -> None:
+    """Says which classes or units the mean of F1 counts."""
+    counted = ", ".join(names[k] for k in present) or "none"
+    missing = ", ".join(name for k, name in enumerate(names) if k not in present) or "none"
+    report.text(f"F1 is the mean over those that occur: {counted}. Not in this part: {missing}.")
 
 
 def _learning(report: Report, run: Path) -> None:

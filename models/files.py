@@ -41,7 +41,7 @@ def read_bytes(path: Path | str, most: int) -> bytes:
         return file.read(os.fstat(file.fileno()).st_size)
 
 
-def reason(error: OSError) -> str:
+def why(error: OSError) -> str:
     """What went wrong, without the path, which the caller's message has anyway."""
     return error.strerror or str(error)
 

@@ -8,9 +8,10 @@ import json
 import math
 import signal
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -299,13 +300,20 @@ def _loaded(
         batch_sampler=batches,
         collate_fn=_collate,
         num_workers=config.workers,
+        worker_init_fn=_ignore_interrupts,
         pin_memory=device.type == "cuda",
         # Without a generator of its own the loader draws from the one that a checkpoint saves.
         generator=torch.Generator().manual_seed(config.seed),
     )
-    with _interrupts_held():
+    # Where Ctrl-C meets the loader's own bookkeeping it is lost, or the workers are.
+    held = _interrupts_held if config.workers else nullcontext
+    with held():
         batches = iter(loader)
-    for batch in batches:
+    while True:
+        with held():
+            batch = next(batches, None)
+        if batch is None:
+            return
         if isinstance(batch, DataError):
             raise batch
         yield batch
@@ -313,15 +321,29 @@ def _loaded(
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits. Workers started in here never get it: it ends this process, which ends them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
+    """Ctrl-C is answered at the end of the block, a second one at once."""
+    before, waiting = signal.getsignal(signal.SIGINT), []
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield  # it is ignored, or interrupts another thread
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def wait(*arguments: Any) -> None:
+        if waiting:
+            before(*arguments)
+        waiting.append(arguments)
+
+    signal.signal(signal.SIGINT, wait)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        before(*waiting[0])
+
+
+def _ignore_interrupts(worker: int) -> None:
+    # Ctrl-C reaches the workers too; it ends the first process, which ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass

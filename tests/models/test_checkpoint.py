@@ -150,9 +150,9 @@ def test_no_report_no_folder(copy, tmp_path, capsys):
 
 def start(out: Path, *settings: str) -> subprocess.Popen:
     """A run without an end that has done its first epochs, in a process group of its own."""
+    command = [sys.executable, "-m", "strnn_models.train", *TINY, *settings]
     process = subprocess.Popen(
-        [sys.executable, "-m", "strnn_models.train", *TINY, *settings]
-        + ["epochs=1000000", f"out={out}", "--quiet"],
+        [*command, "epochs=1000000", f"out={out}", "--quiet"],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

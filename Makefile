@@ -1,4 +1,4 @@
-# The commands of the project; CI runs `make lint test` through .ci/run. Each target makes what it needs: the virtual environment,
+# The commands of the project; CI runs `make lint docs test test-wheel` through .ci/run. Each target makes what it needs: the virtual environment,
 # the build, the installation for development. A second call does only what has changed.
 
 PYTHON ?= python3
@@ -93,6 +93,10 @@ test-wheel: wheel
 	  tests/test_conformance.py tests/test_temporal_rnn.py tests/test_backends.py
 	cd $(WHEEL_VENV) && PATH= bin/python -m strnn_kernels.info
 
+# The site, without the network; a warning is an error.
+docs: $(VENV)/.ready
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs out/site
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -109,6 +113,7 @@ bench: $(VENV)/.ready
 
 report: $(VENV)/.ready
 	$(BIN)/python -m bench.report
+	$(BIN)/python docs/pictures.py
 
 info: $(VENV)/.ready
 	$(BIN)/python -m strnn_kernels.info

@@ -391,7 +391,9 @@ class Topology:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.pred_ptr.shape, zlib.crc32(self.pred_ptr.data), zlib.crc32(self.pred.data)))
+        return hash(
+            (self.pred_ptr.shape, zlib.crc32(self.pred_ptr.data), zlib.crc32(self.pred.data))
+        )
 
     def __repr__(self) -> str:
         return (

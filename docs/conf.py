@@ -1,4 +1,4 @@
-"""How the site is built: `make docs`. Nothing is fetched, and each build draws the pictures anew."""
+"""How `make docs` builds the site: nothing is fetched, each build draws the pictures anew."""
 
 import sys
 from importlib.metadata import version as version_of
@@ -34,4 +34,5 @@ python_use_unqualified_type_names = True
 
 
 def setup(app):
+    """Called by Sphinx."""
     app.connect("builder-inited", lambda _: pictures.main(HERE / "_pictures"))

@@ -6,6 +6,7 @@ Topologies and programs are drawn from the package, ratios from the JSON under b
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -138,10 +139,7 @@ def program() -> Figure:
         "visit": range(9),
         "node": found.node[0],
         "kept in slot": found.slot[0],
-        "reads slots": [
-            " ".join(map(str, found.pred_slot[a:b])) or "-"
-            for a, b in zip(ptr[:-1], ptr[1:], strict=True)
-        ],
+        "reads slots": [" ".join(map(str, found.pred_slot[a:b])) or "-" for a, b in pairwise(ptr)],
         "used": found.num_succ[0],
     }
     figure = Figure(figsize=(8, 1.9), layout="constrained")

@@ -110,7 +110,7 @@ def positive(function: str, name: str, value: object) -> int:
 
 def amount(function: str, name: str, value: object) -> float:
     """The value as a float, if it is a number of at least 0."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not value >= 0:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not float(value) >= 0:
         raise ArgumentError(f"{function}: {name} must be a number of at least 0, got {value!r}")
     return float(value)
 

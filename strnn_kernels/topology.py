@@ -91,7 +91,7 @@ class SweepProgram:
     pred_slot: Ints
     pred_node: Ints
     _joined: Ints
-    _tables: dict[torch.device, torch.Tensor] = field(default_factory=dict)
+    _tables: dict[torch.device | str, torch.Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -393,7 +393,9 @@ class Topology:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.pred_ptr.shape, zlib.crc32(self.pred_ptr), zlib.crc32(self.pred)))
+        return hash(
+            (self.pred_ptr.shape, zlib.crc32(self.pred_ptr.data), zlib.crc32(self.pred.data))
+        )
 
     def __repr__(self) -> str:
         return (
@@ -597,7 +599,8 @@ def _read_dag(predecessors: Any) -> tuple[Ints, Ints]:
     if not lists or not lists[0]:
         raise ValueError("Topology.dag: the graph needs a direction and a node, got an empty one")
     num_nodes = len(lists[0])
-    pred_ptr, pred = [], []
+    pred_ptr: list[list[int]] = []
+    pred: list[int] = []
     for d, direction in enumerate(lists):
         if len(direction) != num_nodes:
             raise ValueError(

@@ -8,13 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-core test-cuda-host test-triton test-cuda-build test-triton-3.6 lint format bench report info clean
+.PHONY: help demo test test-core test-cuda-host test-triton test-cuda-build test-triton-3.6 test-arm test-clang lint format bench report info clean
 
 help:
 	@echo "make demo    train STRNN on real handwriting, pictures in out/"
 	@echo "make test    the tests that CI runs"
 	@echo "make test-cuda-build   the CUDA part compiled and inspected, no GPU needed (nvcc is)"
 	@echo "make test-triton-3.6   the Triton kernels on the Triton that the CUDA build of PyTorch brings"
+	@echo "make test-arm      the CPU kernels compiled for aarch64 by g++ and clang, run under qemu"
+	@echo "make test-clang    the CPU kernels under clang, and with its sanitizers of memory and behaviour"
 	@echo "make lint    ruff, clang-format, import-linter"
 	@echo "make bench   the benchmark table (make report: bench/REPORT.md from committed results)"
 	@echo "make info    what was built and what can run here"
@@ -63,6 +65,14 @@ $(CUDA_VENV)/.ready: $(CUDA_VENV)/.torch pyproject.toml setup.py $(SOURCES)
 	STRNN_CUDA=1 CUDA_HOME=$(CUDA_HOME) $(CUDA_BIN)/python -m pip install --quiet \
 	  --no-build-isolation --no-deps --force-reinstall .
 	touch $@
+
+# The CPU kernels without torch (tests/driver), for other processors and by other compilers. What they need and this machine lacks
+# is named with its Debian package.
+test-arm: $(VENV)/.ready
+	$(BIN)/python tests/driver/run.py arm arm-clang
+
+test-clang: $(VENV)/.ready
+	$(BIN)/python tests/driver/run.py clang sanitize
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

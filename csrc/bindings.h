@@ -58,13 +58,21 @@ inline Shape shape_of(const Tensor& t) {
   return shape;
 }
 
+// a * b. Sizes may come from anywhere, and their product must not wrap round.
+inline int64_t times(int64_t a, int64_t b) {
+  int64_t product;
+  STD_TORCH_CHECK(!__builtin_mul_overflow(a, b, &product), "strnn_kernels: ", a, " times ", b,
+                  " elements of a result are too many");
+  return product;
+}
+
 // An uninitialised contiguous tensor on like's device and of its dtype. Not stable::new_empty,
 // whose way through the dispatcher costs a microsecond.
 inline Tensor new_tensor(const Tensor& like, const Shape& shape) {
   int64_t strides[4], next = 1;
   for (int64_t i = shape.num_dims - 1; i >= 0; --i) {
     strides[i] = next;
-    next *= std::max<int64_t>(1, shape.size[i]);
+    next = times(next, std::max<int64_t>(1, shape.size[i]));
   }
   int32_t dtype, device_type, device_index;
   AtenTensorHandle handle;
@@ -93,6 +101,35 @@ Dtype dtype_of(const Tensor& t) {
   }
 }
 
+// Whether the storage reaches to the last element. It need not: untyped_storage().resize_ frees or
+// cuts it under its tensors (FSDP does).
+inline bool has_memory(const Tensor& t) {
+  if (t.numel() == 0) return true;
+  int64_t *sizes, *strides, last, bytes;
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(t.get(), &strides));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &last));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  for (int64_t i = 0; i < t.dim(); ++i) last += (sizes[i] - 1) * strides[i];
+  return last < bytes / static_cast<int64_t>(aoti_torch_dtype_element_size(dtype));
+}
+
+template <typename Backend>
+void check_memory(const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(has_memory(t), Backend::kName, ": the storage of ", name,
+                  " was freed or is too short for its elements");
+}
+
+// The size along an axis of a tensor that must have so many dimensions.
+template <typename Backend>
+int64_t size_of(const char* name, const Tensor& t, int64_t num_dims, int64_t axis) {
+  STD_TORCH_CHECK(t.dim() == num_dims, Backend::kName, ": ", name, " must have ", num_dims,
+                  " dimensions, got ", t.dim());
+  return t.size(axis);
+}
+
 // A contiguous argument of a known shape and dtype; keeps it alive while the kernels read its
 // memory.
 template <typename Backend>
@@ -104,6 +141,7 @@ class Argument {
     STD_TORCH_CHECK(Backend::owns(*t, like) && t->scalar_type() == dtype && shape_of(*t) == shape,
                     Backend::kName, ": ", name,
                     " has another device, dtype or shape than the other arguments call for");
+    check_memory<Backend>(name, *t);
     kept_ = t->is_contiguous() ? *t : torch::stable::contiguous(*t);
   }
   template <typename T = void>
@@ -161,12 +199,12 @@ struct SweepInputs {
               const OptionalTensor& projection_)
       : cell(checked_cell(cell_, w_ih_)),
         D(directions_of(w_hh_)),
-        H(w_hh_[0].size(-1)),
+        H(w_hh_[0].size(w_hh_[0].dim() - 1)),
         G(gates_of(static_cast<int>(cell))),
-        B(x_.size(0)),
+        B(size_of<Backend>("x", x_, w_ih_.empty() ? 4 : 3, 0)),
         N(x_.size(1)),
-        C(w_ih_.empty() ? 0 : w_ih_[0].size(-1)),
-        K(projection_ ? projection_->size(1) : 0),
+        C(w_ih_.empty() ? 0 : last_size("w_ih", w_ih_)),
+        K(projection_ ? size_of<Backend>("projection", *projection_, 3, 1) : 0),
         dtype(x_.scalar_type()),
         x("x", x_, x_, dtype, w_ih_.empty() ? Shape{B, N, D, H} : Shape{B, N, C}),
         mask("mask", mask_, x_, ScalarType::Bool, {B, N}),
@@ -178,7 +216,12 @@ struct SweepInputs {
         w_hh("w_hh", w_hh_, x_, D, {G * H, H}),
         bias("bias", bias_, x_, D, {has_two_biases(bias_) ? G * H : bias_rows() * H}, 0,
              has_two_biases(bias_) ? 2 : 1),
-        bias_hh("bias", has_two_biases(bias_) ? bias_ : Weights{}, x_, D, {G * H}, 1, 2) {}
+        bias_hh("bias", has_two_biases(bias_) ? bias_ : Weights{}, x_, D, {G * H}, 1, 2) {
+    // To a kernel C = 0 says that x holds u itself.
+    STD_TORCH_CHECK(w_ih_.empty() || C > 0, Backend::kName, ": w_ih must have a column, got C = 0");
+    STD_TORCH_CHECK(!w_ih_.empty() || bias_.empty(), Backend::kName,
+                    ": bias needs w_ih: without it x is u itself");
+  }
 
   Shape states() const { return {B, N, D, H}; }
   Shape saved() const { return {B, N, D, saved_of(static_cast<int>(cell)) * H}; }
@@ -205,9 +248,16 @@ struct SweepInputs {
   }
   // D, from the recurrent weights: (D, G H, H), or D of (G H, H).
   static int64_t directions_of(const Weights& w_hh) {
-    STD_TORCH_CHECK(!w_hh.empty() && w_hh[0].dim() >= 2, Backend::kName,
-                    ": w_hh must be (D, G H, H) or one (G H, H) for each direction");
+    STD_TORCH_CHECK(!w_hh.empty(), Backend::kName, ": w_hh is empty");
+    last_size("w_hh", w_hh);
     return w_hh.size() == 1 && w_hh[0].dim() == 3 ? w_hh[0].size(0) : w_hh.size();
+  }
+  static int64_t last_size(const char* name, const Weights& weights) {
+    const int64_t dims = weights[0].dim();
+    STD_TORCH_CHECK(dims == 2 || dims == 3, Backend::kName, ": ", name,
+                    " must be (D, rows, columns), or (rows, columns) for each direction, got ",
+                    dims, " dimensions");
+    return weights[0].size(dims - 1);
   }
   static bool has_two_biases(const Weights& bias) {
     return !bias.empty() && bias[0].dim() == 1;
@@ -225,6 +275,7 @@ struct Ops {
             table.scalar_type() == ScalarType::Int,
         Backend::kName,
         ": program must be a contiguous int32 tensor on the device of the other arguments");
+    check_memory<Backend>("program", table);
     const Program program = Program::over(static_cast<const int32_t*>(table.const_data_ptr()),
                                           table.numel(), N, D, sizes[first], sizes[first + 1]);
     STD_TORCH_CHECK(Backend::is_valid(program), Backend::kName,
@@ -314,7 +365,10 @@ struct Ops {
     a.dh0 = h0 ? dh0.mutable_data_ptr() : nullptr;
     a.dc0 = c0 ? dc0.mutable_data_ptr() : nullptr;
     a.dprojection = projection ? dprojection.mutable_data_ptr() : nullptr;
-    if (in.H) Backend::sweep_backward(a, dtype_of<Backend>(x), x);
+    if (in.H)
+      Backend::sweep_backward(a, dtype_of<Backend>(x), x);
+    else
+      torch::stable::zero_(dprojection);  // the only one that is not empty
     return {dx, dw_ih, dbias, dw_hh, dh0, dc0, dprojection};
   }
 
@@ -363,7 +417,8 @@ struct Ops {
   }
 
   static Tensor sparse_projection_fwd(const Tensor& h, const Tensor& weight) {
-    const int64_t B = h.size(0), N = h.size(1), D = h.size(2), H = h.size(3), K = weight.size(1);
+    const int64_t B = size_of<Backend>("h", h, 4, 0), N = h.size(1), D = h.size(2), H = h.size(3),
+                  K = size_of<Backend>("weight", weight, 3, 1);
     const Argument<Backend> h_in("h", h, h, h.scalar_type(), {B, N, D, H}),
         weight_in("weight", weight, h, h.scalar_type(), {D, K, N});
     Tensor s = new_tensor(h, {B, D, K, H});
@@ -374,7 +429,8 @@ struct Ops {
 
   static std::tuple<Tensor, Tensor> sparse_projection_bwd(const Tensor& ds, const Tensor& h,
                                                           const Tensor& weight) {
-    const int64_t B = h.size(0), N = h.size(1), D = h.size(2), H = h.size(3), K = weight.size(1);
+    const int64_t B = size_of<Backend>("h", h, 4, 0), N = h.size(1), D = h.size(2), H = h.size(3),
+                  K = size_of<Backend>("weight", weight, 3, 1);
     const Argument<Backend> h_in("h", h, h, h.scalar_type(), {B, N, D, H}),
         weight_in("weight", weight, h, h.scalar_type(), {D, K, N}),
         ds_in("ds", ds, h, h.scalar_type(), {B, D, K, H});
@@ -389,7 +445,10 @@ struct Ops {
                                      weight_in.data(),
                                      dh.mutable_data_ptr(),
                                      dweight.mutable_data_ptr()};
-    if (H) Backend::sparse_projection_backward(a, dtype_of<Backend>(h), h);
+    if (H)
+      Backend::sparse_projection_backward(a, dtype_of<Backend>(h), h);
+    else
+      torch::stable::zero_(dweight);
     return {dh, dweight};
   }
 };

@@ -231,8 +231,9 @@ struct Rows {
 };
 
 // Fills all rows but the groups, returns the number of slots. A predecessor seen for the last time
-// frees its slot before the node takes one, the lowest that is free.
-int32_t fill_rows(const Ints& node, const Lists& pred, const Rows& rows) {
+// frees its slot before the node takes one, the lowest that is free. A node that nothing follows
+// frees its own when its group ends: the nodes of a group may be stored at once.
+int32_t fill_rows(const Ints& node, const Ints& group_ptr, const Lists& pred, const Rows& rows) {
   const auto N = static_cast<size_t>(pred.N);
   Ints num_succ(N, 0), slot_of(N);
   for (const int32_t* p = pred.begin(0); p != pred.end(pred.N - 1); ++p) ++num_succ[*p];
@@ -240,8 +241,15 @@ int32_t fill_rows(const Ints& node, const Lists& pred, const Rows& rows) {
   MinSet free(pred.N);
   int32_t num_slots = 0;
   int32_t edge = pred.ptr[0];
+  Ints unread;  // slots of this group's nodes that nothing follows
+  size_t group = 0;
   for (size_t i = 0; i < N; ++i) {
     const int32_t n = node[i];
+    if (static_cast<int32_t>(i) == group_ptr[group]) {
+      for (const int32_t slot : unread) free.insert(slot);
+      unread.clear();
+      ++group;
+    }
     rows.pred_ptr[i] = edge;
     for (const int32_t* p = pred.begin(n); p != pred.end(n); ++p, ++edge) {
       rows.pred_node[edge] = *p;
@@ -249,7 +257,7 @@ int32_t fill_rows(const Ints& node, const Lists& pred, const Rows& rows) {
       if (--uses[*p] == 0) free.insert(slot_of[*p]);
     }
     slot_of[n] = free.empty() ? num_slots++ : free.pop_min();
-    if (num_succ[n] == 0) free.insert(slot_of[n]);
+    if (num_succ[n] == 0) unread.push_back(slot_of[n]);
     rows.node[i] = n;
     rows.slot[i] = slot_of[n];
     rows.num_succ[i] = num_succ[n];
@@ -269,7 +277,12 @@ struct Cells {
 Cells sort_cells(int64_t N, const int32_t* row, const int32_t* col, int64_t room) {
   Cells cells;
   cells.room = room;
-  cells.width = *std::max_element(col, col + N) + 1 + 2 * room;
+  cells.width = int64_t{*std::max_element(col, col + N)} + 1 + 2 * room;
+  int64_t most;
+  if (__builtin_mul_overflow(int64_t{*std::max_element(row, row + N)} + 2 + room, cells.width,
+                             &most)) {
+    throw std::invalid_argument("Topology: positions and offsets are too far apart for 64 bits");
+  }
   const auto key = [&](int64_t n) { return row[n] * cells.width + col[n] + room; };
   cells.node.resize(static_cast<size_t>(N));
   std::iota(cells.node.begin(), cells.node.end(), 0);
@@ -328,6 +341,17 @@ Array int_array(const py::object& values, const std::string& name) {
     PyErr_Clear();
     throw py::type_error("Topology: " + name + " must be an array of integers");
   }
+  if (!array.dtype().is(py::dtype::of<int32_t>())) {
+    using Wide = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+    const Wide wide = Wide::ensure(array);  // what has no place in it comes out negative
+    const bool is_unsigned = array.dtype().kind() == 'u';
+    if (std::any_of(wide.data(), wide.data() + wide.size(), [&](int64_t i) {
+          return i < (is_unsigned ? 0 : std::numeric_limits<int32_t>::min()) ||
+                 i > std::numeric_limits<int32_t>::max();
+        })) {
+      throw std::invalid_argument("Topology: " + name + " must be integers of 32 bits");
+    }
+  }
   return Array::ensure(array);
 }
 
@@ -335,7 +359,7 @@ Array int_array(const py::object& values, const std::string& name) {
 struct Graph {
   Graph(int64_t num_nodes, const py::object& pred_ptr, const py::object& pred)
       : N(num_nodes), ptr(int_array(pred_ptr, "pred_ptr")), item(int_array(pred, "pred")) {
-    if (N < 1 || ptr.ndim() != 2 || ptr.shape(0) < 1 || ptr.shape(1) != N + 1) {
+    if (N < 1 || ptr.ndim() != 2 || ptr.shape(0) < 1 || ptr.shape(1) - 1 != N) {
       throw std::invalid_argument(
           "Topology: pred_ptr must have shape (D, N + 1) with D >= 1 and N >= 1");
     }
@@ -479,7 +503,7 @@ py::dict py_compile_program(int64_t num_nodes, const py::object& pred_ptr, const
                 groups_end, static_cast<int32_t>(N));
       const Rows rows = {nodes + d * N,         slots + d * N, num_succ + d * N,
                          offsets + d * (N + 1), pred_slot,     pred_node};
-      num_slots = std::max(num_slots, fill_rows(node[d], graph.directions[d], rows));
+      num_slots = std::max(num_slots, fill_rows(node[d], group_ptr[d], graph.directions[d], rows));
     }
   }
   program["num_groups"] = G;
@@ -509,6 +533,21 @@ py::dict plan_cuda_sweep(int64_t B, int64_t N, int64_t D, int64_t C, int64_t H, 
                          int64_t groups, int64_t slots, const std::string& dtype, bool is_backward,
                          bool is_gated, std::array<int64_t, 4> device, int64_t max_cluster,
                          bool allow_tf32) {
+  // Divided by, or not; and so few that no product of sizes wraps round.
+  constexpr int64_t kMost = int64_t{1} << 31;
+  const auto outside = [](int64_t least) {
+    return [least](int64_t size) { return size < least || size >= kMost; };
+  };
+  const int64_t some[] = {N, D, H, groups, slots, device[1]};
+  const int64_t any[] = {B, C, K, device[0], device[2], device[3], max_cluster};
+  if (std::any_of(std::begin(some), std::end(some), outside(1)) ||
+      std::any_of(std::begin(any), std::end(any), outside(0)) ||
+      double(B) * N * D * (C + H + K) * H > 0x1p62) {
+    throw py::value_error(
+        "plan_cuda_sweep: N, D, H, groups, slots and the number of multiprocessors must be in 1 .. "
+        "2**31 - 1, B, C, K and the other limits in 0 .. 2**31 - 1, B N D (C + H + K) H up to "
+        "2**62");
+  }
   const std::pair<const char*, Dtype> dtypes[] = {{"float32", Dtype::kFloat32},
                                                   {"float64", Dtype::kFloat64},
                                                   {"bfloat16", Dtype::kBFloat16},

@@ -7,6 +7,7 @@ at a time; :mod:`strnn_kernels.reference`, the oracle, computes a node at a time
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from .notation import CELLS
 from .reference import live, sparse_projection, split_bias, step
+from .schema import directions
+from .topology import Topology
 
 
 class States(NamedTuple):
@@ -38,6 +41,23 @@ class Visits(NamedTuple):
         return [n for level in self.levels for n in level]
 
 
+def program_of(x: Tensor, w_hh, program: Tensor | None, sizes, first: int) -> tuple[Tensor, list]:
+    """A program and its (groups, slots): those given, or without any the chain's.
+
+    Args:
+        x: (B, N, ...).
+        w_hh: the list of recurrent weights.
+        program: the table that an op was given (schema.py).
+        sizes: of the op.
+        first: 0 for the program, 2 for the reversed one.
+    """
+    if program is not None:
+        return program, sizes[first : first + 2]
+    topology = Topology.chain(x.shape[1], bidirectional=directions(w_hh) == 2)
+    chain = (topology.reversed() if first else topology).program("levels")
+    return chain.table(x.device), [chain.num_groups, chain.num_slots]
+
+
 def visits(program: Tensor, N: int, D: int, groups: int) -> list[Visits]:
     """Every direction of a program (csrc/common/program.h)."""
     table = program.tolist()
@@ -52,7 +72,7 @@ def visits(program: Tensor, N: int, D: int, groups: int) -> list[Visits]:
         pred = table[pred_at + d * (N + 1) :][: N + 1]
         found.append(
             Visits(
-                [node[a:b] for a, b in zip(group, group[1:], strict=False) if b > a],
+                [node[a:b] for a, b in pairwise(group) if b > a],
                 {n: table[nodes_at + pred[i] : nodes_at + pred[i + 1]] for i, n in enumerate(node)},
             )
         )

@@ -160,8 +160,8 @@ def spatial_rnn(
 ) -> torch.Tensor:
     """The sweep of u = w_ih x + bias, fused: h = mask * act(w_ih x + bias + w_hh sum_pred h).
 
-    Gated cells read q = reduce of h over the predecessors, and m = reduce of what they carry (h of a
-    gru, c of an lstm), with gates in torch's order:
+    Gated cells read q = reduce of h over the predecessors, and m = reduce of what they carry (h of
+    a gru, c of an lstm), with gates in torch's order:
 
         gru:  r, z = sigmoid of theirs;  n = tanh(W_in x + b_in + r * (W_hn q + b_hn))
               h = (1 - z) * n + z * m
@@ -317,7 +317,7 @@ def layer(
         if h0 is not None or c0 is not None:
             # Direction 0 starts at step 0, direction 1 at the last valid step (-1, nowhere, if
             # there is none).
-            D = 2 if len(w_hh) == 2 or w_hh[0].dim() == 3 and w_hh[0].shape[0] == 2 else 1
+            D = 2 if len(w_hh) == 2 or (w_hh[0].dim() == 3 and w_hh[0].shape[0] == 2) else 1
             starts = [torch.where(lengths > 0, 0, -1), lengths - 1][:D]
             entry = torch.stack(starts, 1).to(torch.int32)
     return registration.sweep(

@@ -32,7 +32,7 @@ KEEP_AND_ADD = {"gru": (1, None), "lstm": (1, 0)}
 
 
 def gates(cell: int) -> int:
-    """G: rows of the weights for each of H units, in torch's order (gru: r, z, n; lstm: i, f, g, o)."""
+    """G: rows of the weights for each of H units, in torch's order (r, z, n; i, f, g, o)."""
     return {"gru": 3, "lstm": 4}.get(CELLS[cell], 1)
 
 

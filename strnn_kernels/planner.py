@@ -58,6 +58,8 @@ def cell_predecessors(row: ArrayLike, col: ArrayLike, offsets: ArrayLike) -> tup
     # One number per cell, with room on both sides of a row so that no neighbour wraps round.
     room = int(np.abs(offsets).max(initial=0))
     width = int(col.max()) + 1 + 2 * room
+    if (int(row.max()) + 2 + room) * width >= 2**63:
+        raise ValueError("Topology: positions and offsets are too far apart for 64 bits")
     key = row * width + col + room
     by_key = np.argsort(key, kind="stable")
     sorted_key = key[by_key]
@@ -165,7 +167,8 @@ def compile_program(
             node = sorted(range(num_nodes), key=lambda n: (level[n], n))
         else:
             node = _smallest_ready_first(d, num_nodes, ptr, pred)
-        plans.append((node, _groups(node, ptr, pred), *_slots(node, ptr, pred)))
+        group_ptr = _groups(node, ptr, pred)
+        plans.append((node, group_ptr, *_slots(node, group_ptr, ptr, pred)))
 
     num_groups = max(len(group_ptr) - 1 for _, group_ptr, _, _, _ in plans)
     shapes = {
@@ -207,6 +210,8 @@ def _ints(values: ArrayLike, name: str) -> NDArray[Any]:
     array = np.asarray(values)
     if array.dtype.kind not in "iu":
         raise TypeError(f"Topology: {name} must be an array of integers")
+    if array.size and (array.min() < -(2**31) or array.max() >= 2**31):
+        raise ValueError(f"Topology: {name} must be integers of 32 bits")
     return array
 
 
@@ -294,7 +299,9 @@ def _groups(node: list[int], ptr: list[int], pred: Ints) -> list[int]:
     return [*group_ptr, len(node)]
 
 
-def _slots(node: list[int], ptr: list[int], pred: Ints) -> tuple[dict[int, int], list[int], int]:
+def _slots(
+    node: list[int], group_ptr: list[int], ptr: list[int], pred: Ints
+) -> tuple[dict[int, int], list[int], int]:
     num_succ = [0] * len(node)
     for n in range(len(node)):
         for p in _of(n, ptr, pred):
@@ -302,8 +309,15 @@ def _slots(node: list[int], ptr: list[int], pred: Ints) -> tuple[dict[int, int],
     uses = list(num_succ)
     slot: dict[int, int] = {}
     free: list[int] = []
+    # Those of nodes that nothing follows, until their group ends: its nodes may be stored at once.
+    unread: list[int] = []
+    starts = set(group_ptr)
     num_slots = 0
-    for n in node:
+    for i, n in enumerate(node):
+        if i in starts:
+            for s in unread:
+                heapq.heappush(free, s)
+            unread = []
         for p in _of(n, ptr, pred):
             uses[p] -= 1
             if uses[p] == 0:
@@ -314,5 +328,5 @@ def _slots(node: list[int], ptr: list[int], pred: Ints) -> tuple[dict[int, int],
             slot[n] = num_slots
             num_slots += 1
         if num_succ[n] == 0:
-            heapq.heappush(free, slot[n])
+            unread.append(slot[n])
     return slot, num_succ, num_slots

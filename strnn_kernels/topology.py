@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils._python_dispatch import _disable_current_modes
 
 from strnn_kernels.montages import MONTAGES
+from strnn_kernels.parts import why_missing
 
 #: "compiled" or "python": which planner is in use; PLANNER_REASON tells why it is the slow one.
 PLANNER = "compiled"
@@ -36,7 +37,8 @@ try:
 except ImportError as error:
     from . import planner
 
-    PLANNER, PLANNER_REASON = "python", str(error)
+    is_missing = isinstance(error, ModuleNotFoundError)
+    PLANNER, PLANNER_REASON = "python", why_missing("_planner") if is_missing else str(error)
 
 Ints = NDArray[np.int32]
 

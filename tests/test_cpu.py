@@ -9,10 +9,13 @@ import pytest
 import torch
 
 import strnn_kernels as sk
+from strnn_kernels.backends import native
+from strnn_kernels.notation import CELLS
 from strnn_kernels.registration import topology_tables
-from strnn_kernels.testing import Case, Expected
+from strnn_kernels.testing import Case, Expected, sweep_arguments, sweep_backward_arguments
 
 CPU = torch.device("cpu")
+RELU, TANH = CELLS.index("relu"), CELLS.index("tanh")
 CAP = sk.Topology.montage("seed-62")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
@@ -46,7 +49,7 @@ def fingerprints():
     return {}
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", native.cpu_capabilities().split(", "))
 def test_instruction_set(capability, run_python, fingerprints):
     """The conformance table and the numerics of this file, in a process that is held to one set."""
     here = Path(__file__).parent
@@ -73,7 +76,7 @@ def test_an_unknown_instruction_set(run_python):
     done = run_python(code, STRNN_CPU_CAPABILITY="AVX2")  # names are in lower case
     assert done.returncode == 0, done.stderr[-2000:]
     assert "STRNN_CPU_CAPABILITY must be one of" in done.stdout
-    assert all(name in done.stdout for name in ("baseline", "got AVX2"))
+    assert all(name in done.stdout for name in (native.cpu_capabilities(), "got AVX2"))
 
 
 # Widths, dtypes, shapes
@@ -356,10 +359,11 @@ def test_a_backward_finishes_the_forward_of_another_backend(randn, gradients):
     leaves = (x, w_ih, bias, w, G)
     ds = torch.randn(s.shape, dtype=torch.float64)
     expected = torch.autograd.grad(s, leaves, ds)
-    _, backward, sizes = tables(t)
     with torch.no_grad():
-        dx, dw_ih, dbias, dw, _, dG = torch.ops.strnn_cpu.sweep_bwd(
-            None, ds, x, h, w_ih, bias, w, mask, None, None, G, backward, sizes, 2, True
+        dx, dw_ih, dbias, dw, _, _, dG = torch.ops.strnn_cpu.sweep_bwd(
+            *sweep_backward_arguments(
+                x, h, w, tables(t), TANH, ds=ds, w_ih=w_ih, bias=bias, mask=mask, projection=G
+            )
         )
     for a, e in zip((dx, dw_ih, dbias, dw, dG), expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
@@ -374,11 +378,8 @@ def test_both_orders_of_a_program_give_the_same(randn):
         found = []
         for order in ("levels", "raster"):
             P = topology_tables(t, CPU, order)
-            none = (None,) * 4
-            h, _ = torch.ops.strnn_cpu.sweep_fwd(u, None, None, w, *none, *P, 1, True)
-            back = torch.ops.strnn_cpu.sweep_bwd(
-                dh, None, u, h, None, None, w, *none, *P[1:], 1, True
-            )
+            h, *_ = torch.ops.strnn_cpu.sweep_fwd(*sweep_arguments(u, w, P, RELU))
+            back = torch.ops.strnn_cpu.sweep_bwd(*sweep_backward_arguments(u, h, w, P, RELU, dh=dh))
             found.append((h, back[0], back[3]))
         for a, e in zip(*found, strict=True):
             torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
@@ -390,8 +391,8 @@ def test_h0_that_enters_nowhere(entry, randn):
     t = sk.Topology.grid(3, 4)
     u, w, h0 = randn(2, 12, 4, 5), randn(4, 5, 5, scale=0.1), randn(2, 4, 5)
     entries = torch.full((2, 4), entry, dtype=torch.int32)
-    h, _ = torch.ops.strnn_cpu.sweep_fwd(
-        u, None, None, w, None, h0, entries, None, *tables(t), 1, True
+    h, *_ = torch.ops.strnn_cpu.sweep_fwd(
+        *sweep_arguments(u, w, tables(t), RELU, h0=h0, entry=entries)
     )
     torch.testing.assert_close(h, sk.sweep(u, w, t), rtol=0, atol=0)
 
@@ -402,9 +403,8 @@ def test_the_raw_op_refuses_what_would_corrupt_memory():
     u, w = torch.ones(2, 12, 4, 5), torch.ones(4, 5, 5)
 
     def call(u=u, w=w, mask=None, h0=None, program=program, sizes=sizes, activation=1):
-        return torch.ops.strnn_cpu.sweep_fwd(
-            u, None, None, w, mask, h0, None, None, program, backward, sizes, activation, True
-        )
+        arguments = sweep_arguments(u, w, (program, backward, sizes), activation, mask=mask, h0=h0)
+        return torch.ops.strnn_cpu.sweep_fwd(*arguments)
 
     call()
     out_of_range = program.clone()

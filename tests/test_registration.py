@@ -12,6 +12,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import strnn_kernels as sk
 from strnn_kernels.registration import topology_tables
+from strnn_kernels.testing import sweep_arguments, sweep_backward_arguments
 
 T = sk.Topology.grid(3, 4)
 B, N, D, H, C, K = 2, 12, 4, 3, 2, 2
@@ -158,18 +159,26 @@ def op_calls(t, c):
     g, gate, ds = c(t.g), c(t.gate), torch.randn(B, D, K, H, dtype=torch.float64)
     entry = torch.zeros(B, D, dtype=torch.int32)
     return {
-        "sweep_fwd": (ns.sweep_fwd, (x, wi, b, w, t.mask, h0, None, G, *P, 2, True)),
-        "sweep_fwd-entry": (ns.sweep_fwd, (x, wi, None, w, None, h0, entry, None, *P, 3, True)),
-        "sweep_fwd-u": (ns.sweep_fwd, (u, None, None, w, None, None, None, None, *P, 1, True)),
+        "sweep_fwd": (
+            ns.sweep_fwd,
+            sweep_arguments(x, w, P, 2, w_ih=wi, bias=b, mask=t.mask, h0=h0, projection=G),
+        ),
+        "sweep_fwd-entry": (
+            ns.sweep_fwd,
+            sweep_arguments(x, w, P, 3, w_ih=wi, h0=h0, entry=entry),
+        ),
+        "sweep_fwd-u": (ns.sweep_fwd, sweep_arguments(u, w, P, 1)),
         "gated_sweep_fwd": (ns.gated_sweep_fwd, (g, gate, w, *P)),
         "sparse_projection_fwd": (ns.sparse_projection_fwd, (u, G)),
         "sweep_bwd": (
             ns.sweep_bwd,
-            (g, c(ds), x, u, wi, b, w, t.mask, h0, None, G, P[1], P[2], 2, True),
+            sweep_backward_arguments(
+                x, u, w, P, 2, dh=g, ds=c(ds), w_ih=wi, bias=b, mask=t.mask, h0=h0, projection=G
+            ),
         ),
         "sweep_bwd-u": (
             ns.sweep_bwd,
-            (g, None, u, u, None, None, w, None, None, None, None, P[1], P[2], 1, False),
+            sweep_backward_arguments(u, u, w, P, 1, dh=g, need_dx=False),
         ),
         "gated_sweep_bwd": (ns.gated_sweep_bwd, (g, c(t.u), c(t.x.new_ones(u.shape)), gate, w, *P)),
         "sparse_projection_bwd": (ns.sparse_projection_bwd, (c(ds), u, G)),
@@ -278,23 +287,31 @@ def test_func_hessian_by_reverse_mode(t):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_forward_mode_is_refused(name, t):
-    """Never a silent zero tangent."""
+def test_forward_mode_is_that_of_the_reference(name, t):
     f, inputs = calls(t)[name]
     plain = tuple(v.detach() for v in inputs)
-    with pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"):
-        torch.func.jvp(f, plain, plain)
-    with (
-        forward_ad.dual_level(),
-        pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"),
-    ):
-        f(*(forward_ad.make_dual(v, v) for v in plain))
-    with (
-        torch.no_grad(),
-        forward_ad.dual_level(),
-        pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"),
-    ):
-        f(*(forward_ad.make_dual(v, v) for v in plain))
+    tangents = tuple(torch.randn_like(v) for v in plain)
+    y, actual = torch.func.jvp(f, plain, tangents)
+    with sk.use_backend("reference"):
+        expected_y, expected = torch.func.jvp(f, plain, tangents)
+    torch.testing.assert_close(y, expected_y)
+    torch.testing.assert_close(actual, expected)
+    for grad_mode in (True, False):
+        with torch.set_grad_enabled(grad_mode), forward_ad.dual_level():
+            dual = f(*(forward_ad.make_dual(v, t) for v, t in zip(plain, tangents, strict=True)))
+            torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_forward_over_reverse_is_reverse_over_reverse(name, t):
+    f, inputs = calls(t)[name]
+    plain = tuple(v.detach() for v in inputs)
+    tangents = tuple(torch.randn_like(v) for v in plain)
+    gradient = torch.func.grad(lambda *a: f(*a).tanh().sum(), tuple(range(len(plain))))
+    actual = torch.func.jvp(gradient, plain, tangents)[1]
+    _, pull = torch.func.vjp(gradient, *plain)
+    expected = pull(tangents)  # the Hessian is symmetric
+    torch.testing.assert_close(actual, expected)
 
 
 # Compilers

@@ -11,6 +11,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from strnn_kernels import planner as twin
 from strnn_kernels import topology as module
@@ -88,7 +90,9 @@ def simulate(topology: Topology, order: str) -> None:
         assert sorted(program.node[d]) == list(range(N))
         owner: dict[int, int] = {}
         used: dict[int, int] = {}
+        starts, at_once = set(program.group_ptr[d].tolist()), set()
         for i, n in enumerate(program.node[d].tolist()):
+            at_once = set() if i in starts else at_once
             part = slice(program.pred_ptr[d, i], program.pred_ptr[d, i + 1])
             preds = program.pred_node[part].tolist()
             assert tuple(preds) == topology.predecessors(d, n)
@@ -97,10 +101,13 @@ def simulate(topology: Topology, order: str) -> None:
                 used[p] += 1
             # What is still needed: of these none may be overwritten, and no other may be kept.
             alive = {s for s, m in owner.items() if used[m] < len(topology.successors(d, m))}
+            # States that nothing reads may be stored, at the same time as others of their group.
+            alive |= {s for s, m in owner.items() if m in at_once}
             slot = int(program.slot[d, i])
             lowest_free = next(s for s in range(N) if s not in alive)
             assert slot == lowest_free
             owner[slot], used[n] = n, 0
+            at_once |= set() if topology.successors(d, n) else {n}
             assert program.num_succ[d, i] == len(topology.successors(d, n))
             most_slots = max(most_slots, slot + 1)
         ptr = program.group_ptr[d].tolist()
@@ -265,7 +272,49 @@ def test_slot_counts():
     assert Topology.chain(100).program("levels").num_slots == 1
     assert Topology.grid(32, 32).program("raster").num_slots <= 34
     assert Topology.grid(32, 32).program("levels").num_slots <= 2 * 32
-    assert Topology.dag([[[]] * 5]).program("levels").num_slots == 1
+    assert Topology.montage("seed-62").program("levels").num_slots == 13
+    for neighbourhood in ("cross", "line"):
+        topology = Topology.grid(32, 32, neighbourhood=neighbourhood)
+        assert {topology.program(order).num_slots for order in ORDERS} == {32}
+    # One group: all may be stored at once, though none is read.
+    assert Topology.dag([[[]] * 5]).program("levels").num_slots == 5
+    # The leaf is the last of its group, and the next group takes its slot.
+    assert Topology.dag([[[], [0], [0], [1], [3]]]).program("levels").num_slots == 2
+
+
+@st.composite
+def acyclic_lists(draw):
+    """Predecessor lists of any directed acyclic graphs, in any numbering."""
+    N = draw(st.integers(1, 12))
+    lists = []
+    for _ in range(draw(st.integers(1, 3))):
+        rank = draw(st.permutations(range(N)))
+        earlier = [[p for p in range(N) if rank[p] < rank[n]] for n in range(N)]
+        lists.append([draw(st.sets(st.sampled_from(ps))) if ps else set() for ps in earlier])
+    return [[sorted(node) for node in direction] for direction in lists]
+
+
+@settings(max_examples=200, deadline=None)
+@given(acyclic_lists(), st.sampled_from(ORDERS))
+def test_the_nodes_of_a_group_have_slots_of_their_own(lists, order):
+    """A backend stores a group at once, in no order: also what nothing reads must find its place.
+
+    Nor may such a store hit a state that is still needed.
+    """
+    graph = Topology.dag(lists)
+    for topology, planner in itertools.product((graph, graph.reversed()), {module.planner, twin}):
+        p = planner.compile_program(topology.num_nodes, topology.pred_ptr, topology.pred, order)
+        for d, group_ptr in enumerate(p["group_ptr"].tolist()):
+            needed: dict[int, int] = {}  # slot -> reads to come
+            for start, end in itertools.pairwise(group_ptr):
+                read = slice(p["pred_ptr"][d, start], p["pred_ptr"][d, end])
+                for slot in p["pred_slot"][read].tolist():
+                    needed[slot] -= 1
+                stored = p["slot"][d, start:end].tolist()
+                assert len(set(stored)) == len(stored)
+                assert all(needed.get(slot, 0) == 0 for slot in stored)
+                counts = p["num_succ"][d, start:end].tolist()
+                needed |= dict(zip(stored, counts, strict=True))
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -397,6 +446,13 @@ def test_compiled_cells_equal_twin(compiled, seed):
     same(compiled.cell_predecessors, twin.cell_predecessors, where[:, 0], where[:, 1], offsets)
 
 
+def test_compiled_cells_far_apart_equal_twin(compiled):
+    far = 2**31 - 1
+    offsets = [[[0, -1], [-1, -1]], [[1 - 2**16, 0], [0, far >> 1]]]
+    row, col = [far, far, far - 1, 0, 2**16 - 1], [far, far - 1, far - 1, 0, 0]
+    same(compiled.cell_predecessors, twin.cell_predecessors, *map(np.array, (row, col, offsets)))
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -413,6 +469,9 @@ def test_compiled_cells_equal_twin(compiled, seed):
         (2, [[0, 0, 1]], [0.0]),
         (2, [[0.0, 0, 1]], [0]),
         (9, [list(range(10))], [*range(1, 9), 0]),
+        (2, [[0, 0, 1]], [2**32]),
+        (2, [[0, 0, 2**32 + 1]], [0]),
+        (2**63 - 1, [[0, 0, 1]], [0]),
     ],
     ids=str,
 )
@@ -433,6 +492,12 @@ def test_compiled_planner_refuses_what_the_twin_refuses(compiled, args):
         ([0, 0], [3, 3], [[[0, 1]]]),
         ([0, 0], [3, 4], [[0, 1]]),
         ([0.5], [3], [[[0, 1]]]),
+        ([2**32], [0], [[[0, 1]]]),
+        ([0], [-(2**32)], [[[0, 1]]]),
+        ([0], [0], [[[0, 2**32]]]),
+        ([np.uint64(2**64 - 1)], [0], [[[0, 1]]]),
+        ([2**31 - 1], [2**31 - 1], [[[0, 2**31 - 1]]]),
+        ([0], [0], [[[-(2**31), 2**31 - 1]], [[2**31 - 1, 0]]]),
     ],
     ids=str,
 )

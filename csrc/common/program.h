@@ -28,20 +28,21 @@ struct Program {
   const int32_t* pred_node;
 
   // Lays the fields over a table of numel entries; E is what is left. E < 0: the sizes do not fit
-  // the table.
+  // the table, or are none of a program. Sizes may come from anywhere, so each is bounded by the
+  // table's length before it is multiplied.
   static Program over(const int32_t* table, int64_t numel, int64_t N, int64_t D, int64_t G,
                       int64_t S) {
-    const int64_t fixed = D * (3 * N + (G + 1) + (N + 1));
-    const int64_t rest = numel - fixed;
-    Program p{N,       D,       G,       S,       rest < 0 || rest % 2 ? -1 : rest / 2,
-              table,   nullptr, nullptr, nullptr, nullptr,
-              nullptr, nullptr};
+    Program p{N, D, G, S, -1, table};
+    if (N < 1 || N > numel || G < 1 || G > N || S < 1 || S > N || D < 1) return p;
+    const int64_t of_direction = 3 * N + (G + 1) + (N + 1);
+    if (D > numel / of_direction || (numel - D * of_direction) % 2) return p;
+    p.E = (numel - D * of_direction) / 2;
     p.slot = p.node + D * N;
     p.num_succ = p.slot + D * N;
     p.group_ptr = p.num_succ + D * N;
     p.pred_ptr = p.group_ptr + D * (G + 1);
     p.pred_slot = p.pred_ptr + D * (N + 1);
-    p.pred_node = p.pred_slot + (p.E < 0 ? 0 : p.E);
+    p.pred_node = p.pred_slot + p.E;
     return p;
   }
 

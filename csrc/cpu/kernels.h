@@ -11,6 +11,8 @@ namespace strnn::cpu::STRNN_CAPABILITY {
 #include "gemm.h"
 //
 #include "activation.h"
+#define STRNN_CELL_INLINE STRNN_INLINE
+#include "../common/cell.h"
 #include "scratch.h"
 //
 #include "sweep_kernel.h"

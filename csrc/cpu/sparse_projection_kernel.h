@@ -85,7 +85,7 @@ class SparseProjectionKernel {
       T* h = scratch.take<T>(kNodes * ld);
       T* s = scratch.take<T>(a.K * ld);
       if (!h) return;
-      for (int64_t n0 = 0; n0 < a.N; n0 += kNodes) {
+      for (int64_t n0 = 0; n0 == 0 || n0 < a.N; n0 += kNodes) {  // the first block starts the sums
         const int64_t count = std::min(kNodes, a.N - n0);
         for (int64_t i = 0; i < count; ++i)
           load_row<S, T>(static_cast<const S*>(a.h) + ((b * a.N + n0 + i) * a.D + d) * a.H, a.H,

@@ -20,12 +20,19 @@ class SweepBackwardKernel {
  private:
   SweepBackwardKernel(const SweepBackward& a, int num_threads)
       : a_(a),
+        cell_(CellWidths::of(a.cell)),
+        width_(round_up<T>(a.H)),
         ld_(leading_dimension<T>(a.H)),
         ldc_(leading_dimension<T>(a.C)),
         ldx_(leading_dimension<T>(a.C + 1)),
-        width_(round_up<T>(a.H)) {
-    const double flops = 2.0 * a.B * a.N * a.D * a.H * (2 * a.C + 2 * a.H + 2 * a.K);
-    tiling_ = Tiling::choose<T>(a, a.program, flops, (3 * ld_ + 2 * ldc_) * sizeof(T), num_threads);
+        pitch_(leading_dimension<T>(cell_.blocks * width_)),
+        slot_pitch_(leading_dimension<T>((cell_.gates + (has_carry() ? 1 : 0)) * width_)),
+        terms_((cell_.gates - 1) * width_ + a.H) {
+    const double flops = 2.0 * a.B * a.N * a.D * a.H * (2 * cell_.gates * (a.C + a.H) + 2 * a.K);
+    tiling_ = Tiling::choose(a, a.program, flops, slot_pitch_ * sizeof(T),
+                             (ld_ + pitch_ + slot_pitch_ + 2 * ldc_) * sizeof(T), num_threads);
+    has_initial_ = a.h0 || a.c0;
+    has_last_ = a.dh_n || a.dc_n;
     has_dx_sum_ = a.C && a.dx;
     // Few tiles of unequal work (a mask) do not share out well among the workers; directions do.
     split_directions_ = has_dx_sum_ && tiling_.num_workers > 1 &&
@@ -37,41 +44,41 @@ class SweepBackwardKernel {
     dx_in_place_ = has_dx_sum_ && !split_directions_ && std::is_same_v<S, T>;
   }
 
+  bool has_carry() const { return cell_.carry != Carry::kNothing; }
+
   // Partial gradients of one direction, private to a worker.
   struct Gradients {
-    T* dw;    // [H][ld]
-    T* du_t;  // [C + 1][ld], dw_ih transposed, then dbias: the bias is the weight of an input that
-              // is always one
+    T* dw;    // [terms][ld]: block by block of the state's side
+    T* du_t;  // [C + 1][pitch], dw_ih transposed, then dbias: the bias is the weight of an input
+              // that is always one
     T* dprojection;  // [K][N]
   };
 
   void prepare(Scratch& scratch) {
     const int64_t D = a_.D, H = a_.H, C = a_.C, K = a_.K, N = a_.N;
-    T* w = scratch.take<T>(D * packed_size<T>(H, H));
-    T* u = scratch.take<T>(has_dx_sum_ ? D * packed_size<T>(H, C) : 0);
+    T* w = scratch.take<T>(D * packed_size<T>(terms_, H));
+    T* u = scratch.take<T>(has_dx_sum_ ? D * packed_size<T>(terms_, C) : 0);
     int64_t* row_of = scratch.take<int64_t>(a_.B);
     auto* nonzeros = scratch.take<NonZero<T>>(a_.ds ? D * K * N : 0);
     int64_t* nonzero_ptr = scratch.take<int64_t>(a_.ds ? D * N + 1 : 0);
     T* dx = scratch.take<T>(
         has_dx_sum_ && !dx_in_place_ ? (split_directions_ ? D : 1) * a_.B * N * C : 0);
-    gradients_size_ = H * ld_ + (C + 1) * ld_ + (a_.ds ? K * N : 0);
+    gradients_size_ = terms_ * ld_ + (C + 1) * pitch_ + (a_.ds ? K * N : 0);
     T* gradients = scratch.take<T>(tiling_.num_workers * D * gradients_size_);
-    T* zeros = scratch.take<T>(ldc_);
+    T* zeros = scratch.take<T>(std::max(ldc_, ld_));
     if (!w) return;
-    std::fill(zeros, zeros + ldc_, T(0));
+    std::fill(zeros, zeros + std::max(ldc_, ld_), T(0));
     zeros_ = zeros;
     packed_w_ = w, packed_u_ = u, row_of_ = row_of, nonzeros_ = nonzeros,
     nonzero_ptr_ = nonzero_ptr, gradients_ = gradients;
     dx_ = dx_in_place_ ? static_cast<T*>(a_.dx) : dx;
 
     for (int64_t d = 0; d < D; ++d) {
-      const S* w_hh = static_cast<const S*>(a_.w_hh.of(d));
-      pack_panels(H, H, w + d * packed_size<T>(H, H),
-                  [&](int64_t k, int64_t n) { return to_acc(w_hh[k * H + n]); });
-      if (!has_dx_sum_) continue;
-      const S* w_ih = static_cast<const S*>(a_.w_ih.of(d));
-      pack_panels(H, C, u + d * packed_size<T>(H, C),
-                  [&](int64_t k, int64_t n) { return to_acc(w_ih[k * C + n]); });
+      pack_rows(static_cast<const S*>(a_.w_hh.of(d)), H, H, cell_.gates, cell_.state_gate, width_,
+                w + d * packed_size<T>(terms_, H));
+      if (has_dx_sum_)
+        pack_rows(static_cast<const S*>(a_.w_ih.of(d)), C, H, cell_.gates, cell_.input_gate, width_,
+                  u + d * packed_size<T>(terms_, C));
     }
     order_rows(a_, row_of);
     if (!a_.ds) return;
@@ -90,28 +97,31 @@ class SweepBackwardKernel {
 
   Gradients gradients(int64_t worker, int64_t d) const {
     T* p = gradients_ + (worker * a_.D + d) * gradients_size_;
-    return {p, p + a_.H * ld_, p + (a_.H + a_.C + 1) * ld_};
+    return {p, p + terms_ * ld_, p + terms_ * ld_ + (a_.C + 1) * pitch_};
   }
 
   struct Buffers {
-    T *slots, *x, *dx, *h, *du, *sum, *h0, *dh0, *ds;
+    T *slots, *x, *dx, *h, *dh, *da, *sum, *h0, *dinitial, *ds;
     bool* mask;
-    int32_t* active;
+    int32_t *active, *last;
     Buffers(const SweepBackwardKernel& kernel, Scratch& scratch) {
       const SweepBackward& a = kernel.a_;
       const int64_t rows = kernel.tiling_.rows, chunk_rows = rows * kernel.tiling_.chunk,
                     ld = kernel.ld_;
-      slots = scratch.take<T>(a.program.S * rows * ld);
+      slots = scratch.take<T>(a.program.S * rows * kernel.slot_pitch_);
       x = scratch.take<T>(a.C ? chunk_rows * kernel.ldx_ : 0);
       dx = scratch.take<T>(kernel.has_dx_sum_ ? chunk_rows * kernel.ldc_ : 0);
       h = scratch.take<T>(chunk_rows * ld);
-      du = scratch.take<T>(chunk_rows * ld);
-      sum = scratch.take<T>(chunk_rows * ld);
-      h0 = scratch.take<T>(a.h0 ? rows * ld : 0);
-      dh0 = scratch.take<T>(a.h0 ? rows * ld : 0);
+      da = scratch.take<T>(chunk_rows * kernel.pitch_);
+      // A row of one block takes the place of the dh that it came from.
+      dh = kernel.cell_.blocks == 1 ? da : scratch.take<T>(chunk_rows * ld);
+      sum = scratch.take<T>(chunk_rows * kernel.slot_pitch_);
+      h0 = scratch.take<T>(kernel.has_initial_ ? rows * ld : 0);
+      dinitial = scratch.take<T>(kernel.has_initial_ ? rows * kernel.slot_pitch_ : 0);
       ds = scratch.take<T>(a.ds ? a.K * rows * ld : 0);
       mask = scratch.take<bool>(a.mask ? a.N * rows : 0);
       active = scratch.take<int32_t>(a.mask ? a.N : 0);
+      last = scratch.take<int32_t>(kernel.has_last_ ? rows : 0);
     }
   };
 
@@ -139,18 +149,21 @@ class SweepBackwardKernel {
                        a_.program,
                        d,
                        rows,
-                       ld_,
+                       slot_pitch_,
                        row_of_ + first,
                        a_.mask ? buffers.mask : nullptr,
                        a_.mask ? buffers.active : nullptr,
+                       has_last_ ? buffers.last : nullptr,
                        buffers.slots};
     const Gradients mine = gradients(worker, d);
     if (a_.mask) load_mask(a_, tile.b_of, rows, buffers.mask, buffers.active);
-    if (a_.h0) {
-      for (int64_t r = 0; r < rows; ++r)
+    if (has_last_) find_last(tile, true, buffers.last);
+    if (has_initial_) {
+      std::fill(buffers.h0, buffers.h0 + rows * ld_, T(0));
+      for (int64_t r = 0; a_.h0 && r < rows; ++r)
         load_row<S, T>(static_cast<const S*>(a_.h0) + (tile.b_of[r] * a_.D + d) * H, H,
                        buffers.h0 + r * ld_);
-      std::fill(buffers.dh0, buffers.dh0 + rows * ld_, T(0));
+      std::fill(buffers.dinitial, buffers.dinitial + rows * slot_pitch_, T(0));
     }
     if (a_.ds)
       for (int64_t k = 0; k < a_.K; ++k)
@@ -171,16 +184,15 @@ class SweepBackwardKernel {
         const int64_t row = (i - begin) * m;
         add_recurrent(tile, i, stop, m, row, buffers);
         if (a_.gate)
-          finish<kGated>(tile, i, stop, m, row, buffers);
+          finish<GatedCell>(tile, i, stop, m, row, buffers);
         else
-          with_activation(a_.cell, [&](auto act) {
-            finish<decltype(act)::value>(tile, i, stop, m, row, buffers);
-          });
+          with_cell(a_.cell,
+                    [&](auto cell) { finish<decltype(cell)>(tile, i, stop, m, row, buffers); });
         i = stop;
       }
       add_gradients(tile, begin, end, m, mine, buffers);
     }
-    if (a_.h0) finish_h0(tile, mine, buffers);
+    if (has_initial_) finish_initial(tile, mine, buffers);
   }
 
   // h, and dh + G^T ds, of the chunk's nodes.
@@ -199,73 +211,119 @@ class SweepBackwardKernel {
         prefetch_to_read(h + ahead, a_.H);
         if (dh) prefetch_to_read(dh + ahead, a_.H);
         load_row<S, T>(h + at, a_.H, buffers.h + row * ld_);
-        if (dh) load_row<S, T>(dh + at, a_.H, buffers.du + row * ld_);
+        if (dh) load_row<S, T>(dh + at, a_.H, buffers.dh + row * ld_);
+        if (a_.saved)
+          prefetch_to_read(static_cast<const S*>(a_.saved) + ahead * cell_.saved,
+                           a_.H * cell_.saved);
       }
-      T* du = buffers.du + (row - m) * ld_;
+      T* to = buffers.dh + (row - m) * ld_;
       if (a_.ds) {
         const int64_t* range = nonzero_ptr_ + tile.d * a_.N + i;
         add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], m * ld_, buffers.ds, tile.rows * ld_,
-                   !dh, du);
+                   !dh, to);
       } else if (!dh) {
-        std::fill(du, du + m * ld_, T(0));
+        std::fill(to, to + m * ld_, T(0));
       }
     }
   }
 
-  // du += (sum of successors' du) W; the sums stay for dW.
+  // dh += (sum of successors' da) W; the sums stay for dW.
   void add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, int64_t row,
                      const Buffers& buffers) {
     bool some = false;
-    for (int64_t i = begin; i < end; ++i)
-      some |= tile.gather(i, m, buffers.sum + (row + (i - begin) * m) * ld_);
+    for (int64_t i = begin; i < end; ++i) {
+      tile.gather(i, m, buffers.sum + (row + (i - begin) * m) * slot_pitch_);
+      some |= tile.num_predecessors(i) != 0;
+    }
     if (!some) return;
-    T* du = buffers.du + row * ld_;
+    T* dh = buffers.dh + row * ld_;
     gemm(tile.product_rows(begin, end, m), width_,
-         Gemm<T>{{a_.H, buffers.sum + row * ld_, ld_, 1,
-                  packed_w_ + tile.d * packed_size<T>(a_.H, a_.H), kPanel<T>, a_.H * kPanel<T>},
-                 du,
-                 ld_,
-                 du,
-                 ld_});
+         Gemm<T>{recurrent_product(tile.d, buffers.sum + row * slot_pitch_), dh, ld_, dh, ld_});
   }
 
-  static constexpr int kGated = kNumActivations;
+  // Rows of a slot's form, times W.
+  Product<T> recurrent_product(int64_t d, const T* rows) const {
+    return {terms_,
+            rows,
+            slot_pitch_,
+            1,
+            packed_w_ + d * packed_size<T>(terms_, a_.H),
+            kPanel<T>,
+            terms_ * kPanel<T>};
+  }
 
-  // du = mask * act'(h) * (what reached the state), in place and to the slot; with a gate, du =
-  // gate * (what reached it) and dgate = pre * (what reached it).
-  template <int kActivation>
+  // da, dm = mask * the cell's gradients from what reached the state, to the slots too; with a gate
+  // dm is the gate's.
+  template <typename Cell>
   void finish(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, int64_t row,
               const Buffers& buffers) {
+    constexpr bool kIsGated = std::is_same_v<Cell, GatedCell>;
+    constexpr int kFirst = Cell::kBlocks - Cell::kGates;
+    const int64_t H = a_.H, carried = Cell::kGates * width_;
+    const auto row_of = [](const void* input, int64_t at) {
+      return input ? static_cast<const S*>(input) + at : nullptr;
+    };
+    const auto add = [](Vec<T>& to, const S* from, int64_t j, int64_t lanes) {
+      if (from) to += load_partial<S, T>(from + j, lanes);
+    };
     S* output = a_.C ? nullptr : static_cast<S*>(a_.dx);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = tile.node(i);
-      T* slot = tile.has_successors(i) ? tile.slot(i) : nullptr;
-      for (int64_t r = 0; r < m; ++r, ++row) {
-        T* du = buffers.du + row * ld_;
-        const T* h = buffers.h + row * ld_;
-        const int64_t at = ((tile.b_of[r] * a_.N + n) * a_.D + tile.d) * a_.H;
-        const bool is_masked = tile.is_masked(n, r);
-        for (int64_t j = 0; j < width_; j += kLanes<T>) {
-          Vec<T> y;
-          if constexpr (kActivation == kGated) {
-            const int64_t lanes = std::min<int64_t>(kLanes<T>, a_.H - j);
-            const Vec<T> pre = load_partial<S, T>(static_cast<const S*>(a_.pre) + at + j, lanes);
-            store_partial<S, T>(static_cast<S*>(a_.dgate) + at + j, lanes, load(du + j) * pre);
-            y = load_partial<S, T>(static_cast<const S*>(a_.gate) + at + j, lanes) * load(du + j);
-          } else {
-            y = is_masked ? Vec<T>{} : derivative<kActivation>(load(h + j)) * load(du + j);
-          }
-          store(du + j, y);
-          if (slot) store(slot + r * ld_ + j, y);
+      T* slot = tile.slot(i);
+      // The mean over the predecessors of the forward sweep, which are the successors here.
+      const int64_t count = tile.num_successors(i);
+      const T factor = a_.mean && count > 1 ? T(1) / count : T(1);
+      for (int64_t r = 0; r < m; ++r, ++row, slot += slot ? slot_pitch_ : 0) {
+        T* da = buffers.da + row * pitch_;
+        const int64_t at = ((tile.b_of[r] * a_.N + n) * a_.D + tile.d) * H;
+        if (tile.is_masked(n, r)) {
+          std::fill(da, da + Cell::kBlocks * width_, T(0));
+          if (slot) std::fill(slot, slot + slot_pitch_, T(0));
+          if (output) std::fill(output + at, output + at + H, S{});
+          continue;
         }
-        if (output) store_row<S, T>(du, a_.H, output + at);
+        const T *h = buffers.h + row * ld_, *dh = buffers.dh + row * ld_;
+        const T* sum = buffers.sum + row * slot_pitch_;
+        const int64_t last_at = (tile.d * a_.B + tile.b_of[r]) * H;
+        const bool is_last = tile.is_last(i, r);
+        const S *dc = row_of(a_.dc, at), *saved = row_of(a_.saved, at * Cell::kSaved);
+        const S* dh_n = is_last ? row_of(a_.dh_n, last_at) : nullptr;
+        const S* dc_n = is_last ? row_of(a_.dc_n, last_at) : nullptr;
+        T* initial = tile.is_entry(n, !slot, r) ? buffers.dinitial + r * slot_pitch_ : nullptr;
+        for (int64_t j = 0; j < H; j += kLanes<T>) {
+          const int64_t lanes = std::min<int64_t>(kLanes<T>, H - j);
+          Vec<T> values[Cell::kSaved + 1], dh_j = load(dh + j), dc_j{};
+          if constexpr (kIsGated) {
+            values[0] = load_partial<S, T>(static_cast<const S*>(a_.pre) + at + j, lanes);
+            values[1] = load_partial<S, T>(static_cast<const S*>(a_.gate) + at + j, lanes);
+          } else {
+            for (int k = 0; k < Cell::kSaved; ++k)
+              values[k] = load_lanes<S, T>(saved + k * H + j, lanes);
+          }
+          add(dh_j, dh_n, j, lanes);
+          if constexpr (Cell::kCarry == Carry::kState) dh_j += load(sum + carried + j);
+          if constexpr (Cell::kCarry == Carry::kCell) {
+            dc_j = load(sum + carried + j);
+            add(dc_j, dc, j, lanes);
+            add(dc_j, dc_n, j, lanes);
+          }
+          const auto gradient = Cell::backward(values, load(h + j), dh_j, dc_j);
+          for (int b = 0; b < Cell::kBlocks; ++b) store(da + b * width_ + j, gradient.a[b]);
+          if constexpr (kIsGated)
+            store_lanes<S, T>(static_cast<S*>(a_.dgate) + at + j, lanes, gradient.m);
+          for (int b = 0; b < Cell::kGates; ++b) {
+            const Vec<T> y = gradient.a[kFirst + b];
+            if (slot) store(slot + b * width_ + j, factor * y);
+            if (initial) store(initial + b * width_ + j, load(initial + b * width_ + j) + y);
+          }
+          if constexpr (Cell::kCarry != Carry::kNothing) {
+            T* to = initial + carried + j;
+            if (slot) store(slot + carried + j, factor * gradient.m);
+            if (initial) store(to, load(to) + gradient.m);
+          }
+          if (output) store_lanes<S, T>(output + at + j, lanes, gradient.a[0]);
+        }
       }
-      tile.for_entering_rows(n, !slot, m, [&](int64_t r) {
-        const T* du = buffers.du + (row - m + r) * ld_;
-        T* dh0 = buffers.dh0 + r * ld_;
-        for (int64_t j = 0; j < width_; j += kLanes<T>)
-          store(dh0 + j, load(dh0 + j) + load(du + j));
-      });
     }
   }
 
@@ -288,30 +346,36 @@ class SweepBackwardKernel {
   // The chunk's share of every gradient.
   void add_gradients(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m,
                      const Gradients& mine, const Buffers& buffers) {
-    const int64_t R = (end - begin) * m, H = a_.H, C = a_.C;
-    gemm(H, width_,
-         Gemm<T>{{R, buffers.sum, 1, ld_, buffers.h, ld_, kPanel<T>}, mine.dw, ld_, mine.dw, ld_});
+    const int64_t R = (end - begin) * m, C = a_.C;
+    add_dw(R, buffers.sum, buffers.h, mine);
     if (a_.ds) add_dprojection(tile, begin, end, m, mine.dprojection, buffers);
     if (C == 0) return;
     for (int64_t i = begin, row = 0; i < end; ++i)
       for (int64_t r = 0; r < m; ++r, ++row) {
         T* x = buffers.x + row * ldx_;
         const int64_t n = tile.node(i);
-        // du is zero at a masked node, but zero times what its x may hold need not be.
+        // da is zero at a masked node, but zero times what its x may hold need not be.
         if (tile.is_masked(n, r))
           std::fill(x, x + C, T(0));
         else
           load_row<S, T>(static_cast<const S*>(a_.x) + (tile.b_of[r] * a_.N + n) * C, C, x);
         x[C] = 1;
       }
-    const int64_t inputs = C + (a_.dbias ? 1 : 0);
-    gemm(inputs, width_,
-         Gemm<T>{
-             {R, buffers.x, 1, ldx_, buffers.du, ld_, kPanel<T>}, mine.du_t, ld_, mine.du_t, ld_});
+    const int64_t inputs = C + (a_.dbias ? 1 : 0), columns = cell_.gates * width_;
+    const Product<T> product{R, buffers.x, 1, ldx_, buffers.da, pitch_, kPanel<T>};
+    gemm(inputs, columns, Gemm<T>{product, mine.du_t, pitch_, mine.du_t, pitch_});
+    if (a_.dbias && cell_.blocks > cell_.gates) {
+      // What only the bias of the state's side reaches.
+      Product<T> rest = product;
+      rest.a += C;
+      rest.b += columns;
+      T* to = mine.du_t + C * pitch_ + columns;
+      gemm(1, (cell_.blocks - cell_.gates) * width_, Gemm<T>{rest, to, pitch_, to, pitch_});
+    }
     if (!has_dx_sum_) return;
     gemm(R, C,
-         Gemm<T>{{H, buffers.du, ld_, 1, packed_u_ + tile.d * packed_size<T>(H, C), kPanel<T>,
-                  H * kPanel<T>},
+         Gemm<T>{{terms_, buffers.da, pitch_, 1, packed_u_ + tile.d * packed_size<T>(terms_, C),
+                  kPanel<T>, terms_ * kPanel<T>},
                  zeros_,
                  0,
                  buffers.dx,
@@ -370,27 +434,39 @@ class SweepBackwardKernel {
       }
   }
 
-  // h0 is a state without a gate: dh0 = (sum of du where it entered) W, and its share of dW.
-  void finish_h0(const Tile<S>& tile, const Gradients& mine, const Buffers& buffers) {
-    gemm(a_.H, width_,
-         Gemm<T>{{tile.rows, buffers.dh0, 1, ld_, buffers.h0, ld_, kPanel<T>},
-                 mine.dw,
-                 ld_,
-                 mine.dw,
-                 ld_});
-    if (!a_.dh0) return;
-    T* result = buffers.sum;
-    std::fill(result, result + tile.rows * ld_, T(0));
-    gemm(tile.rows, width_,
-         Gemm<T>{{a_.H, buffers.dh0, ld_, 1, packed_w_ + tile.d * packed_size<T>(a_.H, a_.H),
-                  kPanel<T>, a_.H * kPanel<T>},
-                 result,
-                 ld_,
-                 result,
-                 ld_});
-    for (int64_t r = 0; r < tile.rows; ++r)
-      store_row<S, T>(result + r * ld_, a_.H,
-                      static_cast<S*>(a_.dh0) + (tile.b_of[r] * a_.D + tile.d) * a_.H);
+  // dW += sum^T h over R rows.
+  void add_dw(int64_t R, const T* sum, const T* h, const Gradients& mine) const {
+    gemm(terms_, width_,
+         Gemm<T>{{R, sum, 1, slot_pitch_, h, ld_, kPanel<T>}, mine.dw, ld_, mine.dw, ld_});
+  }
+
+  // h0 and c0 are states of no cell: dh0 = (sum of da where it entered) W, dc0 = the sum of dm, and
+  // the share of dW. A row without a visit hands out what came in.
+  void finish_initial(const Tile<S>& tile, const Gradients& mine, const Buffers& buffers) {
+    const int64_t carried = cell_.gates * width_;
+    if (a_.h0) add_dw(tile.rows, buffers.dinitial, buffers.h0, mine);
+    T* result = buffers.h;
+    if (a_.dh0) {
+      gemm(tile.rows, width_,
+           Gemm<T>{recurrent_product(tile.d, buffers.dinitial), zeros_, 0, result, ld_});
+      hand_in(tile, result, ld_,
+              cell_.carry == Carry::kState ? buffers.dinitial + carried : nullptr, a_.dh_n, a_.dh0);
+    }
+    if (a_.dc0) hand_in(tile, buffers.dinitial + carried, slot_pitch_, nullptr, a_.dc_n, a_.dc0);
+  }
+
+  // to (B, D, H) = from, + more, + of rows without a visit, what came for their last state.
+  void hand_in(const Tile<S>& tile, T* from, int64_t pitch, const T* more, const void* last,
+               void* to) const {
+    const int64_t H = a_.H;
+    for (int64_t r = 0; r < tile.rows; ++r, from += pitch) {
+      const int64_t b = tile.b_of[r];
+      for (int64_t j = 0; more && j < H; ++j) from[j] += more[r * slot_pitch_ + j];
+      if (last && tile.last[r] < 0)
+        for (int64_t j = 0; j < H; ++j)
+          from[j] += to_acc(static_cast<const S*>(last)[(tile.d * a_.B + b) * H + j]);
+      store_row<S, T>(from, H, static_cast<S*>(to) + (b * a_.D + tile.d) * H);
+    }
   }
 
   // Adds up the workers' gradients in their order, and the directions of dx in theirs.
@@ -403,13 +479,19 @@ class SweepBackwardKernel {
         for (int64_t j = 0; j < gradients_size_; ++j) total[j] += part[j];
       }
       const Gradients sum = gradients(0, d);
-      for (int64_t h = 0; h < H; ++h)
-        store_row<S, T>(sum.dw + h * ld_, H, static_cast<S*>(a_.dw_hh) + (d * H + h) * H);
-      if (C)
-        for (int64_t h = 0; h < H; ++h)
+      S* dw_hh = static_cast<S*>(a_.dw_hh) + d * cell_.gates * H * H;
+      S* dw_ih = static_cast<S*>(a_.dw_ih) + d * cell_.gates * H * C;
+      for (int b = 0; b < cell_.gates; ++b)
+        for (int64_t j = 0; j < H; ++j) {
+          store_row<S, T>(sum.dw + (b * width_ + j) * ld_, H,
+                          dw_hh + (cell_.state_gate[b] * H + j) * H);
           for (int64_t c = 0; c < C; ++c)
-            static_cast<S*>(a_.dw_ih)[(d * H + h) * C + c] = from_acc<S>(sum.du_t[c * ld_ + h]);
-      if (a_.dbias) store_row<S, T>(sum.du_t + C * ld_, H, static_cast<S*>(a_.dbias) + d * H);
+            dw_ih[(cell_.input_gate[b] * H + j) * C + c] =
+                from_acc<S>(sum.du_t[c * pitch_ + b * width_ + j]);
+        }
+      for (int b = 0; a_.dbias && b < cell_.blocks; ++b)
+        store_row<S, T>(sum.du_t + C * pitch_ + b * width_, H,
+                        static_cast<S*>(a_.dbias) + (d * cell_.blocks + cell_.bias_gate[b]) * H);
       if (a_.dprojection) {
         S* to = static_cast<S*>(a_.dprojection) + d * K * N;
         for (int64_t j = 0; j < K * N; ++j) to[j] = a_.ds ? from_acc<S>(sum.dprojection[j]) : S{};
@@ -425,7 +507,12 @@ class SweepBackwardKernel {
   }
 
   const SweepBackward& a_;
-  int64_t ld_, ldc_, ldx_, width_, gradients_size_ = 0;
+  CellWidths cell_;
+  int64_t width_, ld_, ldc_, ldx_, pitch_,
+      slot_pitch_;  // of a block; of rows of h, dx, x, da, slots
+  int64_t terms_;   // columns of da on either side, with the gaps between the blocks
+  int64_t gradients_size_ = 0;
+  bool has_initial_, has_last_;
   Tiling tiling_;
   bool has_dx_sum_, split_directions_, dx_in_place_;
   T *packed_w_ = nullptr, *packed_u_ = nullptr, *gradients_ = nullptr, *dx_ = nullptr,

@@ -19,20 +19,28 @@ class SweepForwardKernel {
  private:
   SweepForwardKernel(const SweepForward& a, int num_threads)
       : a_(a),
+        cell_(CellWidths::of(a.cell)),
+        width_(round_up<T>(a.H)),
         ld_(leading_dimension<T>(a.H)),
         ldc_(leading_dimension<T>(a.C)),
-        width_(round_up<T>(a.H)) {
-    const double flops = 2.0 * a.B * a.N * a.D * a.H * (a.C + a.H + a.K);
-    tiling_ = Tiling::choose<T>(a, a.program, flops, (2 * ld_ + ldc_) * sizeof(T), num_threads);
+        pitch_(leading_dimension<T>(cell_.blocks * width_)),
+        slot_pitch_(leading_dimension<T>((cell_.has_cell() ? 2 : 1) * width_)) {
+    const double flops = 2.0 * a.B * a.N * a.D * a.H * (cell_.gates * (a.C + a.H) + a.K);
+    tiling_ = Tiling::choose(a, a.program, flops, slot_pitch_ * sizeof(T),
+                             (pitch_ + slot_pitch_ + ldc_) * sizeof(T), num_threads);
     num_chunks_ = (a.N + tiling_.chunk - 1) / tiling_.chunk;
+    input_apart_ = a.C && cell_.blocks != cell_.gates;
+    has_initial_ = a.h0 || a.c0;
+    has_last_ = a.h_n || a.c_n;
   }
 
   // What all workers share: packed weights, the order of the rows, the non-zeros of the projection.
   void prepare(Scratch& scratch) {
     const int64_t D = a_.D, H = a_.H, C = a_.C, K = a_.K, N = a_.N;
-    T* w = scratch.take<T>(D * packed_size<T>(H, H));
-    T* u = scratch.take<T>(D * packed_size<T>(C, H));
-    T* bias = scratch.take<T>(D * width_);
+    const int64_t columns = cell_.gates * width_;
+    T* w = scratch.take<T>(D * packed_size<T>(H, columns));
+    T* u = scratch.take<T>(D * packed_size<T>(C, columns));
+    T* bias = scratch.take<T>(D * cell_.blocks * width_);
     int64_t* row_of = scratch.take<int64_t>(a_.B);
     T* projection = scratch.take<T>(D * K * N);
     auto* nonzeros = scratch.take<NonZero<T>>(D * K * N);
@@ -42,20 +50,12 @@ class SweepForwardKernel {
     nonzeros_ = nonzeros, nonzero_ptr_ = nonzero_ptr;
 
     for (int64_t d = 0; d < D; ++d) {
-      const S* w_hh = static_cast<const S*>(a_.w_hh.of(d));
-      pack_panels(H, H, w + d * packed_size<T>(H, H),
-                  [&](int64_t k, int64_t n) { return to_acc(w_hh[n * H + k]); });
+      pack_columns(static_cast<const S*>(a_.w_hh.of(d)), H, H, cell_.gates, cell_.state_gate,
+                   width_, w + d * packed_size<T>(H, columns));
       if (C == 0) continue;
-      const S* w_ih = static_cast<const S*>(a_.w_ih.of(d));
-      pack_panels(C, H, u + d * packed_size<T>(C, H),
-                  [&](int64_t k, int64_t n) { return to_acc(w_ih[n * C + k]); });
-      T* row = bias + d * width_;
-      if (a_.bias)
-        load_row<S, T>(static_cast<const S*>(a_.bias.of(d)), H, row);
-      else
-        std::fill(row, row + width_, T(0));
-      if (a_.bias_hh)
-        for (int64_t j = 0; j < H; ++j) row[j] += to_acc(static_cast<const S*>(a_.bias_hh.of(d))[j]);
+      pack_columns(static_cast<const S*>(a_.w_ih.of(d)), C, H, cell_.gates, cell_.input_gate,
+                   width_, u + d * packed_size<T>(C, columns));
+      load_bias(d, bias + d * cell_.blocks * width_);
     }
     order_rows(a_, row_of);
     if (K == 0) return;
@@ -78,21 +78,41 @@ class SweepForwardKernel {
     nonzero_ptr[run] = count;
   }
 
+  // The bias of each block of pre-activations.
+  void load_bias(int64_t d, T* row) {
+    const int64_t H = a_.H;
+    std::fill(row, row + cell_.blocks * width_, T(0));
+    if (!a_.bias) return;
+    const S *bias = static_cast<const S*>(a_.bias.of(d)),
+            *bias_hh = a_.bias_hh ? static_cast<const S*>(a_.bias_hh.of(d)) : nullptr;
+    for (int b = 0; b < cell_.blocks; ++b, row += width_) {
+      if (!bias_hh) load_row<S, T>(bias + cell_.bias_gate[b] * H, H, row);
+      if (!bias_hh) continue;
+      if (b < cell_.gates) load_row<S, T>(bias + cell_.input_gate[b] * H, H, row);
+      if (b < cell_.first_state_block()) continue;
+      const S* more = bias_hh + cell_.state_gate[b - cell_.first_state_block()] * H;
+      for (int64_t j = 0; j < H; ++j) row[j] += to_acc(more[j]);
+    }
+  }
+
   struct Buffers {
-    T *slots, *x, *pre, *sum, *h0, *s;
+    T *slots, *x, *pre, *sum, *initial, *states, *s;
     bool* mask;
-    int32_t* active;
+    int32_t *active, *last;
     Buffers(const SweepForwardKernel& kernel, Scratch& scratch) {
       const SweepForward& a = kernel.a_;
       const int64_t rows = kernel.tiling_.rows, chunk_rows = rows * kernel.tiling_.chunk;
-      slots = scratch.take<T>(a.program.S * rows * kernel.ld_);
+      slots = scratch.take<T>(a.program.S * rows * kernel.slot_pitch_);
       x = scratch.take<T>(a.C ? chunk_rows * kernel.ldc_ : 0);
-      pre = scratch.take<T>(chunk_rows * kernel.ld_);
-      sum = scratch.take<T>(chunk_rows * kernel.ld_);
-      h0 = scratch.take<T>(a.h0 ? rows * kernel.ld_ : 0);
+      pre = scratch.take<T>(chunk_rows * kernel.pitch_);
+      sum = scratch.take<T>(chunk_rows * kernel.slot_pitch_);
+      initial = scratch.take<T>(kernel.has_initial_ ? rows * kernel.slot_pitch_ : 0);
+      // A row of one block is overwritten by its state.
+      states = kernel.cell_.blocks == 1 ? pre : scratch.take<T>(a.K ? chunk_rows * kernel.ld_ : 0);
       s = scratch.take<T>(a.K * rows * kernel.ld_);
       mask = scratch.take<bool>(a.mask ? a.N * rows : 0);
       active = scratch.take<int32_t>(a.mask ? a.N : 0);
+      last = scratch.take<int32_t>(kernel.has_last_ ? rows : 0);
     }
   };
 
@@ -115,16 +135,18 @@ class SweepForwardKernel {
                        a_.program,
                        d,
                        rows,
-                       ld_,
+                       slot_pitch_,
                        row_of_ + first,
                        a_.mask ? buffers.mask : nullptr,
                        a_.mask ? buffers.active : nullptr,
+                       has_last_ ? buffers.last : nullptr,
                        buffers.slots};
     if (a_.mask) load_mask(a_, tile.b_of, rows, buffers.mask, buffers.active);
-    if (a_.h0)
-      for (int64_t r = 0; r < rows; ++r)
-        load_row<S, T>(static_cast<const S*>(a_.h0) + (tile.b_of[r] * a_.D + d) * H, H,
-                       buffers.h0 + r * ld_);
+    if (has_initial_) load_initial(tile, buffers.initial);
+    if (has_last_) {
+      find_last(tile, false, buffers.last);
+      hand_out_initial(tile);
+    }
     std::fill(buffers.s, buffers.s + a_.K * rows * ld_, T(0));
 
     int64_t g = 0;
@@ -138,16 +160,12 @@ class SweepForwardKernel {
         while (tile.group(g + 1) <= i) ++g;
         const int64_t stop = std::min<int64_t>(end, tile.group(g + 1));
         const int64_t row = (i - begin) * m;
-        T* pre = buffers.pre + row * ld_;
-        add_recurrent(tile, i, stop, m, row, buffers);
+        const T* sum = add_recurrent(tile, i, stop, m, row, buffers);
         if (a_.gate)
-          finish(tile, i, stop, m, pre, [&](Vec<T> u, const S* gate, int64_t n) {
-            return u * load_partial<S, T>(gate, n);
-          });
+          finish<GatedCell>(tile, i, stop, m, row, sum, buffers);
         else
-          with_activation(a_.cell, [&](auto act) {
-            finish(tile, i, stop, m, pre,
-                   [](Vec<T> u, const S*, int64_t) { return activate<decltype(act)::value>(u); });
+          with_cell(a_.cell, [&](auto cell) {
+            finish<decltype(cell)>(tile, i, stop, m, row, sum, buffers);
           });
         i = stop;
       }
@@ -159,30 +177,58 @@ class SweepForwardKernel {
                         static_cast<S*>(a_.s) + ((tile.b_of[r] * a_.D + d) * a_.K + k) * H);
   }
 
-  // The rows from m on, which the chunk masks: zeros to the slots and the output.
-  void skip(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m) {
-    tile.clear_slots(begin, end, m);
-    if (!a_.h) return;
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t r = m; r < tile.rows; ++r) {
-        S* h =
-            static_cast<S*>(a_.h) + ((tile.b_of[r] * a_.N + tile.node(i)) * a_.D + tile.d) * a_.H;
-        std::fill(h, h + a_.H, S{});
-      }
+  // h0 and c0 of the tile, as a slot holds them.
+  void load_initial(const Tile<S>& tile, T* to) const {
+    const int64_t H = a_.H;
+    std::fill(to, to + tile.rows * slot_pitch_, T(0));
+    for (int64_t r = 0; r < tile.rows; ++r, to += slot_pitch_) {
+      const int64_t at = (tile.b_of[r] * a_.D + tile.d) * H;
+      if (a_.h0) load_row<S, T>(static_cast<const S*>(a_.h0) + at, H, to);
+      if (a_.c0 && cell_.has_cell())
+        load_row<S, T>(static_cast<const S*>(a_.c0) + at, H, to + width_);
+    }
   }
 
-  // u of the chunk's nodes, or their x.
+  // The last state of rows without a visit.
+  void hand_out_initial(const Tile<S>& tile) const {
+    const auto hand_out = [&](const void* initial, void* last, int64_t r) {
+      if (!last) return;
+      const int64_t H = a_.H, b = tile.b_of[r];
+      S* to = static_cast<S*>(last) + (tile.d * a_.B + b) * H;
+      const S* from = static_cast<const S*>(initial) + (b * a_.D + tile.d) * H;
+      initial ? (void)std::copy(from, from + H, to) : std::fill(to, to + H, S{});
+    };
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      if (tile.last[r] >= 0) continue;
+      hand_out(a_.h0, a_.h_n, r);
+      hand_out(a_.c0, a_.c_n, r);
+    }
+  }
+
+  // The rows from m on, which the chunk masks: zeros to the slots and the outputs.
+  void skip(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m) {
+    tile.clear_slots(begin, end, m);
+    for (void* output : {a_.h, a_.c})
+      for (int64_t i = begin; output && i < end; ++i)
+        for (int64_t r = m; r < tile.rows; ++r) {
+          S* to = static_cast<S*>(output) +
+                  ((tile.b_of[r] * a_.N + tile.node(i)) * a_.D + tile.d) * a_.H;
+          std::fill(to, to + a_.H, S{});
+        }
+  }
+
+  // The chunk's x, or its u; the pre-activations as far as x makes them, if it makes them apart.
   void load_input(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m,
                   const Buffers& buffers) {
     const S* x = static_cast<const S*>(a_.x);
-    const int64_t N = a_.N, D = a_.D, H = a_.H, C = a_.C;
+    const int64_t N = a_.N, D = a_.D, H = a_.H, C = a_.C, columns = cell_.gates * width_;
     for (int64_t i = begin, row = 0; i < end; ++i) {
       const int64_t next = tile.node_ahead(i, m);
       for (int64_t r = 0; r < m; ++r, ++row) {
         const int64_t first = tile.b_of[r] * N, at = first + tile.node(i);
         if (C == 0) {
           prefetch_to_read(x + ((first + next) * D + tile.d) * H, H);
-          load_row<S, T>(x + (at * D + tile.d) * H, H, buffers.pre + row * ld_);
+          load_row<S, T>(x + (at * D + tile.d) * H, H, buffers.pre + row * pitch_);
         } else {
           prefetch_to_read(x + (first + next) * C, C);
           load_row<S, T>(x + at * C, C, buffers.x + row * ldc_);
@@ -190,62 +236,126 @@ class SweepForwardKernel {
         if (a_.h) prefetch_to_write(static_cast<const S*>(a_.h) + (at * D + tile.d) * H, H);
       }
     }
+    if (!input_apart_) return;
+    const T* bias = bias_ + tile.d * cell_.blocks * width_;
+    const int64_t rows = (end - begin) * m;
+    gemm(rows, columns, Gemm<T>{input_product(tile.d, 0, buffers), bias, 0, buffers.pre, pitch_});
+    for (int64_t row = 0; row < rows; ++row)
+      std::copy(bias + columns, bias + cell_.blocks * width_, buffers.pre + row * pitch_ + columns);
   }
 
-  // pre = u + (sum of predecessors) W^T for the visits begin..end, which do not depend on each
-  // other; they start at a row of the chunk. u: there already, or bias + x U^T.
-  void add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, int64_t row,
-                     const Buffers& buffers) {
-    const int64_t H = a_.H, C = a_.C;
-    bool some = a_.h0 != nullptr;
-    for (int64_t i = begin; i < end; ++i) {
-      T* sum = buffers.sum + (i - begin) * m * ld_;
-      const bool has_predecessors = tile.gather(i, m, sum);
-      some |= has_predecessors;
-      tile.for_entering_rows(tile.node(i), !has_predecessors, m, [&](int64_t r) {
-        for (int64_t j = r * ld_; j < r * ld_ + round_up<T>(H); j += kLanes<T>)
-          store(sum + j, load(sum + j) + load(buffers.h0 + j));
-      });
+  // x U^T, from a row of the chunk on.
+  Product<T> input_product(int64_t d, int64_t row, const Buffers& buffers) const {
+    const int64_t C = a_.C;
+    return {C,
+            buffers.x + row * ldc_,
+            ldc_,
+            1,
+            packed_u_ + d * packed_size<T>(C, cell_.gates * width_),
+            kPanel<T>,
+            C * kPanel<T>};
+  }
+
+  // pre += q W^T for the visits begin..end, which do not depend on each other; they start at a row
+  // of the chunk. Returns q, and what is carried, of those rows: the only predecessor's slot, or a
+  // buffer.
+  const T* add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, int64_t row,
+                         const Buffers& buffers) {
+    const int64_t H = a_.H, C = a_.C, columns = cell_.gates * width_;
+    const T* sum = buffers.sum;
+    bool some = has_initial_;
+    if (end - begin == 1 && tile.num_predecessors(begin) == 1 && !(has_initial_ && a_.entry)) {
+      sum = tile.predecessor(begin, 0);
+      some = true;
+    } else {
+      for (int64_t i = begin; i < end; ++i)
+        some |= gather(tile, i, m, buffers, buffers.sum + (i - begin) * m * slot_pitch_);
     }
-    if (!some && C == 0) return;
-    T* pre = buffers.pre + row * ld_;
-    const T* bias = bias_ + tile.d * width_;
-    gemm(tile.product_rows(begin, end, m), width_,
-         Gemm<T>{{some ? H : 0, buffers.sum, ld_, 1, packed_w_ + tile.d * packed_size<T>(H, H),
-                  kPanel<T>, H * kPanel<T>},
-                 C ? bias : pre,
-                 C ? 0 : ld_,
-                 pre,
-                 ld_,
-                 {C, buffers.x + row * ldc_, ldc_, 1, packed_u_ + tile.d * packed_size<T>(C, H),
-                  kPanel<T>, C * kPanel<T>}});
+    if (!some && (C == 0 || input_apart_)) return sum;
+    T* pre = buffers.pre + row * pitch_;
+    const bool takes_input = C && !input_apart_;
+    T* to = pre + cell_.first_state_block() * width_;
+    gemm(tile.product_rows(begin, end, m), columns,
+         Gemm<T>{{some ? H : 0, sum, slot_pitch_, 1,
+                  packed_w_ + tile.d * packed_size<T>(H, columns), kPanel<T>, H * kPanel<T>},
+                 takes_input ? bias_ + tile.d * cell_.blocks * width_ : to,
+                 takes_input ? 0 : pitch_,
+                 to,
+                 pitch_,
+                 takes_input ? input_product(tile.d, row, buffers) : Product<T>{}});
+    return sum;
   }
 
-  // h = mask * act(pre), in place, to the slot, and to the output.
-  template <typename Act>
-  STRNN_INLINE void finish(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, T* pre,
-                           const Act& act) {
+  // to[m][slot_pitch]: the reduced states of the predecessors of visit i, with what enters there.
+  // False, and zeros, if there are no predecessors.
+  bool gather(const Tile<S>& tile, int64_t i, int64_t m, const Buffers& buffers, T* to) const {
+    const int64_t count = tile.num_predecessors(i);
+    tile.gather(i, m, to);
+    if (a_.mean && count > 1)
+      for (int64_t j = 0; j < m * slot_pitch_; j += kLanes<T>)
+        store(to + j, load(to + j) * (T(1) / count));
+    if (has_initial_)
+      for (int64_t r = 0; r < m; ++r)
+        if (tile.is_entry(tile.node(i), count == 0, r))
+          for (int64_t j = r * slot_pitch_; j < (r + 1) * slot_pitch_; j += kLanes<T>)
+            store(to + j, load(to + j) + load(buffers.initial + j));
+    return count != 0;
+  }
+
+  // h, c = mask * cell(pre, m): to the slots, and to the outputs.
+  template <typename Cell>
+  void finish(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, int64_t row, const T* sum,
+              const Buffers& buffers) {
+    constexpr bool kIsGated = std::is_same_v<Cell, GatedCell>;
     const int64_t H = a_.H;
+    T* pre = buffers.pre + row * pitch_;
+    T* state = a_.K ? buffers.states + row * ld_ : nullptr;
+    const T* carried = sum + (Cell::kCarry == Carry::kCell ? width_ : 0);
+    const auto row_of = [](void* output, int64_t at) {
+      return output ? static_cast<S*>(output) + at : nullptr;
+    };
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = tile.node(i);
-      T* slot = tile.has_successors(i) ? tile.slot(i) : nullptr;
-      for (int64_t r = 0; r < m; ++r, pre += ld_) {
+      T* slot = tile.slot(i);
+      for (int64_t r = 0; r < m; ++r, pre += pitch_, carried += slot_pitch_) {
         const int64_t at = ((tile.b_of[r] * a_.N + n) * a_.D + tile.d) * H;
-        const S* gate = static_cast<const S*>(a_.gate) + (a_.gate ? at : 0);
-        S* h = a_.h ? static_cast<S*>(a_.h) + at : nullptr;
-        if (a_.pre) store_row<S, T>(pre, H, static_cast<S*>(a_.pre) + at);
+        const int64_t last_at = tile.is_last(i, r) ? (tile.d * a_.B + tile.b_of[r]) * H : -1;
         const bool is_masked = tile.is_masked(n, r);
+        S *h = row_of(a_.h, at), *c = row_of(a_.c, at);
+        S* h_n = last_at < 0 ? nullptr : row_of(a_.h_n, last_at);
+        S* c_n = last_at < 0 ? nullptr : row_of(a_.c_n, last_at);
+        S* saved = is_masked ? nullptr : row_of(a_.saved, at * Cell::kSaved);
+        if (kIsGated && a_.pre) store_row<S, T>(pre, H, static_cast<S*>(a_.pre) + at);
         for (int64_t j = 0; j < H; j += kLanes<T>) {
           const int64_t lanes = std::min<int64_t>(kLanes<T>, H - j);
-          const Vec<T> y = is_masked ? Vec<T>{} : act(load(pre + j), gate + j, lanes);
-          store(pre + j, y);
-          if (slot) store(slot + r * ld_ + j, y);
-          if (!h) continue;
-          if (lanes == kLanes<T>)
-            store_as<S, T>(h + j, y);
-          else
-            store_partial<S, T>(h + j, lanes, y);
+          CellState<Vec<T>> y{};
+          if (!is_masked) {
+            Vec<T> a[Cell::kBlocks], carry{};
+            for (int b = 0; b < Cell::kBlocks; ++b) a[b] = load(pre + b * width_ + j);
+            if constexpr (kIsGated)
+              carry = load_partial<S, T>(static_cast<const S*>(a_.gate) + at + j, lanes);
+            if constexpr (Cell::kCarry != Carry::kNothing) carry = load(carried + j);
+            y = Cell::forward(a, carry);
+            if constexpr (Cell::kSaved && !kIsGated)
+              if (saved) {
+                Vec<T> values[Cell::kSaved];
+                Cell::save(a, carry, values);
+                for (int k = 0; k < Cell::kSaved; ++k)
+                  store_lanes<S, T>(saved + k * H + j, lanes, values[k]);
+              }
+          }
+          if (state) store(state + j, y.h);
+          if (slot) store(slot + j, y.h);
+          if (h) store_lanes<S, T>(h + j, lanes, y.h);
+          if (h_n) store_lanes<S, T>(h_n + j, lanes, y.h);
+          if constexpr (Cell::kCarry == Carry::kCell) {
+            if (slot) store(slot + width_ + j, y.c);
+            if (c) store_lanes<S, T>(c + j, lanes, y.c);
+            if (c_n) store_lanes<S, T>(c_n + j, lanes, y.c);
+          }
         }
+        if (slot) slot += slot_pitch_;
+        if (state) state += ld_;
       }
     }
   }
@@ -255,7 +365,7 @@ class SweepForwardKernel {
     if (is_dense_) {
       const int64_t begin = c * tiling_.chunk, count = std::min(tiling_.chunk, a_.N - begin);
       gemm(a_.K, m * ld_,
-           Gemm<T>{{count, projection_ + d * a_.K * a_.N + begin, a_.N, 1, buffers.pre, m * ld_,
+           Gemm<T>{{count, projection_ + d * a_.K * a_.N + begin, a_.N, 1, buffers.states, m * ld_,
                     kPanel<T>},
                    buffers.s,
                    rows * ld_,
@@ -265,8 +375,8 @@ class SweepForwardKernel {
     }
     const int64_t* ptr = nonzero_ptr_ + (d * num_chunks_ + c) * a_.K;
     for (int64_t k = 0; k < a_.K; ++k)
-      add_scaled(nonzeros_ + ptr[k], nonzeros_ + ptr[k + 1], m * ld_, buffers.pre, m * ld_, false,
-                 buffers.s + k * rows * ld_);
+      add_scaled(nonzeros_ + ptr[k], nonzeros_ + ptr[k + 1], m * ld_, buffers.states, m * ld_,
+                 false, buffers.s + k * rows * ld_);
   }
 
   // From this share of non-zero weights on, the projection is a product with all of them: gemm
@@ -274,7 +384,11 @@ class SweepForwardKernel {
   static constexpr double kDenseProjection = 0.7;
 
   const SweepForward& a_;
-  int64_t ld_, ldc_, width_, num_chunks_;
+  CellWidths cell_;
+  int64_t width_, ld_, ldc_, pitch_, slot_pitch_;  // of a block; of rows of h, x, pre and slots
+  int64_t num_chunks_;
+  bool input_apart_;  // x U^T is a product of its own
+  bool has_initial_, has_last_;
   Tiling tiling_;
   T *packed_w_ = nullptr, *packed_u_ = nullptr, *bias_ = nullptr;
   int64_t* row_of_ = nullptr;

@@ -5,23 +5,28 @@
 // depend on each other, so that (nodes of the group) x (rows of the tile) are the rows of one small
 // product with W:
 //
-//   forward   pre = bias + x U^T      one product for the chunk, or u copied     ubuf  [chunk
-//   rows][ld]
-//             sum = sum of predecessors' states, from their slots                sum   [group
-//             rows][ld] pre += sum W^T          one product for each group h = mask * act(pre) to
-//             the slot, and to h if it is kept s += G h                one pass for each chunk
-//   backward  the same on the reversed program with dh (+ G^T ds) for u, W for W^T and act' for
-//   act, which gives du; then
-//             dW  += sum^T h          sum = sum of the successors' du: the same total as du^T (sum
-//             of predecessors' h), dU  += du^T x, dbias += du, dx += du U, dG += ds h: products of
-//             the chunk, while it is hot.
+//   forward   pre = bias + x U^T      one product for the chunk, or in the same pass as the next
+//             q   = sum (or mean) of predecessors' states, from their slots
+//             pre += q W^T            one product for each group
+//             h, c = mask * cell(pre, m)    to the slot, and to the outputs that are kept
+//             s  += G h               one pass for each chunk
+//   backward  the same on the reversed program:
+//             sum = sum of successors' da and dm, from their slots
+//             dh += sum W             one product for each group; dh (+ G^T ds) is what came
+//             da, dm = mask * the cell's gradients       to the slot; then
+//             dW  += sum^T h          the same total as da^T (sum of predecessors' h)
+//             dU  += da^T x, dbias += da, dx += da U, dG += ds h: products of the chunk, while it
+//             is hot.
+//
+// A row of pre-activations has a block of `width` floats for each of the cell's blocks; what the
+// cell does with them is written in common/cell.h and known only to `finish`.
 //
 // With a mask, a chunk has only the rows that some of its nodes do not mask: rows are sorted, so
 // that sequences that have ended come last.
 //
-// Neither u nor the predecessor sums exist outside a chunk. All partial gradients are private to a
-// worker and added up in the order of the workers, so a result depends on the number of threads but
-// on nothing else.
+// Neither pre-activations nor the sums exist outside a chunk. All partial gradients are private to
+// a worker and added up in the order of the workers, so a result depends on the number of threads
+// but on nothing else.
 
 // Bytes of scratch that should stay in the second-level cache while a unit runs.
 constexpr int64_t kCacheBytes = 256 * 1024;
@@ -47,17 +52,70 @@ constexpr int64_t leading_dimension(int64_t n) {
   return ld * sizeof(T) % 512 == 0 ? ld + 64 / sizeof(T) : ld;
 }
 
-// B operand of gemm in panels: to[panel][k][kPanel], from element(k, n) for k < K, n < n_size, zero
-// beyond.
+// Size of a B operand of gemm in panels: [panel][k][kPanel], zero beyond n_size.
 template <typename T>
 constexpr int64_t packed_size(int64_t K, int64_t n_size) {
   return K * ((n_size + kPanel<T> - 1) / kPanel<T>)*kPanel<T>;
 }
-template <typename T, typename Element>
-void pack_panels(int64_t K, int64_t n_size, T* to, const Element& element) {
-  for (int64_t n0 = 0; n0 < n_size; n0 += kPanel<T>)
-    for (int64_t k = 0; k < K; ++k, to += kPanel<T>)
-      for (int64_t j = 0; j < kPanel<T>; ++j) to[j] = n0 + j < n_size ? element(k, n0 + j) : T(0);
+// What a pass has to know of a cell.
+struct CellWidths {
+  int gates, blocks, saved;
+  Carry carry;
+  const int *input_gate, *state_gate, *bias_gate;
+
+  static CellWidths of(int kind) {
+    return with_cell(kind, [](auto cell) {
+      using Cell = decltype(cell);
+      return CellWidths{Cell::kGates,     Cell::kBlocks,    Cell::kSaved,   Cell::kCarry,
+                        Cell::kInputGate, Cell::kStateGate, Cell::kBiasGate};
+    });
+  }
+  int first_state_block() const { return blocks - gates; }
+  bool has_cell() const { return carry == Carry::kCell; }
+};
+
+// The gated sweep, which takes the gate for what is carried: h = gate * a.
+struct GatedCell {
+  static constexpr int kGates = 1, kBlocks = 1, kSaved = 2;
+  static constexpr Carry kCarry = Carry::kNothing;
+
+  template <typename V>
+  STRNN_INLINE static CellState<V> forward(const V* a, V gate) {
+    return {gate * a[0], V{}};
+  }
+  template <typename V>
+  STRNN_INLINE static void save(const V*, V, V*) {}
+  // saved: a, gate.
+  template <typename V>
+  STRNN_INLINE static CellGradient<V, 1> backward(const V* saved, V, V dh, V) {
+    return {{saved[1] * dh}, saved[0] * dh};
+  }
+};
+
+// Packs w (gates H, K), whose blocks of rows are taken in the order gate_of: transposed, so that
+// column gate * width + j of B is a row of w,
+template <typename S, typename T>
+void pack_columns(const S* w, int64_t K, int64_t H, int gates, const int* gate_of, int64_t width,
+                  T* to) {
+  for (int64_t n0 = 0; n0 < gates * width; n0 += kPanel<T>, to += K * kPanel<T>)
+    for (int64_t column = 0; column < kPanel<T>; ++column) {
+      const int64_t gate = (n0 + column) / width, j = (n0 + column) % width;
+      const bool exists = gate < gates && j < H;
+      const S* row = exists ? w + (gate_of[gate] * H + j) * K : w;
+      for (int64_t k = 0; k < K; ++k) to[k * kPanel<T> + column] = exists ? to_acc(row[k]) : T(0);
+    }
+}
+// or as it is, so that row gate * width + j of B is; K here is the number of columns.
+template <typename S, typename T>
+void pack_rows(const S* w, int64_t K, int64_t H, int gates, const int* gate_of, int64_t width,
+               T* to) {
+  for (int64_t n0 = 0; n0 < K; n0 += kPanel<T>)
+    for (int64_t k = 0; k < (gates - 1) * width + H; ++k, to += kPanel<T>) {
+      const int64_t gate = k / width, j = k % width;
+      const int64_t count = j < H ? std::min<int64_t>(kPanel<T>, K - n0) : 0;
+      const S* row = w + (gate_of[gate] * H + j) * K + n0;
+      for (int64_t n = 0; n < kPanel<T>; ++n) to[n] = n < count ? to_acc(row[n]) : T(0);
+    }
 }
 
 // How the work of one call is cut.
@@ -67,16 +125,14 @@ struct Tiling {
   int64_t chunk;  // nodes in a chunk
   int64_t num_workers;
 
-  template <typename T>
-  static Tiling choose(const Sweep& a, const Program& program, double flops,
+  static Tiling choose(const Sweep& a, const Program& program, double flops, int64_t slot_bytes,
                        int64_t bytes_per_chunk_row, int num_threads) {
     const int64_t width = std::max<int64_t>(1, a.N / program.G);  // nodes of a group, on average
-    const int64_t state = leading_dimension<T>(a.H) * sizeof(T);
     // Enough rows for the products of an average group, and no more: what a tile reads and writes
     // should still be in the caches when the next direction comes, and rows of B often lie a power
     // of two apart.
     const auto rows_for = [&](int64_t product_rows) { return (product_rows + width - 1) / width; };
-    const int64_t rows = std::clamp<int64_t>(kCacheBytes / 2 / (program.S * state),
+    const int64_t rows = std::clamp<int64_t>(kCacheBytes / 2 / (program.S * slot_bytes),
                                              rows_for(kGoodRows), rows_for(2 * kGoodRows));
     Tiling t;
     t.num_workers = std::clamp<int64_t>((int64_t)(flops / kFlopsPerThread), 1, num_threads);
@@ -141,21 +197,30 @@ struct Tile {
   using T = acc_t<S>;
   const Sweep& a;
   const Program& program;
-  int64_t d, rows, ld;
+  int64_t d, rows;
+  int64_t pitch;          // of a row of a slot
   const int64_t* b_of;    // [rows]
   const bool* mask;       // [N][rows] of this tile, or null
   const int32_t* active;  // [N]: rows up to the last that is not masked, or null
-  T* slots;               // [S][rows][ld]
+  const int32_t* last;    // [rows]: the visit of the state that is handed out, or -1; or null
+  T* slots;               // [S][rows][pitch]
 
   int32_t node(int64_t i) const { return program.node[d * program.N + i]; }
   // The node whose rows are kPrefetchRows ahead of visit i in a chunk of m rows, or the last one.
   int32_t node_ahead(int64_t i, int64_t m) const {
     return node(std::min(i + std::max<int64_t>(1, kPrefetchRows / m), program.N - 1));
   }
-  bool has_successors(int64_t i) const { return program.num_succ[d * program.N + i] != 0; }
-  T* slot(int64_t i) const { return slots + program.slot[d * program.N + i] * rows * ld; }
+  int32_t num_successors(int64_t i) const { return program.num_succ[d * program.N + i]; }
+  T* slot(int64_t i) const {
+    return num_successors(i) ? slots + program.slot[d * program.N + i] * rows * pitch : nullptr;
+  }
   int64_t group(int64_t g) const { return program.group_ptr[d * (program.G + 1) + g]; }
   bool is_masked(int64_t n, int64_t r) const { return mask && !mask[n * rows + r]; }
+  bool is_last(int64_t i, int64_t r) const { return last && last[r] == i; }
+  // Where row r's h0, and c0, enter: at node n, which has no predecessors if is_source.
+  bool is_entry(int64_t n, bool is_source, int64_t r) const {
+    return (a.h0 || a.c0) && (a.entry ? a.entry[b_of[r] * a.D + d] == n : is_source);
+  }
 
   // Rows from this one on are masked at every visit of begin..end.
   int64_t active_rows(int64_t begin, int64_t end) const {
@@ -171,46 +236,43 @@ struct Tile {
     return end - begin == 1 || of_group == 0 ? of_group : (end - begin) * m;
   }
 
-  // to[m][ld] = sum of the first m rows of the predecessors of visit i. False, and zeros, if it has
-  // none.
-  bool gather(int64_t i, int64_t m, T* to) const {
+  int64_t num_predecessors(int64_t i) const {
     const int32_t* range = program.pred_ptr + d * (program.N + 1) + i;
-    const int32_t* pred = program.pred_slot + range[0];
-    const int64_t count = range[1] - range[0], size = m * ld;
-    const auto state = [&](int64_t p) { return slots + pred[p] * rows * ld; };
+    return range[1] - range[0];
+  }
+  // Slot of predecessor p of visit i.
+  const T* predecessor(int64_t i, int64_t p) const {
+    const int32_t* pred = program.pred_slot + program.pred_ptr[d * (program.N + 1) + i];
+    return slots + pred[p] * rows * pitch;
+  }
+
+  // to[m][pitch] = sum of the first m rows of the predecessors of visit i; zeros, if it has none.
+  void gather(int64_t i, int64_t m, T* to) const {
+    const int64_t count = num_predecessors(i), size = m * pitch;
     if (count == 0) {
       std::fill(to, to + size, T(0));
     } else if (count == 1) {
-      std::copy(state(0), state(0) + size, to);
+      std::copy(predecessor(i, 0), predecessor(i, 0) + size, to);
     } else {
-      const T *first = state(0), *second = state(1), *third = count > 2 ? state(2) : nullptr;
+      const T *first = predecessor(i, 0), *second = predecessor(i, 1);
+      const T* third = count > 2 ? predecessor(i, 2) : nullptr;
       for (int64_t j = 0; j < size; j += kLanes<T>) {
         Vec<T> sum = load(first + j) + load(second + j);
         if (third) sum += load(third + j);
         store(to + j, sum);
       }
       for (int64_t p = 3; p < count; ++p) {
-        const T* next = state(p);
+        const T* next = predecessor(i, p);
         for (int64_t j = 0; j < size; j += kLanes<T>) store(to + j, load(to + j) + load(next + j));
       }
     }
-    return count != 0;
   }
 
   // Zeros to the slots of the visits begin..end, for rows from `m` on.
   void clear_slots(int64_t begin, int64_t end, int64_t m) const {
     if (m == rows) return;
     for (int64_t i = begin; i < end; ++i)
-      if (has_successors(i)) std::fill(slot(i) + m * ld, slot(i) + rows * ld, T(0));
-  }
-
-  // Calls f(r) for those of the first m rows whose h0 enters at node n, which has no predecessors
-  // if is_source.
-  template <typename F>
-  void for_entering_rows(int64_t n, bool is_source, int64_t m, const F& f) const {
-    if (!a.h0) return;
-    for (int64_t r = 0; r < m; ++r)
-      if (a.entry ? a.entry[b_of[r] * a.D + d] == n : is_source) f(r);
+      if (T* to = slot(i)) std::fill(to + m * pitch, to + rows * pitch, T(0));
   }
 };
 
@@ -221,5 +283,18 @@ inline void load_mask(const Sweep& a, const int64_t* b_of, int64_t rows, bool* m
     active[n] = 0;
     for (int64_t r = 0; r < rows; ++r)
       if ((mask[n * rows + r] = a.mask[b_of[r] * a.N + n] != 0)) active[n] = r + 1;
+  }
+}
+
+// last[rows]: the last visit of the forward sweep that the mask leaves, which is the first of a
+// reversed one, or -1.
+template <typename S>
+void find_last(const Tile<S>& tile, bool is_reversed, int32_t* last) {
+  const int32_t N = (int32_t)tile.a.N;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    int32_t i = 0;
+    const auto visit = [&] { return is_reversed ? i : N - 1 - i; };
+    while (i < N && tile.is_masked(tile.node(visit()), r)) ++i;
+    last[r] = i < N ? visit() : -1;
   }
 }

@@ -45,7 +45,7 @@ struct Gemm {
   Operand a, b;
   Result out;
   // [K] or null: where it is false, b counts as zero whatever it holds (0 * NaN is not zero).
-  const bool* live_b = nullptr;
+  const uint8_t* live_b = nullptr;
   // By gemm(): the kernel does not divide 64-bit numbers, which is a call that costs registers.
   int64_t part_size = 0;
   double inverse_lo = 0;
@@ -148,12 +148,12 @@ template <typename S>
 struct TensorLoader {
   const S* data;
   int64_t step, hi, lo, size, first;  // of m: their number, and the tile's first
-  const bool* live;
+  const uint8_t* live;
   bool is_k_fast, is_aligned;
   uint4 vector[kVectors];
 
   __device__ __forceinline__ TensorLoader(const Operand& o, int64_t size, int64_t first,
-                                          const bool* live, const Gemm& g)
+                                          const uint8_t* live, const Gemm& g)
       : data(static_cast<const S*>(o.data) + blockIdx.z * o.batch),
         step(o.step),
         hi(o.hi),

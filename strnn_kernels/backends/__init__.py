@@ -127,9 +127,7 @@ def _available(name: str) -> Backend:
     return backend
 
 
-def select(
-    op: str, device: torch.device, dtype: torch.dtype, needs_cells: bool = False
-) -> Backend:
+def select(op: str, device: torch.device, dtype: torch.dtype, needs_cells: bool = False) -> Backend:
     """The backend for a call: the one requested, or the fastest that accepts it.
 
     Args:

@@ -7,7 +7,7 @@ import strnn_kernels as sk
 from strnn_kernels import testing
 from strnn_kernels.notation import ACTIVATIONS
 
-CASES = testing.CONFORMANCE
+CASES = testing.ELMAN_CASES
 #: Cases that between them reach every branch of the kernels; for what is slow.
 SMALL = tuple(
     testing.find(name)
@@ -22,6 +22,9 @@ FEW_LARGE = (90, 2, 227 * 1024, 228 * 1024)
 #: Shared memory of devices so small that the general family must leave things out of it.
 LIMITS = {"slots-global": 24 * 1024, "all-global": 11 * 1024, "tiny": 3 * 1024}
 HALVES = (torch.bfloat16, torch.float16)
+
+
+FAMILIES = ("general", "warp_per_row", "tensor_core", "cluster", "level")
 
 
 def widened(name, H):
@@ -59,6 +62,18 @@ def test_matches_reference(case, harness, switch, fast):
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_dtypes(case, dtype, harness, switch, fast):
     check(switch, harness.Emulated(fast), case, dtype)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mask_is_bytes_against_zero(family, harness, switch, fast):
+    """Few multiprocessors: one CTA reads the masks of many rows."""
+    case = testing.find("corner-mask")
+    inputs = case.inputs(dtype=torch.float32 if family == "warp_per_row" else torch.bfloat16)
+    odd = inputs | {"mask": testing.with_odd_bytes(inputs["mask"])}
+    with switch.running(harness.Emulated(fast, FEW_LARGE, family=family)):
+        expected, found = case.results(sk, inputs), case.results(sk, odd)
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -42,6 +42,26 @@ def test_too_wide_is_an_error_with_the_limit():
         plan(device=(80, 108, 16384, 16384), H=100_000)
 
 
+@pytest.mark.parametrize("size", [0, -1, 2**31, 2**62, -(2**63)])
+@pytest.mark.parametrize("name", ["N", "D", "H", "groups", "slots"])
+def test_sizes_that_none_can_have(name, size):
+    with pytest.raises(ValueError, match="plan_cuda_sweep: N, D, H, groups, slots"):
+        plan(**{name: size})
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_limits_that_no_device_has(at):
+    with pytest.raises(ValueError, match="the other limits in 0"):
+        plan(tuple(-1 if i == at else limit for i, limit in enumerate(H200)))
+    with pytest.raises(ValueError, match="multiprocessors"):
+        plan((90, 0, *H200[2:]))
+
+
+def test_a_product_of_sizes_that_wraps():
+    with pytest.raises(ValueError, match="up to 2"):
+        plan(B=2**31 - 1, N=2**31 - 1)
+
+
 WIDE = dict(B=64, N=512, D=2, C=0, H=1024, K=0, groups=512, slots=1, dtype="bfloat16")
 
 

@@ -34,7 +34,12 @@ from strnn_kernels.backends.triton import (
     sweep_weights,
 )
 from strnn_kernels.notation import ACTIVATIONS
-from strnn_kernels.testing import CONFORMANCE, Case
+from strnn_kernels.testing import (
+    ELMAN_CASES,
+    Case,
+    sweep_arguments,
+    sweep_backward_arguments,
+)
 from strnn_kernels.topology import Topology
 
 ARCHITECTURES = (80, 90, 100)
@@ -110,15 +115,19 @@ def call(
     h0 = t(B, D, H) if has_h0 else None
     entry = empty(B, D, dtype=torch.int64) if has_entry else None
     projection = t(D, K, N) if K else None
-    tensors = (w_ih, bias, w, mask, h0, entry, projection)
+    inputs = {
+        "w_ih": w_ih, "bias": bias, "mask": mask, "h0": h0, "entry": entry,
+        "projection": projection, "allow_tf32": allow_tf32,
+    }  # fmt: skip
+    tables = (program, program, sizes)
     ds = t(B, D, K, H) if has_ds else None
     dh = None if has_ds else states
     calls = {
         "sweep_fwd": lambda: sweep.sweep_fwd(
-            x, *tensors, program, program, sizes, activation, keep_h, allow_tf32
+            *sweep_arguments(x, w, tables, activation, keep_h=keep_h, **inputs)
         ),
         "sweep_bwd": lambda: sweep.sweep_bwd(
-            dh, ds, x, states, *tensors, program, sizes, activation, True, allow_tf32
+            *sweep_backward_arguments(x, states, w, tables, activation, dh=dh, ds=ds, **inputs)
         ),
         "gated_sweep_fwd": lambda: gated_sweep.gated_sweep_fwd(
             states, states, w, program, program, sizes, allow_tf32
@@ -226,7 +235,7 @@ def read_cases() -> int:
     """Reads what the shared table launches, each case in its dtype and in one other; how many."""
     others = ((torch.float64, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "tf32"))
     launches = {}
-    for i, case in enumerate(CONFORMANCE):
+    for i, case in enumerate(ELMAN_CASES):
         for dtype, precision in ((case.dtype, "ieee"), others[i % len(others)]):
             for make in calls_of(case, dtype, precision):
                 launches |= {repr(launched): launched for launched in launches_of(make)}

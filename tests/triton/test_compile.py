@@ -20,6 +20,7 @@ from strnn_kernels.backends.triton import (
     sweep_weights,
 )
 from strnn_kernels.registration import topology_tables
+from strnn_kernels.testing import sweep_arguments, sweep_backward_arguments
 from strnn_kernels.topology import Topology
 
 pytestmark = pytest.mark.usefixtures("triton_backend")
@@ -91,13 +92,14 @@ def raw_calls(device: torch.device) -> dict[str, tuple]:
     """Arguments of every raw op of the schema."""
     t = {name: value.detach() for name, value in leaves(device).items()}
     tables = topology_tables(CHAIN, device, "levels")
-    _, back, sizes = tables
     mask, h0 = torch.ones(B, N, dtype=torch.bool, device=device), t["u"][:, 0].contiguous()
-    given = (t["w_ih"], t["bias"], t["w"], mask, h0, None, t["projection"])
+    given = {name: t[name] for name in ("w_ih", "bias", "projection")} | {"mask": mask, "h0": h0}
     ds = torch.ones(B, D, K, H, device=device)
     return {
-        "sweep_fwd": (t["x"], *given, *tables, 2, True),
-        "sweep_bwd": (t["u"], ds, t["x"], t["gate"], *given, back, sizes, 2, True),
+        "sweep_fwd": sweep_arguments(t["x"], t["w"], tables, 2, **given),
+        "sweep_bwd": sweep_backward_arguments(
+            t["x"], t["gate"], t["w"], tables, 2, dh=t["u"], ds=ds, **given
+        ),
         "gated_sweep_fwd": (t["u"], t["gate"], t["w"], *tables),
         "gated_sweep_bwd": (t["u"], t["gate"], t["u"], t["gate"], t["w"], *tables),
         "sparse_projection_fwd": (t["u"], t["projection"]),

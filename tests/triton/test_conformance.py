@@ -8,7 +8,16 @@ import pytest
 import torch
 
 import strnn_kernels as sk
-from strnn_kernels.testing import CONFORMANCE, Case, Expected, find
+from strnn_kernels.testing import (
+    ELMAN_CASES,
+    Case,
+    Expected,
+    calls_without_memory,
+    find,
+    sweep_arguments,
+    sweep_backward_arguments,
+    with_odd_bytes,
+)
 from strnn_kernels.topology import Topology
 
 pytestmark = pytest.mark.usefixtures("triton_backend")
@@ -40,7 +49,7 @@ def check(case: Case, device: torch.device) -> None:
         expected.check({"output": case.run(sk, there)}, "triton, no gradient")
 
 
-@pytest.mark.parametrize("case", CONFORMANCE, ids=str)
+@pytest.mark.parametrize("case", ELMAN_CASES, ids=str)
 def test_equals_reference(case: Case, device: torch.device) -> None:
     check(case, device)
 
@@ -63,22 +72,28 @@ def test_any_backward_finishes_any_forward(device: torch.device) -> None:
     mask, h0 = torch.rand(B, N) < 0.8, torch.randn(B, D, H)
     forth, back = topology.program("levels"), topology.reversed().program("levels")
     sizes = [forth.num_groups, forth.num_slots, back.num_groups, back.num_slots]
-    tensors = (w_ih, bias, w_hh, mask, h0, None, projection)
-    there = [None if t is None else t.to(device) for t in tensors]
+    tensors = {"w_ih": w_ih, "bias": bias, "mask": mask, "h0": h0, "projection": projection}
 
-    def forward(ops, where, x, tensors):
-        return ops.sweep_fwd(x, *tensors, forth.table(where), back.table(where), sizes, 2, True)
+    def tables(where):
+        return forth.table(where), back.table(where), sizes
 
-    h, s = forward(cpu, "cpu", x, tensors)
-    h_there, s_there = forward(triton, device, x.to(device), there)
+    def there(**given):
+        return {name: t.to(device) for name, t in given.items()}
+
+    h, s, *_ = cpu.sweep_fwd(*sweep_arguments(x, w_hh, tables("cpu"), 2, **tensors))
+    weight = w_hh.to(device)
+    h_there, s_there, *_ = triton.sweep_fwd(
+        *sweep_arguments(x.to(device), weight, tables(device), 2, **there(**tensors))
+    )
     torch.testing.assert_close(h_there.cpu(), h, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(s_there.cpu(), s, atol=1e-5, rtol=1e-5)
-    dh, ds = torch.randn_like(h), torch.randn_like(s)
-    a = cpu.sweep_bwd(
-        dh, ds, x, h_there.cpu(), *tensors, back.table("cpu"), sizes, 2, True
-    )  # fmt: skip
-    given = [t.to(device) for t in (dh, ds, x, h)]
-    b = triton.sweep_bwd(*given, *there, back.table(device), sizes, 2, True)
+    given = tensors | {"dh": torch.randn_like(h), "ds": torch.randn_like(s)}
+    a = cpu.sweep_bwd(*sweep_backward_arguments(x, h_there.cpu(), w_hh, tables("cpu"), 2, **given))
+    b = triton.sweep_bwd(
+        *sweep_backward_arguments(
+            x.to(device), h.to(device), weight, tables(device), 2, **there(**given)
+        )
+    )
     for ours, theirs in zip(b, a, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, atol=1e-4, rtol=1e-4)
 
@@ -134,3 +149,22 @@ def test_same_call_same_bits(device: torch.device) -> None:
     inputs = {name: value.to(device) for name, value in case.inputs().items()}
     first, second = case.results(sk, inputs), case.results(sk, inputs)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", ["corner-mask", "sweep-mask-h0", "gated-chain", "project"])
+def test_a_tensor_without_memory_is_an_error(name: str, device: torch.device) -> None:
+    case = dataclasses.replace(find(name), graph=lambda: Topology.grid(1, 2), B=1, H=3)
+    for what, call in calls_without_memory(case, sk, device):
+        with pytest.raises(RuntimeError, match=r"the storage of .* was freed"):
+            pytest.fail(f"{what}: {call()}")
+
+
+@pytest.mark.parametrize("name", ["corner-mask", "sweep-mask-h0"])
+def test_a_mask_is_bytes_against_zero(name: str, device: torch.device) -> None:
+    case = dataclasses.replace(find(name), B=2)
+    inputs = {n: t.to(device) for n, t in case.inputs().items()}
+    expected = case.results(sk, inputs)
+    odd = inputs | {"mask": with_odd_bytes(inputs["mask"])}
+    assert odd["mask"].view(torch.uint8).max() > 1
+    for result, value in case.results(sk, odd).items():
+        assert torch.equal(value, expected[result]), result

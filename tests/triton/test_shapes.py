@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import strnn_kernels as sk
-from strnn_kernels.testing import Case, Expected
+from strnn_kernels.testing import Case, Expected, with_shared_slots
 from strnn_kernels.topology import Topology
 
 launch = pytest.importorskip("strnn_kernels.backends.triton.launch", exc_type=ImportError)
@@ -96,6 +96,19 @@ def test_nothing_depends_on_a_fusion(name: str, device: torch.device, monkeypatc
         ),
         device,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("K", [0, 2])
+@pytest.mark.parametrize("shape", ["8 x 4", "16 x 2"])
+def test_no_state_is_stored_that_nobody_reads(shape, K, device, monkeypatch) -> None:
+    """Nor with h kept in rows that are no whole words, whose slots are apart too."""
+    monkeypatch.setattr(launch, "sweep_shape", lambda *_, **__: SHAPES[shape](5))
+    lists = [[[], [0], [0], [1], [3]], [[1], [], [1], [0], [3]]]
+    case = Case(
+        "unread", "spatial_rnn", lambda: with_shared_slots(Topology.dag(lists)), B=5, C=3, H=5,
+        K=K, activation="tanh",
+    )  # fmt: skip
+    check(case, device)
 
 
 @pytest.mark.parametrize("block_r", [1, 4])

@@ -37,6 +37,19 @@ def _why_not() -> str | None:
     return "no NVIDIA GPU is visible (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests)"
 
 
+def _check_memory(op: str, args: tuple) -> None:
+    """A storage can be freed or cut under its tensors (FSDP does): a kernel would read past it."""
+    for i, arg in enumerate(args):
+        for t in arg if isinstance(arg, list) else (arg,):
+            if not isinstance(t, torch.Tensor) or t.numel() == 0:
+                continue
+            last = sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
+            if t.untyped_storage().nbytes() < (t.storage_offset() + last + 1) * t.itemsize:
+                name = getattr(torch.ops.strnn_triton, op).default._schema.arguments[i].name
+                message = f"the storage of {name} was freed or is too short for its elements"
+                raise RuntimeError(f"strnn_triton: {message}")
+
+
 def _register() -> None:
     """Announces the ops to the dispatcher; the first call imports their files, and triton."""
     library = torch.library.Library("strnn_triton", "IMPL")
@@ -44,6 +57,7 @@ def _register() -> None:
     for op, module in _OPS.items():
 
         def implementation(*args, op=op, module=module):
+            _check_memory(op, args)
             return getattr(import_module(f"{__name__}.{module}"), op)(*args)
 
         library.impl(op, implementation, "CPU" if IS_INTERPRETED else "CUDA")

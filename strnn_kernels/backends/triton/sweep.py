@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 import triton
 
+from strnn_kernels.composed import program_of
 from strnn_kernels.notation import ACTIVATIONS, CELLS
-from strnn_kernels.schema import directions
-from strnn_kernels.topology import Topology
 
 from . import launch
 from .launch import Shape, Tables
@@ -87,12 +86,12 @@ def run_sweep(
 
 def sweep_fwd(
     x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, program, _reversed, sizes, cell, mean,
-    keep_h, keep_c, keep_last, save, allow_tf32=False,
+    keep_h, keep_c, keep_last, save, allow_tf32,
 ):  # fmt: skip
     """States h (B, N, D, H), and s (B, D, K, H); (0,) for what is not kept or not there."""
     h, s = _states(
         x, *_of_elman(cell, mean, keep_last, w_ih, bias, w_hh), mask, h0, entry, projection,
-        *tables_of(x, w_hh, program, sizes, 0), cell, keep_h, allow_tf32,
+        *program_of(x, w_hh, program, sizes, 0), cell, keep_h, allow_tf32,
     )  # fmt: skip
     return h, s, *(x.new_empty((0,)) for _ in range(4))
 
@@ -106,15 +105,6 @@ def _of_elman(cell, mean, keep_last, *weights):
             f"{[len(w) for w in weights]} pieces"
         )
     return [w[0] if w else None for w in weights]
-
-
-def tables_of(x, w_hh, program, sizes, first):
-    """A program and its sizes; without one those of the chain, or its reverse."""
-    if program is None:
-        topology = Topology.chain(x.shape[1], bidirectional=directions(w_hh) == 2)
-        chain = (topology.reversed() if first else topology).program("levels")
-        return chain.table(x.device), [chain.num_groups, chain.num_slots]
-    return program, sizes[first : first + 2]
 
 
 def _states(
@@ -151,12 +141,12 @@ def _states(
 
 def sweep_bwd(
     dh, ds, dc, dh_n, dc_n, x, h, saved, w_ih, bias, w_hh, mask, h0, c0, entry, projection,
-    program, sizes, cell, mean, need_dx, allow_tf32=False,
+    program, sizes, cell, mean, need_dx, allow_tf32,
 ):  # fmt: skip
     """Gradients dx, dw_ih, dbias, dw_hh, dh0, dc0, dprojection; (0,) for what is not there."""
     *found, dprojection = _gradients(
         dh, ds, x, h, *_of_elman(cell, mean, dh_n is not None, w_ih, bias, w_hh), mask, h0, entry,
-        projection, *tables_of(x, w_hh, program, sizes, 2), cell, need_dx, allow_tf32,
+        projection, *program_of(x, w_hh, program, sizes, 2), cell, need_dx, allow_tf32,
     )  # fmt: skip
     return *found, x.new_empty((0,)), dprojection
 

@@ -224,6 +224,7 @@ def sweep_kernel(
     if dw_ptr is not None:
         dw = tl.zeros([BLOCK_H, BLOCK_H], ACC)
     if frontier_ptr is not None:
+        num_succ_ptr = own_ptr + D * N
         share = (tl.program_id(0) * D + d).to(tl.int64) * num_slots
         frontier_ptr += share * (BLOCK_R * BLOCK_H)
 
@@ -260,9 +261,10 @@ def sweep_kernel(
                 _fill(0, i0, b, in_b, d, col, node_ptr, N, D, H, out_ptr)
                 if frontier_ptr is not None:
                     for skipped in range(0, i0):  # not i: that name is a vector below
-                        slot = tl.load(own_ptr + skipped) * BLOCK_R + m
-                        at = slot[:, None] * BLOCK_H + col[None, :]
-                        tl.store(frontier_ptr + at, 0.0)
+                        if tl.load(num_succ_ptr + skipped) > 0:
+                            slot = tl.load(own_ptr + skipped) * BLOCK_R + m
+                            at = slot[:, None] * BLOCK_H + col[None, :]
+                            tl.store(frontier_ptr + at, 0.0)
                 _fill(stop, N, b, in_b, d, col, node_ptr, N, D, H, out_ptr)
                 tl.debug_barrier()
             end = stop
@@ -343,6 +345,10 @@ def sweep_kernel(
                 a = tl.dot(total.to(DOT), w[0], a, input_precision=PRECISION, out_dtype=ACC)
             else:
                 a = _add_parts(a, total, w, BLOCK_J * BLOCK_R, BLOCK_H, ACC)
+            if frontier_ptr is not None:
+                # What nothing reads is not stored: two nodes of a group may have one slot then.
+                is_read = tl.load(num_succ_ptr + i, mask=is_live, other=0) > 0
+                own = tl.load(own_ptr + i, mask=is_read, other=-1)
             y = finish(a, gate, keep, MODE, ACTIVATION)
 
             is_stored = is_live[:, None] & in_h
@@ -355,7 +361,7 @@ def sweep_kernel(
                 tl.debug_barrier()  # a slot that a predecessor leaves here may be taken here
                 at = (own * BLOCK_R + m % BLOCK_R)[:, None] * BLOCK_H + col[None, :]
                 stored = y.to(frontier_ptr.dtype.element_ty)
-                tl.store(frontier_ptr + at, stored, mask=is_live[:, None])
+                tl.store(frontier_ptr + at, stored, mask=(own >= 0)[:, None])
             if dw_ptr is not None:
                 product = tl.dot(
                     tl.trans(total.to(DOT)), gate.to(DOT), input_precision=PRECISION, out_dtype=ACC

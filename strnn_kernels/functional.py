@@ -303,6 +303,8 @@ def layer(
 
     Weights are lists as in :mod:`strnn_kernels.schema`: a module's own Parameters, unstacked.
     """
+    x, h0, c0, *weights = _autocast(x, h0, c0, *w_ih, *bias, *w_hh)
+    w_ih, bias, w_hh = weights[: len(w_ih)], weights[len(w_ih) : -len(w_hh)], weights[-len(w_hh) :]
     B, T, _ = x.shape
     mask = entry = None
     if lengths is not None:

@@ -92,4 +92,4 @@ $(VENV)/.ready: pyproject.toml setup.py $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) build out *.egg-info strnn_kernels/*.so
+	rm -rf $(VENV) $(CUDA_VENV) build *.egg-info strnn_kernels/*.so

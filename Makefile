@@ -136,4 +136,4 @@ $(VENV)/.ready: pyproject.toml setup.py $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) $(WHEEL_VENV) build dist out *.egg-info strnn_kernels/*.so
+	rm -rf $(VENV) $(CUDA_VENV) $(WHEEL_VENV) build *.egg-info strnn_kernels/*.so

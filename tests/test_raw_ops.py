@@ -121,8 +121,8 @@ def test_weights_without_columns_do_not_make_x_the_pre_activation():
         sweep(torch.randn(2, 6, 4, 5), w_hh, bias=torch.randn(4, 5))
 
 
-@pytest.mark.parametrize("name, num_dims", [("x", 3), ("w_ih", 3), ("w_hh", 3), ("projection", 3)])
-def test_too_few_dimensions_are_named(name, num_dims):
+@pytest.mark.parametrize("name", ["x", "w_ih", "w_hh", "projection"])
+def test_too_few_dimensions_are_named(name):
     right = {
         "x": torch.randn(2, 6, 3),
         "w_hh": torch.randn(4, 5, 5),
@@ -130,8 +130,8 @@ def test_too_few_dimensions_are_named(name, num_dims):
         "projection": torch.randn(4, 2, 6),
     }
     sweep(**right)
-    for wrong in (right[name][0], right[name][0, 0], torch.tensor(1.0), right[name][None]):
-        with pytest.raises(RuntimeError, match=f"{name} must have {num_dims} dimensions, got"):
+    for wrong in (right[name][0, 0], torch.tensor(1.0), right[name][None]):
+        with pytest.raises(RuntimeError, match=rf"strnn_cpu: {name} must (have 3 dim|be)"):
             sweep(**right | {name: wrong})
 
 
@@ -155,8 +155,8 @@ def test_empty_sums_are_zero():
     _, reversed_program, sizes = program_of(sk.Topology.grid(2, 3))
     empty, w = torch.ones(2, 6, 4, 0), torch.ones(4, 0, 0)
     *_, dprojection = ops.sweep_bwd(
-        empty, None, empty, empty, None, None, w, None, None, None, torch.ones(4, 3, 6),
-        reversed_program, sizes, 1, True,
+        empty, None, None, None, None, empty, empty, empty, [], [], [w], None, None, None, None,
+        torch.ones(4, 3, 6), reversed_program, sizes, 1, False, True,
     )  # fmt: skip
     assert dprojection.shape == (4, 3, 6) and not dprojection.any()
 

@@ -52,7 +52,8 @@ struct Backend {
 }  // namespace
 }  // namespace strnn::cpu
 
-// For strnn_kernels.info, which finds it by name: the instruction set in use, or why there is none.
+// For strnn_kernels.info, which finds them by name: the instruction set in use, or why there is
+// none; and all that were compiled.
 extern "C" __attribute__((visibility("default"))) const char* strnn_cpu_capability() {
   static std::string answer;
   try {
@@ -60,6 +61,11 @@ extern "C" __attribute__((visibility("default"))) const char* strnn_cpu_capabili
   } catch (const std::exception& error) {
     answer = error.what();
   }
+  return answer.c_str();
+}
+
+extern "C" __attribute__((visibility("default"))) const char* strnn_cpu_capabilities() {
+  static const std::string answer = strnn::cpu::capabilities();
   return answer.c_str();
 }
 

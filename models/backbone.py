@@ -7,10 +7,12 @@ through recurrent layers, with lengths. Weights are read from files that cannot 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from strnn_models import files, weights
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -244,7 +246,7 @@ def valid(function: str, lengths: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def saliency(score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """How much each pixel moves a score: |d score / d x|, the largest over channels.
+    """How much each pixel moves a score: ``|d score / d x|``, the largest over channels.
 
     Args:
         score: from clips to one number each, such as `lambda x: model(x)[:, label]`.
@@ -279,17 +281,15 @@ def load_weights(
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file  # optional: the train extra
+        from safetensors.torch import load  # optional: the train extra
+    else:
+        load = weights.unpickle
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state) if isinstance(state, dict) else state
-    except Exception as error:  # what the restricted unpickler trips over in a damaged file varies
-        raise sk.ArgumentError(
-            f"load_weights: {path} holds no readable weights: {error}"
-        ) from error
+        state = load(files.read_bytes(path, weights.MOST))
+    except Exception as error:  # what a reader trips over in a damaged file varies
+        why = textwrap.shorten(str(error), 300)
+        raise sk.ArgumentError(f"load_weights: {path} holds no readable weights: {why}") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):

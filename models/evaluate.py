@@ -11,7 +11,6 @@ of frames, the reading along a clip, saliency.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from strnn_models.train import prepare
 from strnn_models.training import checkpoint, objective, pictures, processes
 from strnn_models.training.baselines import baselines
 from strnn_models.training.checkpoint import CheckpointError
-from strnn_models.training.config import load
+from strnn_models.training.config import load_whole
 from strnn_models.training.looks import look, look_at_categories
 from strnn_models.training.report import Report
 from strnn_models.training.trainer import predict
@@ -54,14 +53,16 @@ def evaluate(
 
     Raises:
         ConfigError, CheckpointError, DataError: the run or its data cannot be read.
+        FolderError: another process writes there, or it has files that would be replaced.
         ValueError: the task has no such part, or nothing to post-process.
     """
     run = Path(run)
     out = run / "report" if out is None else Path(out)
-    config, where = load(run / "config.yaml"), processes.choose_device(device)
+    settings, selected = run / checkpoint.CONFIG, run / checkpoint.SELECTED
+    config, where = load_whole(settings), processes.choose_device(device)
     trainer = prepare(config, where)
     task, model = trainer.task, trainer.model
-    model.load_state_dict(checkpoint.load_weights(run / checkpoint.SELECTED))
+    checkpoint.give(model, checkpoint.load_weights(selected), selected)
     if postprocess and (task.kind != "traces" or task.valid is None):
         raise ValueError(f"post-processing is for traces with a validation part, not {task.name}")
     dataset = {"test": task.test, "valid": task.valid}.get(part)
@@ -72,7 +73,7 @@ def evaluate(
     numbers = objective.score(task, found)
     report.text(
         f"Data: **{task.about}**. Part: {part}, {len(dataset)} items. "
-        f"Settings: `{run / 'config.yaml'}`, seed {config.seed}."
+        f"Settings: `{settings}`, seed {config.seed}."
     )
     rows = {config.model: numbers}
     if baseline:
@@ -101,8 +102,7 @@ def evaluate(
     if task.skipped:
         report.heading(f"{len(task.skipped)} records skipped")
         report.text("\n".join(f"* {skip}" for skip in task.skipped))
-    report.write()
-    checkpoint.write_atomic(out / "report.json", json.dumps(numbers, indent=1) + "\n")
+    report.write(numbers)
     return numbers
 
 
@@ -141,25 +141,31 @@ def _predictions(report: Report, task: Task, found: dict[str, torch.Tensor]) -> 
         report.heading("Confusion matrix")
         what = "Frames" if videos else "Items"
         caption = f"{what} by true class (row) and predicted class (column)."
+        _counted(report, task.classes, objective.present(labels.numpy()))
         report.picture("confusion", pictures.confusion(matrix, task.classes), caption)
     if task.traces:
         report.heading("Traces")
         shown = [v | {"predicted": v["predicted"][:, len(task.classes) :]} for v in videos]
         if task.kind == "units":
             shown = [v | {"predicted": v["predicted"].sigmoid()} for v in shown]
+            truth = torch.cat([video["y"][video["valid"]] for video in videos])
+            _counted(report, task.traces, objective.present(truth.numpy()))
         caption = "The first videos: annotated and predicted; windows that overlap are averaged."
         report.picture("traces", pictures.traces(shown, task.traces), caption)
     return look_at_categories(report, task, videos) if task.kind == "both" else {}
 
 
+def _counted(report: Report, names: Sequence[str], present: Sequence[int]) -> None:
+    """Says which classes or units the mean of F1 counts."""
+    counted = ", ".join(names[k] for k in present) or "none"
+    missing = ", ".join(name for k, name in enumerate(names) if k not in present) or "none"
+    report.text(f"F1 is the mean over those that occur: {counted}. Not in this part: {missing}.")
+
+
 def _learning(report: Report, run: Path) -> None:
-    log = run / "log.jsonl"
-    if not log.exists():
+    if not (run / checkpoint.LOG).exists():
         return
-    try:
-        history = [json.loads(line) for line in log.read_text().splitlines()]
-    except ValueError as error:
-        raise CheckpointError(f"{log}: damaged ({error})") from error
+    history = checkpoint.load_log(run / checkpoint.LOG)
     report.heading("Learning curve")
     report.picture("learning", pictures.learning_curve(history), "Over the epochs of training.")
 
@@ -180,6 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     try:
         numbers = evaluate(**vars(options))
+    except KeyboardInterrupt:
+        print("strnn-eval: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, CheckpointError, ImportError, OSError) as error:
         print(f"strnn-eval: {error}", file=sys.stderr)
         return 2

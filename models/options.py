@@ -46,9 +46,16 @@ def check_options(
     for option, value in options.items():
         if option not in known:
             near = difflib.get_close_matches(option, known, 1) or sorted(known)
-            raise ValueError(f"{what} has no option {option!r}; it has {', '.join(near)}")
+            raise ValueError(f"{what} has no option {brief(option)}; it has {', '.join(near)}")
         if not _fits(value, known[option]):
-            raise ValueError(f"{what}: {option} must be {_spelled(known[option])}, got {value!r}")
+            right = _spelled(known[option])
+            raise ValueError(f"{what}: {option} must be {right}, got {brief(value)}")
+
+
+def brief(value: Any, most: int = 80) -> str:
+    """The value as Python writes it, for a message; cut where that is longer than `most`."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}.. ({len(text)} characters)"
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -3,8 +3,9 @@
     strnn-train run.yaml lr=3e-4 task_options.root=/data/SEED
     torchrun --nproc-per-node=2 -m strnn_models.train run.yaml
 
-The folder of the run has config.yaml, log.csv and log.jsonl (a line for each epoch), the last
-checkpoint, selected.safetensors and, at the end, results.json. `strnn-eval` makes a report of it.
+The folder of the run has config.yaml, log.csv and log.jsonl (a line for each epoch), the last two
+checkpoints, selected.safetensors and, at the end, results.json. `strnn-eval` makes a report of it.
+One process at a time writes there; files that no run wrote are neither replaced nor deleted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import torch
 from strnn_models.data import tasks
 from strnn_models.training import checkpoint, objective, processes, zoo
 from strnn_models.training.checkpoint import CheckpointError
-from strnn_models.training.config import Config, ConfigError, difference, load
+from strnn_models.training.config import Config, ConfigError, difference, load, load_whole
+from strnn_models.training.folder import hold, write_atomic
 from strnn_models.training.trainer import (
     Trainer,
     TrainingError,
@@ -47,26 +49,26 @@ def train(config: Config, *, quiet: bool = True, restart: bool = False) -> dict[
 
     Raises:
         ConfigError: the folder has a run of other settings.
+        FolderError: another process writes there, or it has files that would be replaced.
         CheckpointError: its checkpoint is damaged.
         DataError: a data file is.
         TrainingError: the loss is not finite.
     """
     config.check()
     device = processes.choose_device(config.device)
-    with processes.group(device), _reproducible(config):
-        run = Path(config.out)
-        if processes.rank() == 0:
-            _open_run(run, config, restart)
-        processes.wait()
+    run = Path(config.out)
+    with processes.group(device), _reproducible(config), ExitStack() as held:
+        processes.first(lambda: held.enter_context(_open_run(run, config, restart)))
         trainer = prepare(config, device, quiet)
         is_first = processes.rank() == 0
-        if trainer.resume() and is_first and not quiet:
+        if not restart and trainer.resume() and is_first and not quiet:
             print(f"going on after epoch {trainer.epoch} of {run}")
         if is_first and not quiet:
             _introduce(trainer)
+        processes.first(lambda: _begin(run, config, restart))
         trainer.fit()
-        weights = checkpoint.load_weights(run / checkpoint.SELECTED)
-        trainer.model.load_state_dict(weights)
+        selected = run / checkpoint.SELECTED
+        checkpoint.give(trainer.model, checkpoint.load_weights(selected), selected)
         found = predict(trainer.net, trainer.task, trainer.task.test, config, device)
         result = {
             "task": config.task,
@@ -78,12 +80,14 @@ def train(config: Config, *, quiet: bool = True, restart: bool = False) -> dict[
             "selected": trainer.selected,
             "test": objective.score(trainer.task, found),
         }
-        if is_first:
+
+        def finish() -> None:
             write_logs(run, trainer.history)
-            checkpoint.write_atomic(run / "results.json", json.dumps(result, indent=1) + "\n")
+            write_atomic(run / checkpoint.RESULTS, json.dumps(result, indent=1) + "\n")
             if not quiet:
                 print(f"test, epoch {trainer.selected['epoch']}: {one_line(result['test'])}")
-        processes.wait()
+
+        processes.first(finish)
         return result | {"history": trainer.history}
 
 
@@ -137,20 +141,33 @@ def _read_settings(settings: Sequence[str], skip_bad: bool) -> Config:
     return load(files[0] if files else None, overrides)
 
 
-def _open_run(run: Path, config: Config, restart: bool) -> None:
-    """Makes the folder, or checks that what it has is of the same settings."""
-    run.mkdir(parents=True, exist_ok=True)
-    pointer, settings = run / checkpoint.POINTER, run / "config.yaml"
-    if restart:
-        pointer.unlink(missing_ok=True)
-    if pointer.exists() and settings.exists():
-        changed = difference(load(settings), config)
-        if changed:
-            raise ConfigError(
-                f"{run} has a run with other settings: {', '.join(changed)}; "
-                "choose another out=, or --restart to drop it"
-            )
-    checkpoint.write_atomic(settings, config.to_yaml())
+@contextmanager
+def _open_run(run: Path, config: Config, restart: bool) -> Iterator[None]:
+    """Holds the folder; what it has must be a run of the same settings, or will be dropped.
+
+    A run that ends before its first checkpoint leaves nothing.
+    """
+    settings = run / checkpoint.CONFIG
+    with hold(run, lambda: checkpoint.exists(run), checkpoint.writes):
+        if checkpoint.exists(run) and not restart:
+            changed = difference(load_whole(settings), config)
+            if changed:
+                raise ConfigError(
+                    f"{run} has a run with other settings: {', '.join(changed)}; "
+                    "choose another out=, or --restart to drop it"
+                )
+        try:
+            yield
+        finally:
+            if not checkpoint.exists(run):
+                checkpoint.drop(run)
+
+
+def _begin(run: Path, config: Config, restart: bool) -> None:
+    """Writes the settings; drops what a restart or a killed run left, now that all is well."""
+    if restart or not checkpoint.exists(run):
+        checkpoint.drop(run)
+    write_atomic(run / checkpoint.CONFIG, config.to_yaml())
 
 
 @contextmanager

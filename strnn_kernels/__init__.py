@@ -14,9 +14,20 @@ from .functional import sparse_projection as sparse_projection
 from .functional import spatial_rnn as spatial_rnn
 from .functional import sweep as sweep
 from .functional import temporal_rnn as temporal_rnn
+from .nn import GRU as GRU
+from .nn import LSTM as LSTM
+from .nn import RNN as RNN
 from .nn import SparseProjection as SparseProjection
 from .nn import SpatialRNN as SpatialRNN
 from .nn import TemporalRNN as TemporalRNN
+from .nn import replace_rnns as replace_rnns
 from .topology import Topology as Topology
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> str:
+    """The version, from what the installer noted; a source tree that nobody installed has none."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("strnn-kernels")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

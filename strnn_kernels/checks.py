@@ -101,9 +101,16 @@ def last_size(function: str, name: str, value: object, letters: str, size: int) 
         )
 
 
+def positive(function: str, name: str, value: object) -> int:
+    """The value, if it is a positive int."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(f"{function}: {name} must be a positive int, got {value!r}")
+    return value
+
+
 def amount(function: str, name: str, value: object) -> float:
     """The value as a float, if it is a number of at least 0."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not value >= 0:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not float(value) >= 0:
         raise ArgumentError(f"{function}: {name} must be a number of at least 0, got {value!r}")
     return float(value)
 

@@ -7,6 +7,7 @@ at a time; :mod:`strnn_kernels.reference`, the oracle, computes a node at a time
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ def visits(program: Tensor, N: int, D: int, groups: int) -> list[Visits]:
         pred = table[pred_at + d * (N + 1) :][: N + 1]
         found.append(
             Visits(
-                [node[a:b] for a, b in zip(group, group[1:], strict=False) if b > a],
+                [node[a:b] for a, b in pairwise(group) if b > a],
                 {n: table[nodes_at + pred[i] : nodes_at + pred[i + 1]] for i, n in enumerate(node)},
             )
         )

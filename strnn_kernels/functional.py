@@ -124,9 +124,9 @@ def sparse_projection(h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def soft_threshold_(weight: torch.Tensor, amount: float) -> torch.Tensor:
-    """Shrinks weight in place: sign(weight) * max(|weight| - amount, 0).
+    """Shrinks weight in place: ``sign(weight) * max(|weight| - amount, 0)``.
 
-    The proximal step of amount * |weight|_1; what it stops at zero is exactly zero.
+    The proximal step of ``amount * |weight|_1``; what it stops at zero is exactly zero.
 
     Args:
         weight: any floating-point tensor; a Parameter keeps its gradient.
@@ -160,8 +160,8 @@ def spatial_rnn(
 ) -> torch.Tensor:
     """The sweep of u = w_ih x + bias, fused: h = mask * act(w_ih x + bias + w_hh sum_pred h).
 
-    Gated cells read q = reduce of h over the predecessors, and m = reduce of what they carry (h of a
-    gru, c of an lstm), with gates in torch's order:
+    Gated cells read q = reduce of h over the predecessors, and m = reduce of what they carry (h of
+    a gru, c of an lstm), with gates in torch's order:
 
         gru:  r, z = sigmoid of theirs;  n = tanh(W_in x + b_in + r * (W_hn q + b_hn))
               h = (1 - z) * n + z * m

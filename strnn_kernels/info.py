@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import __version__
 from .backends import backends, native, tf32
 from .topology import PLANNER, PLANNER_REASON
 
@@ -56,12 +55,10 @@ def _cuda_plan(dtype: str) -> str:
 
 def info() -> dict[str, dict[str, str]]:
     """The report as sections of name -> text."""
-    is_x86 = platform.machine() in ("x86_64", "AMD64")
-    kernels = "baseline, avx2, avx512" if is_x86 else "baseline"
     planner = PLANNER if PLANNER_REASON is None else f"{PLANNER} ({PLANNER_REASON})"
     return {
         "versions": {
-            "strnn-kernels": __version__,
+            "strnn-kernels": _version("strnn-kernels"),
             "torch": torch.__version__,
             "triton": _version("triton"),
             "numpy": _version("numpy"),
@@ -74,7 +71,7 @@ def info() -> dict[str, dict[str, str]]:
         },
         "compiled": {
             "topology planner": planner,
-            "cpu kernels": native.CPU_UNAVAILABLE or kernels,
+            "cpu kernels": native.cpu_capabilities() or native.CPU_UNAVAILABLE or "none",
             "cpu instruction set in use": native.cpu_capability() or "none",
             "cuda plan, SEED, float32": _cuda_plan("float32"),
             "cuda plan, SEED, bfloat16": _cuda_plan("bfloat16"),

@@ -26,9 +26,13 @@ ACTIVATIONS = ("identity", "relu", "tanh", "sigmoid")
 #: Cells by their C++ codes (csrc/common/sweep.h): an Elman cell is its activation.
 CELLS = (*ACTIVATIONS, "gru", "lstm")
 
+#: Of a gated cell, the gate that keeps what is carried, and the one that adds to it where it is not
+#: the rest of the first (z, and 1 - z, of a gru; f and i of an lstm).
+KEEP_AND_ADD = {"gru": (1, None), "lstm": (1, 0)}
+
 
 def gates(cell: int) -> int:
-    """G: rows of the weights for each of H units, in torch's order (gru: r, z, n; lstm: i, f, g, o)."""
+    """G: rows of the weights for each of H units, in torch's order (r, z, n; i, f, g, o)."""
     return {"gru": 3, "lstm": 4}.get(CELLS[cell], 1)
 
 

@@ -70,7 +70,7 @@ def _recur(
     mask: Tensor | None = None,
     h0: Tensor | None = None,
 ) -> Tensor:
-    """The states (B, N, D, H) of a cell over a graph; of_input (B, N, D, G * H), bias (D, G * H)."""
+    """The states (B, N, D, H) over a graph; of_input (B, N, D, G * H), bias (D, G * H)."""
     B, N, D, _ = of_input.shape
     # A masked argument is replaced as well as its result: 0 times the derivative of a NaN is a NaN.
     of_node = live(None if mask is None else mask[..., None], of_input).unbind(1)
@@ -194,7 +194,7 @@ def spatial_rnn(
         mask: bool (B, N), as in `sweep`; x is not looked at where it is False.
         projection: (D, K, N) or None.
         cell: "elman", "gru" or "lstm".
-        reduce: "sum" or "mean" of several predecessors; None: sum of an Elman cell's, mean of others.
+        reduce: "sum" or "mean" of several predecessors; None: sum of Elman cells, else mean.
 
     Returns:
         The states (B, N, D, H), or (B, D, K, H) with a projection.

@@ -57,13 +57,13 @@ def sweep(
 ) -> States:  # fmt: skip
     """The sweep of ``schema.OPS``: h, or with a projection s, and what else is to be kept.
 
-    ``tables`` are those of :func:`topology_tables`, or ``NO_TABLES`` for a chain; ``w_ih``, ``bias``
-    and ``w_hh`` lists as in the schema.
+    ``tables`` are those of :func:`topology_tables`, or ``NO_TABLES`` for a chain; ``w_ih``,
+    ``bias`` and ``w_hh`` lists as in the schema.
     """
     if not backend.has_cells:
         w_ih, w_hh = (_one(composed.stacked(cell, w)) for w in (w_ih, w_hh))
         bias = _one(composed.stacked(cell, bias, bias=True))
-    needs_grad = _needs_grad((x, *w_ih, *bias, *w_hh, h0, c0, projection))
+    needs_grad = _needs_grad((x, *w_ih, *bias, *w_hh, h0, c0, projection)) or _is_watched()
     gives_last = keep_last and backend.has_cells
     keep_h = needs_grad or projection is None or keep_last != gives_last
     allow_tf32 = backend.has_tf32 and tf32.is_allowed(x.dtype)
@@ -138,10 +138,15 @@ def _call(backend: Backend, name: str, args, needs_grad: bool):
     op = _OPS[backend.name][name]
     if _under_transform():
         return op.transformed.apply(*_flat(args))
-    if needs_grad or torch.autograd.forward_ad._current_level >= 0:
+    if needs_grad or _is_watched():
         return op.eager.apply(*_flat(args))
     with _below_autograd():
         return op.forward(*args)
+
+
+def _is_watched() -> bool:
+    """Whether forward mode, or a transform, may ask for a derivative without requires_grad."""
+    return torch.autograd.forward_ad._current_level >= 0 or _under_transform()
 
 
 def _is_functionalizing() -> bool:
@@ -153,7 +158,7 @@ def _is_functionalizing() -> bool:
 
 
 def _flat(args):
-    """Arguments without lists of tensors, which an autograd function would not see; last: how."""
+    """Arguments without lists of tensors, which autograd functions do not see; last: how it was."""
     flat, lengths = [], []
     for a in args:
         is_list = isinstance(a, list | tuple) and (not a or isinstance(a[0], torch.Tensor))
@@ -177,7 +182,7 @@ def _nested(flat):
 
 
 def _flat_like(gradients, lengths):
-    """Gradients of nested arguments as an autograd function gives them: a None stands for a list."""
+    """Gradients of nested arguments, flat; a None may stand for a list."""
     flat = []
     for gradient, length in zip(gradients, lengths, strict=True):
         if length is None:
@@ -261,17 +266,18 @@ def _kept(ctx):
 
 
 def _save_sweep(ctx, inputs, output):
-    *tensors, sizes, cell, mean, _h, keep_c, keep_last, _save, allow_tf32 = inputs
-    _keep(ctx, (*tensors, output[0], output[5]), (sizes, cell, mean, allow_tf32))
+    *tensors, sizes, cell, mean, _keep_h, keep_c, keep_last, _save, allow_tf32 = inputs
+    projects, carries = tensors[8] is not None, CELLS[cell] == "lstm"
+    gives = (True, projects, keep_c and carries, keep_last, keep_last and carries)
+    _keep(ctx, (*tensors, output[0], output[5]), (sizes, cell, mean, gives, allow_tf32))
 
 
-def _sweep_backward(ops, ctx, dh, ds, dc, dh_n, dc_n, _dsaved):
-    *inputs, program, reversed_program, h, kept = _kept(ctx)
+def _sweep_backward(ops, ctx, *grads):
+    *inputs, _, reversed_program, h, kept = _kept(ctx)
     x, w_ih, bias, w_hh, mask, h0, c0, entry, projection = inputs
-    _, sizes, cell, mean, allow_tf32 = ctx.rest
-    if projection is None:
-        ds = None
-    grads = (dh, ds, dc, dh_n, dc_n)
+    _, sizes, cell, mean, gives, allow_tf32 = ctx.rest
+    # A compiler brings gradients, empty ones, of what was not given either.
+    grads = [g if is_given else None for g, is_given in zip(grads[:-1], gives, strict=True)]
     # An empty list of sizes passes for one of tensors.
     nothing = (None, None, None if sizes else [], *(None,) * 7)
     if all(grad is None for grad in grads):
@@ -287,7 +293,7 @@ def _sweep_backward(ops, ctx, dh, ds, dc, dh_n, dc_n, _dsaved):
     elif cell >= len(ACTIVATIONS) or mean:
         dx, dw_ih, dbias, dw_hh, dh0, dc0, dprojection = _composed_backward(ctx, grads)
     else:
-        dx, dw_ih, dbias, dw_hh, dh0, dprojection = _closed_backward(ops, ctx, dh, ds, dh_n)
+        dx, dw_ih, dbias, dw_hh, dh0, dprojection = _closed_backward(ops, ctx, *grads)
         dc0 = None
     return (
         dx,
@@ -326,16 +332,16 @@ def _of_biases(gradient, bias, cell):
     return pairs
 
 
-def _closed_backward(ops, ctx, dh, ds, dh_n):
+def _closed_backward(ops, ctx, dh, ds, _dc, dh_n, _dc_n):
     """The gradients of a sweep of Elman cells and sums, of differentiable ops."""
     x, w_ih, bias, w_hh, mask, h0, _, entry, projection, program, reversed_program, h, _ = _kept(
         ctx
     )
-    _, sizes, cell, _, allow_tf32 = ctx.rest
+    _, sizes, cell, _, _, allow_tf32 = ctx.rest
     w_ih, w_hh = composed.stacked(cell, w_ih), composed.stacked(cell, w_hh)
     if program is None:
         program, reversed_program, sizes = _tables_of_chain(h)
-    (N, D), groups = h.shape[1:3], sizes[0]
+    groups = sizes[0]
     total = torch.zeros_like(h) if dh is None else dh
     if ds is not None:
         total = total + torch.einsum("dkn,bdkh->bndh", projection, ds)
@@ -396,7 +402,7 @@ def _composed(ctx):
     It gives (h, s, c, h_n, c_n), without a projection all but s.
     """
     *inputs, program, _, h, _ = _kept(ctx)
-    _, sizes, cell, mean, _ = ctx.rest
+    _, sizes, cell, mean, *_ = ctx.rest
     if program is None:
         program, _, sizes = _tables_of_chain(h)
     *flat, lengths = _flat(inputs)
@@ -430,54 +436,65 @@ def _composed_backward(ctx, grads):
 
 
 def _sweep_tangent(ops, ctx, *tangents):
-    """Tangents of h, s, c, h_n, c_n; for what is not kept, nothing is asked."""
-    *inputs, program, reversed_program, h, _ = _kept(ctx)
-    x, w_ih, bias, w_hh, mask, h0, c0, entry, projection = inputs
-    _, sizes, cell, mean, allow_tf32 = ctx.rest
-    of = tangents[:9]
-    if cell >= len(ACTIVATIONS) or mean:
-        run, values, nested = _composed(ctx)
-        *flat, lengths = _flat(inputs)
-        pairs = zip(_flat_like(of, lengths)[:-1], flat, strict=True)
-        given = [
-            torch.zeros_like(value) if t is None else t
-            for t, value in pairs
-            if value is not None and value.is_floating_point()
-        ]
-        # The tangent is linear in what is pulled back: the derivative of that by the cotangent.
-        outputs, pull = torch.func.vjp(run, *values)
-        zeros = tuple(torch.zeros_like(o) for o in outputs)
-        found = torch.func.vjp(pull, zeros)[1](tuple(given))[0]
-        h_t, *rest = found
-        s_t = rest.pop(0) if projection is not None else None
-        return h_t, s_t, *rest, None
-    dx, dw_ih, dbias, dw_hh, _, dh0, _, _, dprojection = of
-    zero = torch.zeros_like(h)
-    stacked = composed.stacked
-    w_ih, w_hh = stacked(cell, w_ih), stacked(cell, w_hh)
-    du = zero
-    if w_ih is None:
-        du = zero if dx is None else composed.live(None if mask is None else mask[..., None], dx)
+    """Tangents of all outputs, zero of those that are not given."""
+    *_, h, kept = _kept(ctx)
+    _, _, cell, mean, gives, _ = ctx.rest
+    if cell < len(ACTIVATIONS) and not mean:
+        found = _closed_tangent(ops, ctx, *tangents[:9])
     else:
-        if dx is not None:
-            du = du + torch.einsum("bnc,dhc->bndh", composed.live(mask, dx), w_ih)
-        if any(t is not None for t in dw_ih):
-            du = du + torch.einsum(
-                "bnc,dhc->bndh", composed.live(mask, x), stacked(cell, _zeros(dw_ih, inputs[1]))
-            )
-    if any(t is not None for t in dbias):
-        du = du + stacked(cell, _zeros(dbias, bias), bias=True)
+        found = _composed_tangent(ctx, tangents)
+    tangents = [t if is_given else h.new_zeros(0) for t, is_given in zip(found, gives, strict=True)]
+    return *tangents, torch.zeros_like(kept)
+
+
+def _composed_tangent(ctx, tangents):
+    run, values, _ = _composed(ctx)
+    *flat, lengths = _flat(_kept(ctx)[:9])
+    pairs = zip(_flat_like(tangents[:9], lengths)[:-1], flat, strict=True)
+    given = [
+        torch.zeros_like(value) if t is None else t
+        for t, value in pairs
+        if value is not None and value.is_floating_point()
+    ]
+    # What is pulled back is linear in the cotangents: the derivative of that is the tangent.
+    outputs, pull = torch.func.vjp(run, *values)
+    zeros = tuple(torch.zeros_like(o) for o in outputs)
+    h_t, *rest = torch.func.vjp(pull, zeros)[1](tuple(given))[0]
+    s_t = rest.pop(0) if len(rest) == 4 else None
+    return h_t, s_t, *rest
+
+
+def _closed_tangent(ops, ctx, dx, dw_ih, dbias, dw_hh, _mask, dh0, *rest):
+    """The tangents of a sweep of Elman cells and sums: a gated sweep on the same topology."""
+    x, w_ih, bias, w_hh, mask, h0, _, entry, projection, program, reversed_program, h, _ = _kept(
+        ctx
+    )
+    _, sizes, cell, _, _, allow_tf32 = ctx.rest
+    dprojection = rest[2]
     if program is None:
         program, reversed_program, sizes = _tables_of_chain(h)
     groups = sizes[0]
-    entering = None if h0 is None else _entering(h, entry, program, groups).expand(h.shape[:3])
-    if any(t is not None for t in dw_hh):
+    dw_ih, dw_hh = _tangent(cell, dw_ih, w_ih), _tangent(cell, dw_hh, w_hh)
+    dbias = _tangent(cell, dbias, bias, bias=True)
+    w_ih, w_hh = composed.stacked(cell, w_ih), composed.stacked(cell, w_hh)
+    du = torch.zeros_like(h)
+    if dx is not None and w_ih is None:
+        du = composed.live(None if mask is None else mask[..., None], dx)
+    elif dx is not None:
+        du = du + torch.einsum("bnc,dhc->bndh", composed.live(mask, dx), w_ih)
+    if dw_ih is not None:
+        du = du + torch.einsum("bnc,dhc->bndh", composed.live(mask, x), dw_ih)
+    if dbias is not None:
+        du = du + dbias
+    if h0 is not None:
+        enters = _entering(h, entry, program, groups).expand(h.shape[:3])
+    if dw_hh is not None:
         q = _sum_predecessors(h, program, groups)
         if h0 is not None:
-            q = q + torch.einsum("bnd,bdh->bndh", entering, h0)
-        du = du + torch.einsum("bndj,dij->bndi", q, stacked(cell, _zeros(dw_hh, inputs[3])))
+            q = q + torch.einsum("bnd,bdh->bndh", enters, h0)
+        du = du + torch.einsum("bndj,dij->bndi", q, dw_hh)
     if dh0 is not None:
-        du = du + torch.einsum("bnd,bdj,dij->bndi", entering, dh0, w_hh)
+        du = du + torch.einsum("bnd,bdj,dij->bndi", enters, dh0, w_hh)
     h_t = ops.gated_sweep(
         du, _gate(h, mask, cell), w_hh, program, reversed_program, sizes, allow_tf32
     )
@@ -490,11 +507,15 @@ def _sweep_tangent(ops, ctx, *tangents):
     h_n_t = torch.einsum("bnd,bndh->dbh", is_last, h_t)
     if dh0 is not None:
         h_n_t = h_n_t + torch.einsum("bd,bdh->dbh", ends_at_start, dh0)
-    return h_t, s_t, None, h_n_t, None, None
+    return h_t, s_t, None, h_n_t, None
 
 
-def _zeros(tangents, like):
-    return [torch.zeros_like(v) if t is None else t for t, v in zip(tangents, like, strict=True)]
+def _tangent(cell, tangents, weights, bias=None):
+    """The tangent of a list of weights in one piece, or None."""
+    if all(t is None for t in tangents):
+        return None
+    pairs = zip(tangents, weights, strict=True)
+    return composed.stacked(cell, [torch.zeros_like(w) if t is None else t for t, w in pairs], bias)
 
 
 def _save_gated_sweep(ctx, inputs, output):

@@ -8,17 +8,18 @@ file in each backend's folder. Tensors keep the letters of :mod:`strnn_kernels.n
     gated_sweep  y = gate * (g + w sum_pred y)
     sparse_projection  s = weight h
 
-A cell is a number, its place in :data:`strnn_kernels.notation.CELLS`. Weights are a list: one tensor
-for all directions, (D, G H, C), or one for each, (G H, C), as modules hold them (cpu only; the
-gradients always come in one piece). ``bias`` is empty, one tensor (D, G H), of a gru (D, 4 H), or
-b_ih and b_hh, (G H) each, of every direction in turn.
+A cell is a number, its place in :data:`strnn_kernels.notation.CELLS`. Weights are a list: one
+tensor for all directions, (D, G H, C), or one for each, (G H, C), as modules hold them (cpu only;
+the gradients always come in one piece). ``bias`` is empty, one tensor (D, G H), of a gru (D, 4 H),
+or b_ih and b_hh, (G H) each, of every direction in turn.
 
 ``program`` and ``reversed_program`` are the tables of a topology and of its reverse (see
 :class:`strnn_kernels.topology.SweepProgram`), ``program_sizes`` their (groups, slots, reversed
 groups, reversed slots); without them the topology is the chain of as many steps as x has nodes.
 ``h0`` and ``c0`` (B, D, H) enter at node ``entry[b, d]``, or, without ``entry``, at all nodes
 without predecessors. ``h_n`` and ``c_n`` are the states (D, B, H) of the last node that each
-direction visits and the mask leaves, ``saved`` what the backward needs beside h (csrc/common/sweep.h).
+direction visits and the mask leaves, ``saved`` what the backward needs beside h
+(csrc/common/sweep.h).
 An output that is not wanted has shape (0,). What a forward leaves for its backward is the same for
 every backend, so any backward can finish any forward.
 
@@ -37,6 +38,7 @@ from dataclasses import dataclass
 from .notation import CELLS, bias_rows, gates, saved
 
 _PROGRAM = "Tensor program, Tensor reversed_program, int[] program_sizes"
+# Not a default of ops that take lists: what a call leaves out, torch's autograd of lists misses.
 _TF32 = "bool allow_tf32=False"
 _SWEEP = (
     "Tensor[] w_ih, Tensor[] bias, Tensor[] w_hh, Tensor? mask, Tensor? h0, Tensor? c0, "
@@ -60,7 +62,7 @@ class Op:
 
 def _sweep_fwd(
     x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, program, reversed_, sizes, cell, mean,
-    keep_h, keep_c, keep_last, save, allow_tf32=False,
+    keep_h, keep_c, keep_last, save, allow_tf32,
 ):  # fmt: skip
     B, N, D, H = *x.shape[:2], directions(w_hh), w_hh[0].shape[-1]
     carries = CELLS[cell] == "lstm"
@@ -81,7 +83,7 @@ def _sweep_fwd(
 
 def _sweep_bwd(
     dh, ds, dc, dh_n, dc_n, x, h, saved, w_ih, bias, w_hh, mask, h0, c0, entry, projection,
-    reversed_, sizes, cell, mean, need_dx, allow_tf32=False,
+    reversed_, sizes, cell, mean, need_dx, allow_tf32,
 ):  # fmt: skip
     D, H = directions(w_hh), w_hh[0].shape[-1]
     G = gates(cell)
@@ -111,7 +113,7 @@ def _sweep_flops(x, w_ih, bias, w_hh, mask=None, h0=None, c0=None, entry=None, p
 
 
 def directions(w_hh) -> int:
-    """D, from the list of recurrent weights."""
+    """D, from a list of weights."""
     return w_hh[0].shape[0] if len(w_hh) == 1 and w_hh[0].dim() == 3 else len(w_hh)
 
 
@@ -132,7 +134,8 @@ OPS = (
     Op(
         "sweep_fwd",
         f"(Tensor x, {_SWEEP}, Tensor? program, Tensor? reversed_program, int[] program_sizes, "
-        f"int cell, bool mean, bool keep_h, bool keep_c, bool keep_last, bool save, {_TF32}) -> "
+        "int cell, bool mean, bool keep_h, bool keep_c, bool keep_last, bool save, bool allow_tf32"
+        ") -> "
         "(Tensor h, Tensor s, Tensor c, Tensor h_n, Tensor c_n, Tensor saved)",
         _sweep_fwd,
         lambda *args, **_: _sweep_flops(*args[:4], projection=args[8]),
@@ -141,7 +144,7 @@ OPS = (
         "sweep_bwd",
         "(Tensor? dh, Tensor? ds, Tensor? dc, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h, "
         f"Tensor saved, {_SWEEP}, Tensor? reversed_program, int[] program_sizes, int cell, "
-        f"bool mean, bool need_dx, {_TF32}) -> (Tensor dx, Tensor dw_ih, Tensor dbias, "
+        "bool mean, bool need_dx, bool allow_tf32) -> (Tensor dx, Tensor dw_ih, Tensor dbias, "
         "Tensor dw_hh, Tensor dh0, Tensor dc0, Tensor dprojection)",
         _sweep_bwd,
         lambda *args, **_: 2 * _sweep_flops(args[5], *args[8:11], projection=args[15]),

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from strnn_kernels import reference
+from strnn_kernels.notation import CELLS, bias_rows, gates
 from strnn_kernels.topology import Topology
 
 #: Arguments of the ops that are tensors and have no derivative.
 NOT_DIFFERENTIABLE = ("mask", "lengths")
 #: Arguments that belong to one sequence each, not to all.
-PER_SEQUENCE = ("x", "u", "g", "gate", "h", "h0", "mask", "lengths")
+PER_SEQUENCE = ("x", "u", "g", "gate", "h", "h0", "c0", "mask", "lengths")
 #: Inputs of a ReLU keep this far from zero; see `Case.inputs`.
 KINK_MARGIN = 32 * torch.finfo(torch.float32).eps
 
@@ -44,7 +45,11 @@ class Case:
         H: hidden width.
         C: input width, for the ops that have an input product.
         K: projected rows, 0 for no projection.
-        activation: one of `strnn_kernels.notation.ACTIVATIONS`.
+        activation: one of `strnn_kernels.notation.ACTIVATIONS`, of an Elman cell.
+        cell: "elman", "gru" or "lstm"; the ops that have an input product know the gated ones.
+        reduce: of several predecessors, "sum", "mean" or None, in "spatial_rnn".
+        has_c0: whether an lstm starts from a given carry.
+        returns_carry: whether an lstm's c is part of the output, stacked on h.
         dtype: storage of all floating inputs.
         has_bias: whether the input product has a bias.
         has_mask: whether some nodes of some sequences are switched off.
@@ -69,6 +74,10 @@ class Case:
     has_lengths: bool = False
     slices: int = 1
     density: float = 1.0
+    cell: str = "elman"
+    reduce: str | None = None
+    has_c0: bool = False
+    returns_carry: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -87,6 +96,16 @@ class Case:
     def D(self) -> int:
         """Directions."""
         return self.topology.num_directions
+
+    @property
+    def code(self) -> int:
+        """The cell's place in `strnn_kernels.notation.CELLS`."""
+        return CELLS.index(self.activation if self.cell == "elman" else self.cell)
+
+    @property
+    def needs_cells(self) -> bool:
+        """Whether it asks for a gated cell or a mean, which not every backend has."""
+        return self.cell != "elman" or self.reduce == "mean"
 
     @cached_property
     def P(self) -> int:
@@ -126,8 +145,10 @@ class Case:
         def normal(*shape: int, scale: float = 1.0) -> Tensor:
             return torch.randn(*shape, generator=make, dtype=torch.float64) * scale
 
+        G = gates(self.code)
+
         def recurrent_weight() -> Tensor:
-            return normal(D, H, H, scale=1 / (self.P * H**0.5))
+            return normal(D, G * H, H, scale=1 / (self.P * H**0.5))
 
         def projection() -> Tensor:
             weight = normal(D, K, N, scale=N**-0.5)
@@ -136,10 +157,10 @@ class Case:
         t: dict[str, Tensor] = {}
         if self.op in ("spatial_rnn", "temporal_rnn"):
             t["x"] = normal(B, N, C)
-            t["w_ih"] = normal(D, H, C, scale=C**-0.5)
+            t["w_ih"] = normal(D, G * H, C, scale=C**-0.5)
             t["w_hh"] = recurrent_weight()
             if self.has_bias:
-                t["bias"] = normal(D, H, scale=0.1)
+                t["bias"] = normal(D, bias_rows(self.code) * H, scale=0.1)
             if K:
                 t["projection"] = projection()
         elif self.op == "sweep":
@@ -156,11 +177,13 @@ class Case:
             raise ValueError(f"Case: no op is named {self.op!r}")
         if self.has_h0:
             t["h0"] = normal(B, D, H)
+        if self.has_c0:
+            t["c0"] = normal(B, D, H)
         if self.has_mask:
             t["mask"] = torch.rand(B, N, generator=make) < 0.7
         if self.has_lengths:
             t["lengths"] = torch.randint(1, N + 1, (B,), generator=make)
-        if self.activation == "relu" and {"x", "u"} & set(t):
+        if CELLS[self.code] == "relu" and {"x", "u"} & set(t):
             self._redraw_kinks(t, normal, oracle)
         for name, value in t.items():
             if name in NOT_DIFFERENTIABLE:
@@ -234,9 +257,16 @@ class Case:
             call["activation"] = self.activation
         if self.op in ("spatial_rnn", "temporal_rnn"):
             call.setdefault("bias", None)
+        if self.cell != "elman":
+            call["cell"] = self.cell
+        if self.reduce is not None:
+            call["reduce"] = self.reduce
         if self.op == "temporal_rnn":
             call["bidirectional"] = self.D == 2
-        return partial(getattr(module, self.op), **call)
+        function = getattr(module, self.op)
+        if self.returns_carry:
+            return lambda: torch.stack(function(**call, return_carry=True))
+        return partial(function, **call)
 
     def run(self, module: ModuleType | Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """The output of `module`'s function of this name on `inputs`."""
@@ -374,16 +404,20 @@ def assert_close_to_reference(
     assert bool(actual.isfinite().all()), f"{what} has values that are not finite"
     if actual.numel() == 0:
         return
-    factor, floor = tolerance(actual.dtype, gradient=gradient)
-    exact = exact.to(actual.device)
-    error = (actual.double() - exact).abs().max().item()
-    allowed = (same_dtype.to(actual.device).double() - exact).abs().max().item()
-    scale = max(exact.abs().max().item(), torch.finfo(actual.dtype).tiny)
-    bound = slack * (factor * allowed + floor * scale)
+    error = (actual.double() - exact.to(actual.device)).abs().max().item()
+    bound = slack * error_bound(same_dtype, exact, gradient=gradient)
     assert error <= bound, (
-        f"{what} is {error:.3g} away from float64; at most {bound:.3g} is allowed "
-        f"({factor:g} x {allowed:.3g} of the {actual.dtype} reference, plus the floor)"
+        f"{what} is {error:.3g} away from float64; at most {bound:.3g} is allowed (some times the "
+        f"error of the {actual.dtype} reference, plus the floor; see tolerance)"
     )
+
+
+def error_bound(same_dtype: Tensor, exact: Tensor, *, gradient: bool = False) -> float:
+    """The largest error that `tolerance` leaves to a result, from both references."""
+    factor, floor = tolerance(same_dtype.dtype, gradient=gradient)
+    error = (same_dtype.double() - exact.to(same_dtype.device)).abs().max().item()
+    scale = max(exact.abs().max().item(), torch.finfo(same_dtype.dtype).tiny)
+    return factor * error + floor * scale
 
 
 @contextmanager
@@ -413,7 +447,7 @@ def assert_a_graph_keeps_to_tf32(case: Case, functions: Any, device: Any = "cpu"
         y = compiled()
         expected = case.results(functions, leaves)
     with tf32(False):
-        slopes = torch.autograd.grad(y, leaves.values(), case.output_gradient(y))
+        slopes = torch.autograd.grad(y, list(leaves.values()), case.output_gradient(y))
         again = compiled()
     assert torch.equal(y, expected["output"])
     assert torch.equal(exact, again) and not torch.equal(exact, y)
@@ -530,6 +564,53 @@ CONFORMANCE = (
     _time("chain-sigmoid", _chain(3), B=12, C=4, H=15, activation="sigmoid"),
     _time("chain-wide", _chain(4), B=2, C=130, H=129, activation="identity"),
     _time("chain-h264", _chain(3), B=2, C=9, H=264, activation="sigmoid", dtype=torch.bfloat16),
+    _space("gru-corner", _grid(3, 4), B=5, C=5, H=30, K=4, cell="gru"),
+    _space("gru-line-mask", _line(3, 5), B=4, C=7, H=17, cell="gru", has_mask=True),
+    _space(
+        "gru-sum-no-bias", _cross(3, 3), B=3, C=20, H=9, cell="gru", reduce="sum", has_bias=False
+    ),
+    _space("lstm-corner-mask", _grid(4, 4), B=6, C=5, H=16, K=3, cell="lstm", has_mask=True),
+    _space("lstm-holes", _grid(5, 6, mask=_holes()), B=3, C=33, H=31, cell="lstm"),
+    _space("lstm-sum", _diamond, B=13, C=4, H=5, cell="lstm", reduce="sum"),
+    _space("lstm-1x1-h1", _grid(1, 1), B=1, C=1, H=1, K=2, cell="lstm"),
+    _space("elman-mean", _grid(3, 5), B=3, C=4, H=18, activation="tanh", reduce="mean"),
+    _time("gru-t9", _chain(9), B=6, C=30, H=30, K=5, cell="gru", density=0.5),
+    _time("gru-lengths-h0", _chain(7), B=17, C=3, H=20, cell="gru", has_lengths=True, has_h0=True),
+    _time("gru-causal", _chain(6, bidirectional=False), B=1, C=65, H=64, cell="gru"),
+    _time("lstm-t9", _chain(9), B=6, C=30, H=30, K=5, cell="lstm"),
+    _time(
+        "lstm-states",
+        _chain(5),
+        B=3,
+        C=8,
+        H=33,
+        cell="lstm",
+        has_h0=True,
+        has_c0=True,
+        returns_carry=True,
+    ),
+    _time(
+        "lstm-lengths",
+        _chain(8),
+        B=15,
+        C=6,
+        H=20,
+        cell="lstm",
+        has_lengths=True,
+        has_h0=True,
+        has_c0=True,
+    ),
+    _time(
+        "lstm-carry-lengths",
+        _chain(4, bidirectional=False),
+        B=4,
+        C=130,
+        H=129,
+        cell="lstm",
+        has_lengths=True,
+        has_c0=True,
+        returns_carry=True,
+    ),
     _sweep("sweep-corner", _grid(4, 5), B=3, H=30),
     _sweep("sweep-mask-h0", _grid(3, 3), B=8, H=33, activation="tanh", has_mask=True, has_h0=True),
     _sweep("sweep-diamond", _diamond, B=2, H=1, activation="sigmoid", has_h0=True),
@@ -541,6 +622,9 @@ CONFORMANCE = (
     _project("project", _grid(3, 4), B=5, H=30, K=4, density=0.5),
     _project("project-h1", _chain(3), B=1, H=1, K=1),
 )
+
+#: What a backend without gated cells is held against.
+ELMAN_CASES = tuple(case for case in CONFORMANCE if not case.needs_cells)
 
 #: The sizes of the field. S: space, T: time. T4 is T2 with sequences of their own lengths.
 BENCHMARKS = (

@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils._python_dispatch import _disable_current_modes
 
 from strnn_kernels.montages import MONTAGES
+from strnn_kernels.parts import why_missing
 
 #: "compiled" or "python": which planner is in use; PLANNER_REASON tells why it is the slow one.
 PLANNER = "compiled"
@@ -38,7 +39,8 @@ try:
 except ImportError as error:
     from . import planner
 
-    PLANNER, PLANNER_REASON = "python", str(error)
+    is_missing = isinstance(error, ModuleNotFoundError)
+    PLANNER, PLANNER_REASON = "python", why_missing("_planner") if is_missing else str(error)
 
 Ints = NDArray[np.int32]
 
@@ -91,7 +93,7 @@ class SweepProgram:
     pred_slot: Ints
     pred_node: Ints
     _joined: Ints
-    _tables: dict[torch.device, torch.Tensor] = field(default_factory=dict)
+    _tables: dict[torch.device | str, torch.Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -390,7 +392,9 @@ class Topology:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.pred_ptr.shape, zlib.crc32(self.pred_ptr), zlib.crc32(self.pred)))
+        return hash(
+            (self.pred_ptr.shape, zlib.crc32(self.pred_ptr.data), zlib.crc32(self.pred.data))
+        )
 
     def __repr__(self) -> str:
         return (
@@ -616,7 +620,8 @@ def _read_dag(predecessors: Any) -> tuple[Ints, Ints]:
     if not lists or not lists[0]:
         raise ValueError("Topology.dag: the graph needs a direction and a node, got an empty one")
     num_nodes = len(lists[0])
-    pred_ptr, pred = [], []
+    pred_ptr: list[list[int]] = []
+    pred: list[int] = []
     for d, direction in enumerate(lists):
         if len(direction) != num_nodes:
             raise ValueError(

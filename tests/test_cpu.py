@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import strnn_kernels as sk
+from strnn_kernels.backends import native
 from strnn_kernels.notation import CELLS
 from strnn_kernels.registration import topology_tables
 from strnn_kernels.testing import Case, Expected, sweep_arguments, sweep_backward_arguments
@@ -48,7 +49,7 @@ def fingerprints():
     return {}
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", native.cpu_capabilities().split(", "))
 def test_instruction_set(capability, run_python, fingerprints):
     """The conformance table and the numerics of this file, in a process that is held to one set."""
     here = Path(__file__).parent
@@ -75,7 +76,7 @@ def test_an_unknown_instruction_set(run_python):
     done = run_python(code, STRNN_CPU_CAPABILITY="AVX2")  # names are in lower case
     assert done.returncode == 0, done.stderr[-2000:]
     assert "STRNN_CPU_CAPABILITY must be one of" in done.stdout
-    assert all(name in done.stdout for name in ("baseline", "got AVX2"))
+    assert all(name in done.stdout for name in (native.cpu_capabilities(), "got AVX2"))
 
 
 # Widths, dtypes, shapes

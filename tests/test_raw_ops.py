@@ -15,6 +15,7 @@ from strnn_kernels.testing import (
     calls_without_memory,
     find,
     sweep_arguments,
+    sweep_backward_arguments,
     with_odd_bytes,
     with_shared_slots,
 )
@@ -130,8 +131,10 @@ def test_too_few_dimensions_are_named(name):
         "projection": torch.randn(4, 2, 6),
     }
     sweep(**right)
-    for wrong in (right[name][0, 0], torch.tensor(1.0), right[name][None]):
-        with pytest.raises(RuntimeError, match=rf"strnn_cpu: {name} must (have 3 dim|be)"):
+    # Of w_hh one matrix is a list of one direction.
+    wrongs = [right[name][0, 0], torch.tensor(1.0), right[name][None]]
+    for wrong in wrongs if name == "w_hh" else [right[name][0], *wrongs]:
+        with pytest.raises(RuntimeError, match=rf"{name} (must|has).*(dimensions|got|shape)"):
             sweep(**right | {name: wrong})
 
 
@@ -152,12 +155,13 @@ def test_empty_sums_are_zero():
         torch.ones(2, 4, 3, 0), torch.ones(2, 6, 4, 0), torch.ones(4, 3, 6)
     )
     assert dweight.shape == (4, 3, 6) and not dweight.any()
-    _, reversed_program, sizes = program_of(sk.Topology.grid(2, 3))
     empty, w = torch.ones(2, 6, 4, 0), torch.ones(4, 0, 0)
+    tables = program_of(sk.Topology.grid(2, 3))
     *_, dprojection = ops.sweep_bwd(
-        empty, None, None, None, None, empty, empty, empty, [], [], [w], None, None, None, None,
-        torch.ones(4, 3, 6), reversed_program, sizes, 1, False, True,
-    )  # fmt: skip
+        *sweep_backward_arguments(
+            empty, empty, w, tables, 1, dh=empty, projection=torch.ones(4, 3, 6)
+        )
+    )
     assert dprojection.shape == (4, 3, 6) and not dprojection.any()
 
 

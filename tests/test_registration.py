@@ -120,15 +120,15 @@ def test_the_composed_derivative_equals_the_fused_one(name, t, gradients):
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_second_order_on_a_topology_unlike_its_reverse(turned, randn, gradients):
-    """Roots all at once, leaves one by one: one program needs more slots than the reversed one."""
-    comb = sk.Topology.dag([[[], [], [], [], [0, 1], [2, 4], [3, 5]]])
-    _, _, sizes = topology_tables(comb, torch.device("cpu"), "levels")
+    """One node into five: one program needs more slots than that of the reversed topology."""
+    star = sk.Topology.dag([[[], [], [0], [0], [0], [0], [0]]])
+    _, _, sizes = topology_tables(star, torch.device("cpu"), "levels")
     assert sizes[1] != sizes[3]
-    comb = comb.reversed() if turned else comb
+    star = star.reversed() if turned else star
     u, gate, w = randn(3, 7, 1, 4), randn(3, 7, 1, 4), randn(1, 4, 4, scale=0.3)
     for call in (
-        lambda m: m.sweep(u, w, comb, activation="tanh"),
-        lambda m: m.gated_sweep(u, gate, w, comb),
+        lambda m: m.sweep(u, w, star, activation="tanh"),
+        lambda m: m.gated_sweep(u, gate, w, star),
     ):
         found = []
         for module in (sk, sk.reference):
@@ -287,23 +287,31 @@ def test_func_hessian_by_reverse_mode(t):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_forward_mode_is_refused(name, t):
-    """Never a silent zero tangent."""
+def test_forward_mode_is_that_of_the_reference(name, t):
     f, inputs = calls(t)[name]
     plain = tuple(v.detach() for v in inputs)
-    with pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"):
-        torch.func.jvp(f, plain, plain)
-    with (
-        forward_ad.dual_level(),
-        pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"),
-    ):
-        f(*(forward_ad.make_dual(v, v) for v in plain))
-    with (
-        torch.no_grad(),
-        forward_ad.dual_level(),
-        pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"),
-    ):
-        f(*(forward_ad.make_dual(v, v) for v in plain))
+    tangents = tuple(torch.randn_like(v) for v in plain)
+    y, actual = torch.func.jvp(f, plain, tangents)
+    with sk.use_backend("reference"):
+        expected_y, expected = torch.func.jvp(f, plain, tangents)
+    torch.testing.assert_close(y, expected_y)
+    torch.testing.assert_close(actual, expected)
+    for grad_mode in (True, False):
+        with torch.set_grad_enabled(grad_mode), forward_ad.dual_level():
+            dual = f(*(forward_ad.make_dual(v, t) for v, t in zip(plain, tangents, strict=True)))
+            torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_forward_over_reverse_is_reverse_over_reverse(name, t):
+    f, inputs = calls(t)[name]
+    plain = tuple(v.detach() for v in inputs)
+    tangents = tuple(torch.randn_like(v) for v in plain)
+    gradient = torch.func.grad(lambda *a: f(*a).tanh().sum(), tuple(range(len(plain))))
+    actual = torch.func.jvp(gradient, plain, tangents)[1]
+    _, pull = torch.func.vjp(gradient, *plain)
+    expected = pull(tangents)  # the Hessian is symmetric
+    torch.testing.assert_close(actual, expected)
 
 
 # Compilers

@@ -2,6 +2,8 @@
 // kernels once for that set; dispatch.cpp chooses among them at run time. No kernel is compiled for
 // the machine that builds the package.
 #pragma once
+#include <string>
+
 #include "../common/dtype.h"
 #include "../common/sparse_projection.h"
 #include "../common/sweep.h"
@@ -23,14 +25,21 @@ struct Capability {
                                      ParallelFor);
 };
 
+#if defined(__aarch64__)
+extern const Capability kNeon;
+#else
 extern const Capability kBaseline;
+#endif
 #if defined(__x86_64__)
 extern const Capability kAvx2;
 extern const Capability kAvx512;
 #endif
 
-// The widest set that this machine has, or the one that STRNN_CPU_CAPABILITY (baseline, avx2,
-// avx512) names. Throws std::runtime_error if the name is unknown or the machine lacks it.
+// The widest set that this machine has, or the one that STRNN_CPU_CAPABILITY names. Throws
+// std::runtime_error if the name is unknown or the machine lacks it.
 const Capability& capability();
+
+// The names of all that were compiled, the widest first: "avx512, avx2, baseline".
+std::string capabilities();
 
 }  // namespace strnn::cpu

@@ -1,7 +1,7 @@
 #include "prelude.h"
 
 #if defined(__x86_64__)
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+STRNN_BEGIN_TARGET("avx2,fma,f16c,bmi,bmi2")
 
 #define STRNN_CAPABILITY avx2
 #define STRNN_VEC_BYTES 32
@@ -15,4 +15,6 @@ const Capability kAvx2{"avx2",
                        avx2::sparse_projection,
                        avx2::sparse_projection_backward};
 }  // namespace strnn::cpu
+
+STRNN_END_TARGET
 #endif

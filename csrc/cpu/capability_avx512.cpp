@@ -1,7 +1,7 @@
 #include "prelude.h"
 
 #if defined(__x86_64__)
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2")
+STRNN_BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2")
 
 #define STRNN_CAPABILITY avx512
 #define STRNN_VEC_BYTES 64
@@ -15,4 +15,6 @@ const Capability kAvx512{"avx512",
                          avx512::sparse_projection,
                          avx512::sparse_projection_backward};
 }  // namespace strnn::cpu
+
+STRNN_END_TARGET
 #endif

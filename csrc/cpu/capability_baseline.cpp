@@ -1,5 +1,6 @@
 #include "prelude.h"
 
+#if !defined(__aarch64__)  // all of those have what capability_neon.cpp needs
 #define STRNN_CAPABILITY baseline
 #define STRNN_VEC_BYTES 16
 #include "kernels.h"
@@ -12,3 +13,4 @@ const Capability kBaseline{"baseline",
                            baseline::sparse_projection,
                            baseline::sparse_projection_backward};
 }  // namespace strnn::cpu
+#endif

@@ -2,39 +2,58 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "capability.h"
 
 namespace strnn::cpu {
 namespace {
 
+#if defined(__x86_64__)
+// clang 14 does not know this one to __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
 struct Candidate {
   const Capability* capability;
   bool is_supported;
 };
 
-const Capability& choose() {
-  // Widest first.
-  const Candidate candidates[] = {
+// Widest first.
+std::vector<Candidate> candidates() {
+  return {
 #if defined(__x86_64__)
       {&kAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
-      {&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                   __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2")},
+      {&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() &&
+                   __builtin_cpu_supports("bmi2")},
 #endif
+#if defined(__aarch64__)
+      {&kNeon, true},
+#else
       {&kBaseline, true},
+#endif
   };
+}
+
+const Capability& choose() {
   const char* forced = std::getenv("STRNN_CPU_CAPABILITY");
   const std::string name = forced ? forced : "";
-  std::string known;
-  for (const Candidate& c : candidates) {
+  for (const Candidate& c : candidates()) {
     if (name.empty() ? c.is_supported : name == c.capability->name) {
       if (c.is_supported) return *c.capability;
       throw std::runtime_error("STRNN_CPU_CAPABILITY=" + name + ": this machine does not have it");
     }
-    known += std::string(known.empty() ? "" : ", ") + c.capability->name;
   }
-  throw std::runtime_error("STRNN_CPU_CAPABILITY must be one of " + known + ", got " + name);
+  throw std::runtime_error("STRNN_CPU_CAPABILITY must be one of " + capabilities() + ", got " +
+                           name);
 }
 
 }  // namespace
@@ -42,6 +61,13 @@ const Capability& choose() {
 const Capability& capability() {
   static const Capability& chosen = choose();
   return chosen;
+}
+
+std::string capabilities() {
+  std::string names;
+  for (const Candidate& c : candidates())
+    names += (names.empty() ? "" : ", ") + std::string(c.capability->name);
+  return names;
 }
 
 }  // namespace strnn::cpu

@@ -12,12 +12,14 @@
 // gradient over many chunks) is a sum of short ones and loses little to rounding.
 //
 // One micro-kernel keeps a tile of MR x NV registers: on AVX-512, 14 x 2 accumulators + 2 of B + 1
-// of A of 32; on 16-register machines 6 x 2 + 2 + 1. Rows are divided evenly over the tiles, so no
-// tile is small. A processor that splits wide registers in two does half a register in half the
-// time.
+// of A of 32; on NEON 8 x 2 + 2 + 8 of A, whose lanes are factors of a product; on 16-register
+// machines 6 x 2 + 2 + 1. Rows are divided evenly over the tiles, so no tile is small. A processor
+// that splits wide registers in two does half a register in half the time.
 
 #if STRNN_VEC_BYTES == 64
 constexpr int kMaxTileRows = 14;
+#elif defined(__aarch64__)
+constexpr int kMaxTileRows = 8;
 #else
 constexpr int kMaxTileRows = 6;
 #endif
@@ -56,21 +58,71 @@ struct Gemm {
   Product<T> second = {};
 };
 
+#if defined(__aarch64__)
+// acc + a[kLane] * b.
+template <int kLane>
+STRNN_INLINE Vec<float> add_lane(Vec<float> acc, Vec<float> a, Vec<float> b) {
+  return vfmaq_laneq_f32(acc, b, a, kLane);
+}
+template <int kLane>
+STRNN_INLINE Vec<double> add_lane(Vec<double> acc, Vec<double> a, Vec<double> b) {
+  return vfmaq_laneq_f64(acc, b, a, kLane);
+}
+
+// acc[i] += a[i][kLane] * b for each row.
+template <int kLane, typename T, int MR, int NV>
+STRNN_INLINE void add_lanes(const T* b, const Vec<T> (&a)[MR], Vec<T> (&acc)[MR][NV]) {
+#pragma GCC unroll 2
+  for (int v = 0; v < NV; ++v) {
+    const Vec<T> bv = load(b + v * kLanes<T>);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) acc[i][v] = add_lane<kLane>(acc[i][v], a[i], bv);
+  }
+}
+
+// The terms of acc += A B that fill registers of A, whose rows lie in one piece: a load of A serves
+// as many terms as it has lanes. Returns their number.
+template <typename T, int MR, int NV>
+STRNN_INLINE int64_t add_product_by_lanes(const Product<T>& p, int64_t m, int64_t panel,
+                                          Vec<T> (&acc)[MR][NV]) {
+  const T *a = p.a + m * p.row_step, *b = p.b + panel * p.panel_step;
+  const int64_t row_step = p.row_step, ldb = p.ldb;
+  int64_t k = 0;
+  for (; k + kLanes<T> <= p.K; k += kLanes<T>, b += kLanes<T> * ldb) {
+    Vec<T> terms[MR];
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) terms[i] = load(a + i * row_step + k);
+    add_lanes<0>(b, terms, acc);
+    add_lanes<1>(b + ldb, terms, acc);
+    if constexpr (kLanes<T> == 4) {
+      add_lanes<2>(b + 2 * ldb, terms, acc);
+      add_lanes<3>(b + 3 * ldb, terms, acc);
+    }
+  }
+  return k;
+}
+#endif
+
 // acc += A B for a tile.
 template <typename T, typename V, int MR, int NV>
 STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel, V (&acc)[MR][NV]) {
   constexpr int kWidth = sizeof(V) / sizeof(T);
+  int64_t first = 0;
+#if defined(__aarch64__)
+  if constexpr (std::is_same_v<V, Vec<T>>)
+    if (p.k_step == 1) first = add_product_by_lanes(p, m, panel, acc);
+#endif
   // Three rows per base pointer: x86 addresses base, base + step and base + 2 * step without
   // arithmetic, so 14 rows need five moving pointers instead of fourteen.
   const T* base[(MR + 2) / 3];
 #pragma GCC unroll 8
   for (int g = 0; g < (MR + 2) / 3; ++g) {
-    base[g] = p.a + (m + 3 * g) * p.row_step;
+    base[g] = p.a + (m + 3 * g) * p.row_step + first * p.k_step;
     asm("" : "+r"(base[g]));
   }
-  const T* b = p.b + panel * p.panel_step;
+  const T* b = p.b + panel * p.panel_step + first * p.ldb;
   const int64_t row_step = p.row_step, k_step = p.k_step, ldb = p.ldb;
-  for (int64_t k = 0; k < p.K; ++k) {
+  for (int64_t k = first; k < p.K; ++k) {
     V bv[NV];
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) bv[v] = load<T, V>(b + v * kWidth);

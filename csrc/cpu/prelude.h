@@ -12,9 +12,24 @@
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "capability.h"
+
+// Functions from STRNN_BEGIN_TARGET to STRNN_END_TARGET, the end of the file, are compiled for
+// these features of the processor. g++ instantiates templates after the last line and must not
+// leave the target before.
+#define STRNN_PRAGMA(...) _Pragma(#__VA_ARGS__)
+#if defined(__clang__)
+#define STRNN_BEGIN_TARGET(features) \
+  STRNN_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define STRNN_END_TARGET STRNN_PRAGMA(clang attribute pop)
+#else
+#define STRNN_BEGIN_TARGET(features) STRNN_PRAGMA(GCC target(features))
+#define STRNN_END_TARGET
+#endif
 
 #define STRNN_INLINE inline __attribute__((always_inline))
 #define STRNN_NOINLINE __attribute__((noinline))
@@ -27,22 +42,25 @@ class ThreadBlock {
   ThreadBlock() = default;
   ThreadBlock(const ThreadBlock&) = delete;
   ThreadBlock& operator=(const ThreadBlock&) = delete;
-  ~ThreadBlock() { std::free(memory_); }
+  ~ThreadBlock() { release(); }
 
   char* at_least(int64_t bytes) {
     if (bytes > size_ || !memory_) {
-      std::free(memory_);
-      memory_ = nullptr, size_ = 0;
-      const int64_t rounded = (std::max<int64_t>(bytes, 1) + kPage - 1) / kPage * kPage;
-      memory_ = static_cast<char*>(std::aligned_alloc(kPage, rounded));
-      if (!memory_) throw std::bad_alloc();
-      size_ = rounded;
+      release();
+      memory_ = static_cast<char*>(::operator new(bytes, kPage));
+      size_ = bytes;
     }
     return memory_;
   }
 
  private:
-  static constexpr int64_t kPage = 4096;
+  static constexpr std::align_val_t kPage{4096};
+
+  void release() {
+    ::operator delete(memory_, kPage);
+    memory_ = nullptr, size_ = 0;
+  }
+
   char* memory_ = nullptr;
   int64_t size_ = 0;
 };

@@ -72,22 +72,16 @@ STRNN_INLINE double lane_sum(Vec<double> v) {
   return sum;
 }
 
-// Conversion of n <= kLanes stored values to and from a register; lanes past n read as zero.
-// Storage is float, double, BFloat16 or Half (common/dtype.h); the register is float or double.
-
-template <typename S, typename T>
-STRNN_INLINE Vec<T> load_partial(const S* p, int64_t n) {
-  T buffer[kLanes<T>] = {};
-  for (int64_t i = 0; i < n; ++i) buffer[i] = to_acc(p[i]);
-  return load<T>(buffer);
-}
-
-template <typename S, typename T>
-STRNN_INLINE void store_partial(S* p, int64_t n, Vec<T> v) {
-  for (int64_t i = 0; i < n; ++i) p[i] = from_acc<S>(v[i]);
-}
+// Conversion of stored values, float, double, BFloat16 or Half (common/dtype.h), to and from a
+// register of float or double: load_as and store_as of a whole register, load_partial and
+// store_partial of n <= kLanes values; lanes past n read as zero.
 
 #if STRNN_VEC_BYTES == 64
+template <typename S, typename T>
+Vec<T> load_partial(const S* p, int64_t n);
+template <typename S, typename T>
+void store_partial(S* p, int64_t n, Vec<T> v);
+
 template <>
 STRNN_INLINE Vec<float> load_partial<float, float>(const float* p, int64_t n) {
   return (Vec<float>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1u), p);
@@ -130,21 +124,6 @@ STRNN_INLINE void store_partial<Half, float>(Half* p, int64_t n, Vec<float> v) {
   const __m256i packed = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1u), packed);
 }
-#elif STRNN_VEC_BYTES == 32
-STRNN_INLINE __m256i first_lanes_32(int64_t n) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-template <>
-STRNN_INLINE Vec<float> load_partial<float, float>(const float* p, int64_t n) {
-  return (Vec<float>)_mm256_maskload_ps(p, first_lanes_32(n));
-}
-template <>
-STRNN_INLINE void store_partial<float, float>(float* p, int64_t n, Vec<float> v) {
-  _mm256_maskstore_ps(p, first_lanes_32(n), (__m256)v);
-}
-#endif
-
-// Whole registers of a storage type; plain loads and stores where storage is the computing type.
 
 template <typename S, typename T>
 STRNN_INLINE Vec<T> load_as(const S* p) {
@@ -161,6 +140,95 @@ STRNN_INLINE void store_as(S* p, Vec<T> v) {
   else
     store_partial<S, T>(p, kLanes<T>, v);
 }
+#else
+typedef uint16_t Narrow __attribute__((vector_size(kVecBytes / 2)));
+typedef uint32_t Wide __attribute__((vector_size(kVecBytes)));
+
+STRNN_INLINE Vec<float> widen(const BFloat16* p) {
+  return (Vec<float>)(__builtin_convertvector(load<uint16_t, Narrow>(&p->bits), Wide) << 16);
+}
+STRNN_INLINE void narrow(BFloat16* p, Vec<float> v) {
+  // Round to nearest even in integer arithmetic; a NaN keeps its sign and becomes quiet.
+  const Wide bits = (Wide)v, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const Wide is_nan = (Wide)(v != v);
+  store(&p->bits,
+        __builtin_convertvector((rounded & ~is_nan) | ((bits >> 16 | 0x40) & is_nan), Narrow));
+}
+
+#if STRNN_VEC_BYTES == 32
+STRNN_INLINE Vec<float> widen(const Half* p) {
+  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+}
+STRNN_INLINE void narrow(Half* p, Vec<float> v) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__aarch64__)
+STRNN_INLINE Vec<float> widen(const Half* p) {
+  return (Vec<float>)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
+}
+STRNN_INLINE void narrow(Half* p, Vec<float> v) {
+  vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
+}
+#else
+STRNN_INLINE Vec<float> widen(const Half* p) {
+  Vec<float> v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_acc(p[i]);
+  return v;
+}
+STRNN_INLINE void narrow(Half* p, Vec<float> v) {
+  for (int i = 0; i < kLanes<float>; ++i) p[i] = from_acc<Half>(v[i]);
+}
+#endif
+
+template <typename S, typename T>
+STRNN_INLINE Vec<T> load_as(const S* p) {
+  if constexpr (std::is_same_v<S, T>)
+    return load<T>(p);
+  else
+    return widen(p);
+}
+
+template <typename S, typename T>
+STRNN_INLINE void store_as(S* p, Vec<T> v) {
+  if constexpr (std::is_same_v<S, T>)
+    store<T>(p, v);
+  else
+    narrow(p, v);
+}
+
+// A test for each lane instead of a loop of n, which the compilers take for a memcpy and call.
+template <typename S, typename T>
+STRNN_INLINE Vec<T> load_partial(const S* p, int64_t n) {
+  S buffer[kLanes<T>] = {};
+#pragma GCC unroll 8
+  for (int i = 0; i < kLanes<T>; ++i)
+    if (i < n) buffer[i] = p[i];
+  return load_as<S, T>(buffer);
+}
+
+template <typename S, typename T>
+STRNN_INLINE void store_partial(S* p, int64_t n, Vec<T> v) {
+  S buffer[kLanes<T>];
+  store_as<S, T>(buffer, v);
+#pragma GCC unroll 8
+  for (int i = 0; i < kLanes<T>; ++i)
+    if (i < n) p[i] = buffer[i];
+}
+
+#if STRNN_VEC_BYTES == 32
+STRNN_INLINE __m256i first_lanes_32(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+template <>
+STRNN_INLINE Vec<float> load_partial<float, float>(const float* p, int64_t n) {
+  return (Vec<float>)_mm256_maskload_ps(p, first_lanes_32(n));
+}
+template <>
+STRNN_INLINE void store_partial<float, float>(float* p, int64_t n, Vec<float> v) {
+  _mm256_maskstore_ps(p, first_lanes_32(n), (__m256)v);
+}
+#endif
+#endif
 
 // The first `lanes` of a register, of which there may be as many as it has.
 template <typename S, typename T>

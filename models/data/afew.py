@@ -7,11 +7,13 @@ ways, so the order is always named by the caller.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from strnn_models.data.frames import Clip, list_frames
-from strnn_models.data.records import DataError, Records, folder, text_lines
+from strnn_models.data.records import DataError, Records, folder, listed, nothing, text_lines
+from strnn_models.files import shown
 
 #: name of an order -> the emotions in it
 ORDERS = {
@@ -50,15 +52,15 @@ def read_afew(
     seen: set[str] = set()
     for source, record, video, emotion in found:
         with clips.guard():
+            if not os.path.isdir(root / video):  # a name may be too long for any
+                raise DataError(source, record, f"{root} has no folder {shown(video)}")
             if video in seen:
                 raise DataError(source, record, f"{video} is there twice")
             seen.add(video)
-            if not (root / video).is_dir():
-                raise DataError(source, record, f"no folder {root / video}")
             frames = list_frames(root / video, decode=skip_bad)
             clips.append(Clip(video, video, frames, names.index(emotion)))
     if not clips and not clips.skipped:
-        raise DataError(root, None, f"has no clips in folders {', '.join(names)}")
+        nothing(root, f"has no clips in folders {', '.join(names)}")
     return clips
 
 
@@ -81,12 +83,16 @@ def label_order(order: str | Sequence[str]) -> tuple[str, ...]:
 def _folders(
     root: Path, names: Sequence[str], clips: Records
 ) -> Iterator[tuple[Path, str | None, str, str]]:
-    for place in sorted(path for path in root.iterdir() if path.is_dir()):
+    for place in _folders_of(root):
         with clips.guard():
             if place.name not in names:
                 raise DataError(place, None, f"must be named after one of {', '.join(names)}")
-            for video in sorted(path for path in place.iterdir() if path.is_dir()):
+            for video in _folders_of(place):
                 yield video, None, f"{place.name}/{video.name}", place.name
+
+
+def _folders_of(place: Path) -> list[Path]:
+    return [path for path in listed(place) if os.path.isdir(path)]
 
 
 def _listed(
@@ -94,14 +100,14 @@ def _listed(
 ) -> Iterator[tuple[Path, str | None, str, str]]:
     for n, line in enumerate(text_lines(path), start=1):
         with clips.guard():
-            words = line.split()
+            words = line.split(maxsplit=2)
             if len(words) != 2 or words[0].count("/") != 1 or ".." in words[0]:
-                reason = f"must be <emotion>/<video> <emotion>, got {line.strip()!r}"
+                reason = f"must be <emotion>/<video> <emotion>, got {shown(line.strip())}"
                 raise DataError(path, f"line {n}", reason)
             video, emotion = words
             if emotion not in names:
-                reason = f"emotion must be one of {', '.join(names)}, got {emotion!r}"
+                reason = f"emotion must be one of {', '.join(names)}, got {shown(emotion)}"
                 raise DataError(path, f"line {n}", reason)
             if video.split("/")[0] != emotion:
-                raise DataError(path, f"line {n}", f"{video} is labelled {emotion}")
+                raise DataError(path, f"line {n}", f"{shown(video)} is labelled {emotion}")
             yield path, f"line {n}", video, emotion

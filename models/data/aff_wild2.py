@@ -1,34 +1,60 @@
 """Aff-Wild2: a text file for each video, a line for each frame, some to be ignored.
 
-``<root>/VA_Set/Train_Set/<video>.txt`` (also VA_Estimation_Challenge and so on) and, for the
-frames, ``cropped_aligned/<video>/00001.jpg``: frame k belongs to the k-th line after the header.
-Frames in which no face was found are missing: that is how the data set is.
+``<root>/VA_Set/Train_Set/<video>.txt`` and, for the frames, ``cropped_aligned/<video>/00001.jpg``:
+frame k belongs to the k-th line after the header. Frames in which no face was found are missing:
+that is how the data set is. The annotations came anew with each ABAW challenge: VA_Set,
+Expression_Set or EXPR_Set and AU_Set with Training_Set or Train_Set in 2020 (eight action units)
+and 2021; VA_Estimation_Challenge, EXPR_Classification_Challenge and AU_Detection_Challenge from
+2022 on (also EXPR_Recognition_Challenge, from 2024 on), with an eighth expression.
 """
 
 from __future__ import annotations
 
+import os
+from array import array
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from strnn_models.data.frames import list_frames
-from strnn_models.data.records import DataError, Records, first_folder, folder, number, text_lines
+from strnn_models.data.frames import frame_number, list_frames
+from strnn_models.data.records import (
+    DataError,
+    Records,
+    columns,
+    first_folder,
+    folder,
+    listed,
+    nothing,
+    number,
+    text_lines,
+)
 from strnn_models.data.traces import Trace
+from strnn_models.files import shown
 
 FOLDERS = {
     "VA": ("VA_Set", "VA_Estimation_Challenge"),
-    "EXPR": ("EXPR_Set", "EXPR_Recognition_Challenge"),
+    "EXPR": (
+        *("EXPR_Set", "Expression_Set"),
+        *("EXPR_Classification_Challenge", "EXPR_Recognition_Challenge"),
+    ),
     "AU": ("AU_Set", "AU_Detection_Challenge"),
+}
+#: part -> the names of its folder
+PARTS = {
+    "Train_Set": ("Train_Set", "Training_Set"),
+    "Validation_Set": ("Validation_Set",),
 }
 EXPRESSIONS = ("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Other")
 ACTION_UNITS = tuple(f"AU{n}" for n in (1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26))
+#: Those of 2020.
+ACTION_UNITS_2020 = tuple(f"AU{n}" for n in (1, 2, 4, 6, 12, 15, 20, 25))
 #: annotation -> the value of a frame that nobody could annotate
 IGNORE = {"VA": -5, "EXPR": -1, "AU": -1}
 _HEADERS = {
     "VA": (("valence", "arousal"),),
     "EXPR": (EXPRESSIONS, EXPRESSIONS[:7]),
-    "AU": (ACTION_UNITS,),
+    "AU": (ACTION_UNITS, ACTION_UNITS_2020),
 }
 
 
@@ -36,8 +62,8 @@ _HEADERS = {
 class Annotation:
     """One file.
 
-    `values`: (T, 2) float32 for VA, int64 (T,) for EXPR and (T, 12) for AU. `valid` is False at
-    frames to ignore. `header` has the names of the columns or of the classes.
+    `values`: (T, 2) float32 for VA, int64 (T,) for EXPR and (T, 12 or 8) for AU. `valid` is False
+    at frames to ignore. `header` has the names of the columns or of the classes.
     """
 
     name: str
@@ -54,7 +80,7 @@ def read_annotations(
     """The annotation files of one part.
 
     Args:
-        root: the folder that has VA_Set (or VA_Estimation_Challenge) and so on.
+        root: the folder that has VA_Set and so on, see `FOLDERS`.
         kind: "VA", "EXPR" or "AU".
         part: "Train_Set" or "Validation_Set".
         skip_bad: leave out what is damaged and list it in `.skipped`.
@@ -65,11 +91,12 @@ def read_annotations(
     """
     if kind not in FOLDERS:
         raise ValueError(f"read_annotations: kind must be VA, EXPR or AU, got {kind!r}")
-    place = folder(first_folder(root, *FOLDERS[kind]) / part)
+    place = first_folder(root, *FOLDERS[kind])
+    place = first_folder(place, *PARTS[part]) if part in PARTS else folder(place / part)
     found = Records[Annotation](skip_bad)
-    paths = sorted(place.glob("*.txt"))
+    paths = listed(place, end=".txt")
     if not paths:
-        raise DataError(place, None, "has no files *.txt")
+        nothing(place, "has no files *.txt")
     for path in paths:
         with found.guard():
             found.append(read_file(path, kind))
@@ -83,23 +110,20 @@ def read_file(path: Path, kind: str) -> Annotation:
         DataError: the header is not that of the kind, or a line is damaged or out of range.
     """
     lines = text_lines(path)
-    header = tuple(word.strip() for word in lines[0].split(","))
+    header = tuple(word.strip() for word in lines[0].split(",", len(ACTION_UNITS)))
     if header not in _HEADERS[kind]:
-        reason = f"must be {','.join(_HEADERS[kind][0])} ({kind}), got {lines[0].strip()!r}"
+        reason = f"must be {','.join(_HEADERS[kind][0])} ({kind}), got {shown(lines[0])}"
         raise DataError(path, "line 1", reason)
     width = 1 if kind == "EXPR" else len(header)
-    rows = []
+    cells = array("d")
     for n, line in enumerate(lines[1:], start=2):
-        cells = line.split(",")
-        if len(cells) != width:
-            raise DataError(path, f"line {n}", f"must have {width} values, got {len(cells)}")
-        row = [number(path, f"line {n}", cell) for cell in cells]
-        for value in row:
+        for cell in columns(path, f"line {n}", line, ",", width, "values"):
+            value = number(path, f"line {n}", cell)
             _check_range(path, n, value, kind, len(header))
-        rows.append(row)
-    if not rows:
+            cells.append(value)
+    if not cells:
         raise DataError(path, None, "has a header but no frames")
-    values = np.array(rows)
+    values = np.array(cells).reshape(-1, width)
     valid = (values != IGNORE[kind]).all(axis=1)
     if kind == "VA":
         values = np.where(valid[:, None], values, 0).astype(np.float32)
@@ -129,7 +153,7 @@ def read_aff_wild2(
 
     Raises:
         DataError: as `read_annotations`; a video has no folder of frames, or frames past its last
-            line, or its two files differ in length.
+            line, or its two files differ in length, or files have other action units.
         ValueError: unknown kind.
     """
     if kind not in (*FOLDERS, "VA+EXPR"):
@@ -141,7 +165,7 @@ def read_aff_wild2(
         traces.skipped += annotations.skipped
         for annotation in annotations:
             videos.setdefault(annotation.name, []).append(annotation)
-    headers = [a.header for video in videos.values() for a in video if a.kind == "EXPR"]
+    headers = [a.header for video in videos.values() for a in video if a.kind in ("EXPR", "AU")]
     for name, found in sorted(videos.items()):
         with traces.guard():
             trace = _trace(name, kind, found, max(headers, key=len, default=()))
@@ -152,15 +176,21 @@ def read_aff_wild2(
 
 
 def _trace(name: str, kind: str, found: list[Annotation], classes: tuple[str, ...]) -> Trace:
-    """One video's annotations together; what it lacks is not valid."""
+    """One video's annotations together; what it lacks is not valid.
+
+    `classes`: the longest header of expressions, or of action units, among the videos.
+    """
     lengths = {annotation.kind: len(annotation.valid) for annotation in found}
     T = len(found[0].valid)
     if len(set(lengths.values())) > 1:
         lines = " and ".join(f"{length} ({kind})" for kind, length in lengths.items())
         raise DataError(found[-1].file, None, f"must have as many frames, got {lines}")
-    width = {"VA": 2, "AU": len(ACTION_UNITS), "EXPR": 0, "VA+EXPR": 2}[kind]
+    if kind == "AU" and found[0].header != classes:
+        reason = f"must have the {len(classes)} action units of other files, got {found[0].header}"
+        raise DataError(found[0].file, "line 1", reason)
+    width = {"VA": 2, "AU": len(classes), "EXPR": 0, "VA+EXPR": 2}[kind]
     values, valid = np.zeros((T, width), np.float32), np.zeros(T, bool)
-    labels = np.full(T, -1) if classes else None
+    labels, classes = (None, ()) if kind == "AU" or not classes else (np.full(T, -1), classes)
     for annotation in found:
         if annotation.kind == "EXPR":
             labels = annotation.values
@@ -172,15 +202,16 @@ def _trace(name: str, kind: str, found: list[Annotation], classes: tuple[str, ..
 
 def attach_frames(trace: Trace, place: Path, records: Records) -> Trace:
     """The trace with the image of each step; steps without one are not valid."""
-    if not place.is_dir():
+    if not os.path.isdir(place):
         raise DataError(place, None, f"no folder of frames for {trace.name}")
     frames: list[Path | None] = [None] * len(trace.values)
     for path in list_frames(place, decode=records.skip_bad):
         with records.guard():
-            if not path.stem.isdigit() or not 1 <= int(path.stem) <= len(frames):
+            number = frame_number(path)
+            if path.stem.strip("0123456789") or not 1 <= number <= len(frames):
                 reason = f"no annotation: {trace.name} has frames 1 to {len(frames)}"
                 raise DataError(path, None, reason)
-            frames[int(path.stem) - 1] = path
+            frames[number - 1] = path
     seen = np.array([frame is not None for frame in frames])
     labels = trace.labels if trace.labels is None else np.where(seen, trace.labels, -1)
     return replace(trace, frames=tuple(frames), valid=trace.valid & seen, labels=labels)

@@ -7,12 +7,23 @@ A sequence without a label file has no label: that is how the data set is, not a
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from strnn_models.data.frames import Clip, list_frames
-from strnn_models.data.records import DataError, Records, first_folder, number, text_lines
+from strnn_models.data.records import (
+    DataError,
+    Records,
+    first_folder,
+    listed,
+    nothing,
+    number,
+    text_lines,
+)
+from strnn_models.files import shown
 
 #: label in the files -> emotion
 EMOTIONS = ("neutral", "anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise")
@@ -20,7 +31,7 @@ EMOTIONS = ("neutral", "anger", "contempt", "disgust", "fear", "happy", "sadness
 CLASSES = EMOTIONS[1:]
 NUM_FOLDS = 10
 
-_LABEL_NAME = re.compile(r"(S\d{3}_\d{3}_\d{8})_emotion\.txt")
+_LABEL_NAME = re.compile(r"(S[0-9]{3}_[0-9]{3}_[0-9]{8})_emotion\.txt")
 
 
 def read_ck_plus(
@@ -42,11 +53,9 @@ def read_ck_plus(
     emotions = first_folder(root, "Emotion", "Emotion_labels")
     names = classes(contempt)
     clips = Records[Clip](skip_bad)
-    for labels in sorted(emotions.glob("S*/*")):
-        if not labels.is_dir():
-            continue
+    for labels in _sequences(emotions):
         with clips.guard():
-            files = sorted(labels.glob("*.txt"))
+            files = listed(labels, end=".txt")
             if not files:
                 continue
             if len(files) > 1:
@@ -57,7 +66,7 @@ def read_ck_plus(
                 continue
             clips.append(_read_clip(images, files[0], names.index(emotion), skip_bad))
     if not clips and not clips.skipped:
-        raise DataError(emotions, None, "has no label files S*/*/*_emotion.txt")
+        nothing(emotions, "has no label files S*/*/*_emotion.txt")
     fold = folds([clip.subject for clip in clips])
     clips[:] = [replace(clip, fold=fold[clip.subject]) for clip in clips]
     return clips
@@ -77,6 +86,12 @@ def folds(subjects: list[str], num_folds: int = NUM_FOLDS) -> dict[str, int]:
     return {subject: k % num_folds for k, subject in enumerate(sorted(set(subjects)))}
 
 
+def _sequences(emotions: Path) -> Iterator[Path]:
+    for subject in listed(emotions, start="S"):
+        if os.path.isdir(subject):
+            yield from (path for path in listed(subject) if os.path.isdir(path))
+
+
 def _read_label(path: Path) -> str:
     match = _LABEL_NAME.fullmatch(path.name)
     place = f"{path.parent.parent.name}_{path.parent.name}_"
@@ -85,7 +100,7 @@ def _read_label(path: Path) -> str:
     lines = text_lines(path)
     value = number(path, "line 1", lines[0])
     if len(lines) > 1 or value != int(value) or not 1 <= value <= 7:
-        reason = f"must be one whole number from 1 to 7, got {' '.join(lines).strip()!r}"
+        reason = f"must be one whole number from 1 to 7, got {shown(' '.join(lines[:2]).strip())}"
         raise DataError(path, "line 1", reason)
     return EMOTIONS[int(value)]
 
@@ -93,7 +108,7 @@ def _read_label(path: Path) -> str:
 def _read_clip(images: Path, label_file: Path, label: int, decode: bool) -> Clip:
     subject, sequence = label_file.parent.parent.name, label_file.parent.name
     where = images / subject / sequence
-    if not where.is_dir():
+    if not os.path.isdir(where):
         raise DataError(where, None, f"no such folder, but {label_file.name} labels it")
     frames = list_frames(where, decode=decode)
     for frame in frames:

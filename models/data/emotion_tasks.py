@@ -209,6 +209,10 @@ def aff_wild2_task(
     tests = aff_wild2.read_aff_wild2(root, part="Validation_Set", **options).some(root)
     cut = max(1, len(traces) - max(1, round(valid_size * len(traces))))
     kind = {"VA": "traces", "EXPR": "frames", "AU": "units", "VA+EXPR": "both"}[annotation]
+    widths = {trace.values.shape[1] for trace in traces + tests}
+    if len(widths) > 1:
+        raise ValueError(f"task aff_wild2: the parts have {widths} action units, must have as many")
+    units = aff_wild2.ACTION_UNITS_2020 if widths == {8} else aff_wild2.ACTION_UNITS
     return _trace_task(
         "aff_wild2",
         f"Aff-Wild2 {annotation} from {root}",
@@ -220,7 +224,7 @@ def aff_wild2_task(
         traces.skipped + tests.skipped,
         kind=kind,
         classes=max((t.classes for t in traces + tests), key=len, default=()),
-        traces={"frames": (), "units": aff_wild2.ACTION_UNITS}.get(kind, VALENCE_AROUSAL),
+        traces={"frames": (), "units": units}.get(kind, VALENCE_AROUSAL),
     )
 
 

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from strnn_models.data.records import DataError
+from numpy.typing import NDArray
+from strnn_models.data.records import DataError, listed
+from strnn_models.files import open_regular
 from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 #: Other formats stay shut: some of Pillow's start a program (EPS: Ghostscript).
 FORMATS = ("PNG", "JPEG", "BMP")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-# What ends a complete file of each format.
+#: Most bytes of an image file, and most pixels of an image: a frame of 8K video has 33.2 million.
+MOST_BYTES, MOST_PIXELS = 1 << 28, 1 << 25
+# What a complete file of each format mostly ends with.
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
+# Pillow's modes for grey PNG of 16 bits a pixel: "I" before version 11.
+_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 @dataclass(frozen=True)
@@ -42,16 +54,14 @@ def list_frames(folder: Path, *, decode: bool = False) -> tuple[Path, ...]:
         DataError: there is none, one has no number, two have the same, or one is damaged.
     """
     numbered: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in listed(folder):
         if path.suffix.lower() not in _SUFFIXES:
             continue
-        digits = re.findall(r"\d+", path.stem)
-        if not digits:
-            raise DataError(folder, path.name, "the name of a frame must have a number")
-        if int(digits[-1]) in numbered:
-            reason = f"has the same number as {numbered[int(digits[-1])].name}"
+        number = frame_number(path)
+        if number in numbered:
+            reason = f"has the same number as {numbered[number].name}"
             raise DataError(folder, path.name, reason)
-        numbered[int(digits[-1])] = path
+        numbered[number] = path
     if not numbered:
         raise DataError(folder, None, "has no image files")
     frames = tuple(numbered[k] for k in sorted(numbered))
@@ -62,24 +72,60 @@ def list_frames(folder: Path, *, decode: bool = False) -> tuple[Path, ...]:
     return frames
 
 
-def check_frame(path: Path) -> None:
-    """Looks at the first and last bytes of an image file: quick, finds empty and cut-off files.
+def frame_number(path: Path) -> int:
+    """The last number in the name of a frame.
 
     Raises:
-        DataError: it is no image, or its end is missing.
+        DataError: there is none.
+    """
+    digits = re.findall(r"[0-9]+", path.stem)
+    if not digits:
+        raise DataError(path, None, "the name of a frame must have a number")
+    return int(digits[-1])
+
+
+@contextmanager
+def open_image(path: Path, formats: Sequence[str] = FORMATS) -> Iterator[Image]:
+    """An image file that is being read with Pillow.
+
+    Raises:
+        DataError: Pillow cannot read it, in the block too, or it is too large to be decoded.
     """
     from PIL import Image
 
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            end = _ENDS.get(image.format)
-        with path.open("rb") as file:
+        with warnings.catch_warnings(), open_regular(path, MOST_BYTES) as file:
+            # Of what is not pixels; and of sizes, which are checked here.
+            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=formats) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    size = f"{image.width} x {image.height} pixels"
+                    raise ValueError(f"{size} are more than {MOST_PIXELS}")
+                yield image
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # Pillow passes on whatever its decoders meet
+        what = "the image is cut off" if "truncated" in str(error) else "not a readable image"
+        raise DataError(path, None, f"{what} ({error})") from error
+
+
+def check_frame(path: Path) -> None:
+    """Looks at the first and last bytes of an image file: quick, finds empty and cut-off files.
+
+    Where the end of the format is not among the last bytes, all is decoded: a file may have more
+    after it. Whether it is cut off is for the decoder to say.
+
+    Raises:
+        DataError: it is no image, or cut off.
+    """
+    with open_image(path) as image:
+        end = _ENDS.get(image.format)
+        with open_regular(path, MOST_BYTES) as file:
             file.seek(max(0, path.stat().st_size - 64))
-            tail = file.read()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(path, None, f"not a readable image ({error})") from error
-    if end is not None and end not in tail:
-        raise DataError(path, None, "the image is cut off: its end marker is missing")
+            tail = file.read(64)
+        if end is not None and end not in tail:
+            image.verify() if image.format == "PNG" else image.load()
 
 
 def load_frames(frames: Sequence[Path], size: tuple[int, int], grey: bool = True) -> torch.Tensor:
@@ -92,17 +138,35 @@ def load_frames(frames: Sequence[Path], size: tuple[int, int], grey: bool = True
 
 
 def _load(path: Path, size: tuple[int, int], grey: bool) -> torch.Tensor:
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            image = image.convert("L" if grey else "RGB")
-            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            pixels = np.asarray(image, dtype=np.float32) / 255
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(path, None, f"not a readable image ({error})") from error
+    with open_image(path) as image:
+        pixels = pixel_values(image, (size[1], size[0]), grey)
     pixels = pixels[None] if grey else pixels.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def pixel_values(image: Image, size: tuple[int, int], grey: bool) -> NDArray[np.float32]:
+    """The pixels in 0..1, black to white whatever their bits, resized to `size` = (cols, rows).
+
+    Colours under transparent pixels are kept as they are.
+
+    Returns:
+        (rows, cols) or (rows, cols, 3).
+
+    Raises:
+        ValueError: the mode is one whose white is not known.
+    """
+    from PIL import Image
+
+    if image.mode in _DEEP:  # converted to "L", all above 255 would be white
+        image, white = Image.fromarray(np.asarray(image, dtype=np.float32)), 65535
+    elif image.mode == "F":
+        raise ValueError("the white of mode F is not known")
+    else:
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        image, white = image.convert("L" if grey else "RGB"), 255
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR), dtype=np.float32) / white
+    return pixels if grey or pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
 def spread(num_frames: int, wanted: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ def grid_from_table(
     Raises:
         ValueError: a name is missing or a cell does not exist.
     """
+    if isinstance(names, str):
+        raise ValueError(f"grid_from_table: names must be a list of names, got {names!r}")
     if not isinstance(table, Mapping):
         if len(table) != len(names):
             raise ValueError(
@@ -43,7 +46,12 @@ def grid_from_table(
         table = dict(zip(names, table, strict=True))
     grid = {}
     for name, cell in table.items():
-        row, col = (int(value) - first for value in cell)
+        try:  # int would take texts, and cut off fractions
+            row, col = (index(value) - first for value in cell)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"grid_from_table: {name} is at {cell!r}, must be a row and a column"
+            ) from None
         if row < 0 or col < 0:
             raise ValueError(
                 f"grid_from_table: {name} is at {list(cell)}, but rows and columns start at {first}"

@@ -7,6 +7,7 @@ files are read where scikit-image is installed; nothing is downloaded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from strnn_models.data.digits import Arrays
-from strnn_models.data.records import DataError
+from strnn_models.data.frames import MOST_PIXELS, open_image, pixel_values
+from strnn_models.data.records import DataError, float32
 from strnn_models.data.tasks import Task, register
+from strnn_models.files import open_regular, why
 from torch import Tensor
 
 CROPS = "crops with and without a face (scikit-image lfw_subset), real, not emotion data"
@@ -28,6 +31,8 @@ PICTURES = (
     "no_time_for_that_tiny.gif",
 )
 FILM_SIZE = 96
+#: Most bytes of the file of crops, which has 1,000,128.
+MOST_BYTES = 1 << 21
 
 
 @register("faces")
@@ -188,17 +193,29 @@ def _task(
 def _crops(seed: int) -> tuple[Tensor, list[tuple[NDArray, NDArray]]]:
     """All crops (200, 1, 25, 25), and for each part the numbers without and with a face."""
     path = _file("lfw_subset.npy")
+    format = np.lib.format
     try:
-        with path.open("rb") as file:
-            images = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        with open_regular(path, MOST_BYTES) as file:
+            version = format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"its version is {version}, not (1, 0)")
+            shape, _, dtype = format.read_array_header_1_0(file)
+            if dtype.kind not in "fiu":
+                raise ValueError(f"it must hold real numbers, not {dtype}")
+            if shape != (200, 25, 25):
+                raise DataError(path, None, f"must have shape (200, 25, 25), got {shape}")
+            file.seek(0)
+            images = float32(path, None, format.read_array(file, allow_pickle=False))
+    except OSError as error:
+        raise DataError(path, None, why(error)) from error
+    except DataError:
+        raise
+    except Exception as error:  # the header is Python, and so are the errors of reading it
         raise DataError(path, None, f"not a readable array ({error})") from error
-    if images.shape != (200, 25, 25):
-        raise DataError(path, None, f"must have shape (200, 25, 25), got {images.shape}")
     random = np.random.default_rng(seed)
     with_face, without = random.permutation(100), 100 + random.permutation(100)
     parts = zip(np.split(without, [60, 80]), np.split(with_face, [60, 80]), strict=True)
-    return torch.from_numpy(images.astype(np.float32))[:, None], list(parts)
+    return torch.from_numpy(images)[:, None], list(parts)
 
 
 def _show(
@@ -216,18 +233,15 @@ def _show(
 
 def _film(name: str) -> NDArray[np.float32]:
     """A picture as grey frames (F, rows, cols) in 0..1, its shorter side `FILM_SIZE`."""
-    from PIL import Image, ImageSequence
+    from PIL import ImageSequence
 
-    path, frames = _file(name), []
-    try:
-        with Image.open(path, formats=("PNG", "JPEG", "GIF")) as image:
-            for frame in ImageSequence.Iterator(image):
-                scale = FILM_SIZE / min(frame.size)
-                size = [round(scale * extent) for extent in frame.size]
-                grey = frame.convert("L").resize(size, Image.Resampling.BILINEAR)
-                frames.append(np.asarray(grey, dtype=np.float32) / 255)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(path, None, f"not a readable image ({error})") from error
+    path = _file(name)
+    with open_image(path, ("PNG", "JPEG", "GIF")) as image:
+        scale = FILM_SIZE / min(image.size)
+        size = (round(scale * image.width), round(scale * image.height))
+        if math.prod(size) * getattr(image, "n_frames", 1) > MOST_PIXELS:
+            raise ValueError(f"its frames of {size} have more than {MOST_PIXELS} pixels")
+        frames = [pixel_values(frame, size, grey=True) for frame in ImageSequence.Iterator(image)]
     return np.stack(frames)
 
 

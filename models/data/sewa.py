@@ -1,25 +1,42 @@
 """SEWA: valence and arousal from the raw csv files of the annotators, or from the labels of AVEC.
 
-Raw: ``<stem>_Valence_<type>_Aligned.csv`` and ``<stem>_Arousal_<type>_Aligned.csv``, a time stamp
-    and a column
-for each annotator, of which the mean is taken. AVEC 2017 to 2019: ``labels/Train_DE_01.csv``,
-separated by ``;``, ``name;timestamp;arousal;valence;liking``, a line every 0.1 s. Both give valence
-first.
+Raw: ``<stem>_Valence_<type>_Aligned.csv`` and ``<stem>_Arousal_<type>_Aligned.csv``, in one folder
+or in folders valence and arousal: a time stamp and a column for each annotator, of which the mean
+is taken. AVEC 2017 to 2019: ``labels/Train_DE_01.csv``, separated by ``;``,
+``name;timestamp;arousal;valence;liking``, a line every 0.1 s. Values are in -1..1; both give
+valence first.
 """
 
 from __future__ import annotations
 
+import os
+import re
+from array import array
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from strnn_models.data.frames import list_frames
-from strnn_models.data.records import DataError, Records, folder, number, text_lines
+from strnn_models.data.frames import frame_number, list_frames
+from strnn_models.data.records import (
+    DataError,
+    Records,
+    below,
+    columns,
+    folder,
+    listed,
+    nothing,
+    number,
+    text_lines,
+)
 from strnn_models.data.traces import Trace
+from strnn_models.files import shown
 
 AVEC_HEADER = ("name", "timestamp", "arousal", "valence", "liking")
 AVEC_HOP = 0.1
+#: The most seconds that a recording lasts.
+MOST_SECONDS = 1e5
 
 
 def read_sewa(
@@ -38,22 +55,22 @@ def read_sewa(
     """
     root, traces = folder(root), Records[Trace](skip_bad)
     endings = {what: f"_{what}_{annotation}_Aligned.csv" for what in ("Valence", "Arousal")}
-    stems = {
-        path.with_name(path.name.removesuffix(ending))
-        for ending in endings.values()
-        for path in root.rglob(f"*{ending}")
-    }
-    if not stems:
-        raise DataError(root, None, f"has no files *{endings['Valence']}")
-    for stem in sorted(stems):
+    found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for what, ending in endings.items():
+        for path in below(root, end=ending):
+            found[path.name.removesuffix(ending)][what].append(path)
+    if not found:
+        nothing(root, f"has no files *{endings['Valence']}, nor below it")
+    for stem, parts in sorted(found.items()):
         with traces.guard():
-            paths = [stem.with_name(stem.name + ending) for ending in endings.values()]
-            (times, valence), (other, arousal) = (_read_raw(path) for path in paths)
+            (times, valence), (other, arousal) = (
+                _read_raw(_only(parts, what, f"{stem}{endings[what]}")) for what in endings
+            )
             if len(times) != len(other) or not np.allclose(times, other, atol=1e-6):
-                reason = f"its {len(other)} time stamps are not the {len(times)} of {paths[0].name}"
-                raise DataError(paths[1], None, reason)
+                reason = f"its {len(other)} time stamps are not the {len(times)} of the valence"
+                raise DataError(parts["Arousal"][0], None, reason)
             values = np.stack([valence, arousal], axis=1).astype(np.float32)
-            traces.append(Trace(stem.name, values, np.ones(len(times), bool), times=times))
+            traces.append(Trace(stem, values, np.ones(len(times), bool), times=times))
     return traces
 
 
@@ -69,10 +86,10 @@ def read_avec(root: Path | str, *, part: str = "", skip_bad: bool = False) -> Re
         DataError: a header, line, time stamp or value is not as it must be.
     """
     root, traces = folder(root), Records[Trace](skip_bad)
-    root = root / "labels" if (root / "labels").is_dir() else root
-    paths = sorted(root.glob(f"{part}*.csv"))
+    root = root / "labels" if os.path.isdir(root / "labels") else root
+    paths = listed(root, start=part, end=".csv")
     if not paths:
-        raise DataError(root, None, f"has no files {part}*.csv")
+        nothing(root, f"has no files {part}*.csv")
     for path in paths:
         with traces.guard():
             traces.append(_read_avec_file(path))
@@ -84,7 +101,9 @@ def with_frames(traces: Records[Trace], images: Path | str, fps: float) -> Recor
 
     Args:
         traces: with times.
-        images: folder that has a folder of frames 1, 2, .. for each recording.
+        images: folder that has a folder of frames for each recording; the number in the name of a
+            frame is its place in the video, counted from 1. Steps whose frame is missing are not
+            valid.
         fps: frames per second.
 
     Raises:
@@ -95,69 +114,78 @@ def with_frames(traces: Records[Trace], images: Path | str, fps: float) -> Recor
     for trace in traces:
         with framed.guard():
             place = folder(Path(images) / trace.name)
-            frames = list_frames(place, decode=traces.skip_bad)
-            at = np.rint(trace.times * fps).astype(int)
-            if at[-1] >= len(frames) + fps:
-                reason = f"{len(frames)} frames, but annotations up to frame {at[-1] + 1}"
+            frames = {frame_number(f): f for f in list_frames(place, decode=traces.skip_bad)}
+            # Of 2.0 s at 10 frames a second, rounded from 20.00001, the frame is the 21st.
+            at = 1 + np.rint(np.maximum(trace.times, 0) * fps).astype(np.int64)
+            last = max(frames)
+            if at[-1] > last + fps:
+                reason = f"{last} frames, but annotations up to frame {at[-1]}"
                 raise DataError(place, None, reason)
-            chosen = tuple(frames[k] if k < len(frames) else None for k in at)
-            valid = trace.valid & (at < len(frames))
+            chosen = tuple(frames.get(k) for k in at.tolist())
+            valid = trace.valid & np.array([frame is not None for frame in chosen])
             framed.append(replace(trace, frames=chosen, valid=valid))
     return framed
 
 
+def _only(parts: dict[str, list[Path]], what: str, expected: str) -> Path:
+    """The one file of a recording."""
+    if not parts[what]:
+        (partner,) = (paths for paths in parts.values() if paths)
+        missing = partner[0].with_name(expected)
+        raise DataError(missing, None, "no such file, but its partner is there")
+    if len(parts[what]) > 1:
+        raise DataError(parts[what][1], None, f"is there twice, also as {parts[what][0]}")
+    return parts[what][0]
+
+
 def _read_raw(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Time stamps and the mean over annotators, each (T,)."""
-    if not path.is_file():
-        raise DataError(path, None, "no such file, but its partner is there")
     lines = text_lines(path)
-    has_header = not _is_number(lines[0].split(",")[0])
-    rows = []
+    first = columns(path, "line 1", lines[0], ",", None)
+    if len(first) < 2:
+        raise DataError(path, "line 1", f"must have a time and a value, got {shown(lines[0])}")
+    cells, last, has_header = array("d"), -1.0, _is_header(first)
     for n, line in list(enumerate(lines, start=1))[has_header:]:
-        cells = line.split(",")
-        rows.append([number(path, f"line {n}", cell) for cell in cells])
-        if len(cells) != len(rows[0]) or len(cells) < 2:
-            expected = f"{len(rows[0])} columns" if len(rows[0]) > 1 else "a time and a value"
-            raise DataError(path, f"line {n}", f"must have {expected}, got {len(cells)}")
-        if len(rows) > 1 and rows[-1][0] <= rows[-2][0]:
-            raise DataError(path, f"line {n}", "time stamps must grow")
-    if not rows:
+        record = f"line {n}"
+        time, *values = columns(path, record, line, ",", len(first))
+        seconds = number(path, record, time, 0, MOST_SECONDS)
+        if seconds <= last:
+            raise DataError(path, record, "time stamps must grow")
+        last = seconds
+        cells.append(seconds)
+        cells.extend(number(path, record, value, -1, 1) for value in values)
+    if not cells:
         raise DataError(path, None, "has a header but no lines")
-    table = np.array(rows)
+    table = np.array(cells).reshape(-1, len(first))
     return table[:, 0], table[:, 1:].mean(axis=1)
+
+
+def _is_header(cells: list[str]) -> bool:
+    """Whether a first line names its columns: a time stamp that is damaged is no header."""
+    if re.search("time", cells[0], re.IGNORECASE):
+        return True  # annotators may have numbers for names
+    return all(re.match(r"\s*[\"']?[A-Za-z]", cell) for cell in cells)
 
 
 def _read_avec_file(path: Path) -> Trace:
     lines = text_lines(path)
-    if tuple(lines[0].strip().split(";")) != AVEC_HEADER:
-        reason = f"must be {';'.join(AVEC_HEADER)}, got {lines[0].strip()!r}"
-        raise DataError(path, "line 1", reason)
-    rows = []
-    for n, line in enumerate(lines[1:], start=2):
-        cells = line.split(";")
-        if len(cells) != len(AVEC_HEADER):
-            reason = f"must have {len(AVEC_HEADER)} columns, got {len(cells)}"
-            raise DataError(path, f"line {n}", reason)
-        if cells[0].strip().strip("'\"") != path.stem:
-            raise DataError(path, f"line {n}", f"is named {cells[0]!r}, not {path.stem!r}")
-        row = [number(path, f"line {n}", cell) for cell in cells[1:4]]
-        if abs(row[0] - AVEC_HOP * len(rows)) > AVEC_HOP / 10:
-            reason = f"time must be {AVEC_HOP * len(rows):.1f} s, got {row[0]}"
-            raise DataError(path, f"line {n}", reason)
-        if max(abs(row[1]), abs(row[2])) > 1:
-            reason = f"arousal and valence must be in -1..1, got {row[1]}, {row[2]}"
-            raise DataError(path, f"line {n}", reason)
-        rows.append(row)
-    if not rows:
+    if tuple(lines[0].strip().split(";", len(AVEC_HEADER))) != AVEC_HEADER:
+        raise DataError(path, "line 1", f"must be {';'.join(AVEC_HEADER)}, got {shown(lines[0])}")
+    if len(lines) == 1:
         raise DataError(path, None, "has a header but no lines")
-    table = np.array(rows)
+    table = np.empty((len(lines) - 1, 3))
+    for n, line in enumerate(lines[1:]):
+        record = f"line {n + 2}"
+        name, time, *values, _ = columns(path, record, line, ";", len(AVEC_HEADER))
+        if name.strip().strip("'\"") != path.stem:
+            raise DataError(path, record, f"is named {shown(name)}, not {path.stem!r}")
+        seconds = number(path, record, time)
+        if abs(seconds - AVEC_HOP * n) > AVEC_HOP / 10:
+            reason = f"time must be {AVEC_HOP * n:.1f} s, got {seconds:g}"
+            raise DataError(path, record, reason)
+        table[n] = seconds, *(number(path, record, value) for value in values)
+        if abs(table[n, 1:]).max() > 1:
+            reason = f"arousal and valence must be in -1..1, got {table[n, 1]:g}, {table[n, 2]:g}"
+            raise DataError(path, record, reason)
     values = table[:, [2, 1]].astype(np.float32)
     return Trace(path.stem, values, np.ones(len(table), bool), times=table[:, 0])
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

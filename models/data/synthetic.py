@@ -28,7 +28,7 @@ def write_seed(
     savemat(root / "label.mat", {"label": np.array([seed.LABELS])})
     for subject in subjects:
         for session in range(num_sessions):
-            path = root / f"{subject}_2014{session + 4:02d}{subject:02d}.mat"
+            path = root / f"{subject}_{seed.DATES[str(subject)][session]}.mat"
             savemat(path, _trials(features, lengths, seed.LABELS, subject * 10 + session))
     return root
 

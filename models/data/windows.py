@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from strnn_models.data.records import float32
 from strnn_models.data.seed import Trial
 from torch.utils.data import Dataset
 
@@ -73,12 +74,17 @@ class Windows(Dataset):
 
 
 def standardise(train: Sequence[Trial], *others: Sequence[Trial]) -> list[list[Trial]]:
-    """Scales each electrode and feature to mean 0, deviation 1 over the slices of `train` alone."""
+    """Scales each electrode and feature to mean 0, deviation 1 over the slices of `train` alone.
+
+    Raises:
+        DataError: a value is so far from those of `train` that it is infinite as float32.
+    """
     slices = np.concatenate([trial.x for trial in train]).astype(np.float64)
     mean, deviation = slices.mean(axis=0), slices.std(axis=0)
     deviation[deviation == 0] = 1
 
     def scaled(trial: Trial) -> Trial:
-        return replace(trial, x=((trial.x - mean) / deviation).astype(np.float32))
+        x = float32(trial.file or "", f"{trial.name}, standardised", (trial.x - mean) / deviation)
+        return replace(trial, x=x)
 
     return [[scaled(trial) for trial in part] for part in (train, *others)]

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from strnn_models.files import read_bytes, why
+from strnn_models.options import brief
 
 CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),
@@ -19,6 +21,10 @@ CHOICES = {
     "select": ("best", "last"),
     "amp": ("off", "bf16", "fp16"),
 }
+
+
+#: Characters of settings that are read, and of one text in them; how deep lists may be nested.
+MOST, MOST_TEXT, DEEPEST = 1 << 16, 1 << 12, 20
 
 
 class ConfigError(ValueError):
@@ -89,7 +95,9 @@ class Config:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 known = ", ".join(choices)
-                raise ConfigError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+                raise ConfigError(
+                    f"{name} must be one of {known}, got {brief(getattr(self, name))}"
+                )
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -124,13 +132,25 @@ def load(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Confi
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"an argument must be key=value, got {override!r}")
+            raise ConfigError(f"an argument must be key=value, got {brief(override)}")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: not a YAML value: {text!r} ({_brief(error)})") from error
+            value = _parse(text, "not a YAML value")
+        except ConfigError as error:
+            raise ConfigError(f"{key[:80]}: {error}, got {brief(text)}") from error
         _set(config, key, value, "command line")
     return config.check()
+
+
+def load_whole(path: Path) -> Config:
+    """The settings that a run has written, all of them.
+
+    Raises:
+        ConfigError: as `load`, or one is missing.
+    """
+    missing = [f.name for f in fields(Config) if f.name not in _read_yaml(path)]
+    if missing:
+        raise ConfigError(f"{path}: damaged, it lacks {', '.join(missing)}")
+    return load(path)
 
 
 def difference(old: Config, new: Config) -> list[str]:
@@ -142,15 +162,63 @@ def difference(old: Config, new: Config) -> list[str]:
     return [name for name in names if getattr(old, name) != getattr(new, name)]
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values only: no aliases, which can stand for any amount of data, and no deep lists."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        mark = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases are not taken", mark)
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, "too many levels", mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _parse(text: str, otherwise: str) -> Any:
+    """The value of YAML text.
+
+    Raises:
+        ConfigError: it is not YAML, or has what no setting can be.
+    """
+    if len(text) > MOST:
+        raise ConfigError(f"must have at most {MOST} characters, has {len(text)}")
+    try:
+        value = yaml.load(text, _Loader)  # noqa: S506, a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{otherwise}: {where}{(error.problem or 'damaged')[:200]}") from error
+    except Exception as error:  # what the values of YAML's own types trip over varies
+        raise ConfigError(f"{otherwise}: {str(error)[:200]}") from error
+    _check_sizes(value)
+    return value
+
+
+def _check_sizes(value: Any) -> None:
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set):
+        for each in value:
+            _check_sizes(each)
+    elif isinstance(value, int) and value.bit_length() > 63:
+        raise ConfigError(f"a whole number must have at most 63 bits, one has {value.bit_length()}")
+    elif isinstance(value, str | bytes) and len(value) > MOST_TEXT:
+        raise ConfigError(f"a text must have at most {MOST_TEXT} characters, one has {len(value)}")
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _parse(read_bytes(path, MOST).decode(), "not YAML")
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+        raise ConfigError(f"{path}: {why(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {_brief(error)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -164,10 +232,10 @@ def _set(config: Config, key: str, value: Any, source: str) -> None:
     if name not in kinds:
         near = difflib.get_close_matches(name, kinds, 1)
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(kinds)}"
-        raise ConfigError(f"{source}: unknown setting {key!r}{hint}")
+        raise ConfigError(f"{source}: unknown setting {brief(key)}{hint}")
     if dot:
         if typing.get_origin(kinds[name]) is not dict or not inner or "." in inner:
-            raise ConfigError(f"{source}: {name!r} has no settings inside, got {key!r}")
+            raise ConfigError(f"{source}: {name!r} has no settings inside, got {brief(key)}")
         getattr(config, name)[inner] = _number(value)
     else:
         setattr(config, name, _typed(name, value, kinds[name], source))
@@ -186,7 +254,7 @@ def _typed(name: str, value: Any, kind: Any, source: str) -> Any:
         # YAML reads off and on as booleans.
         value = "on" if value else "off"
     if type(value) is not kind or isinstance(kind, types.UnionType):
-        raise ConfigError(f"{source}: {name} must be {kind.__name__}, got {value!r}")
+        raise ConfigError(f"{source}: {name} must be {kind.__name__}, got {brief(value)}")
     return value
 
 
@@ -198,9 +266,3 @@ def _number(value: Any) -> Any:
         except ValueError:
             pass
     return value
-
-
-def _brief(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or "not valid"
-    return f"line {mark.line + 1}: {problem}" if mark else problem

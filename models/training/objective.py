@@ -81,7 +81,9 @@ def score(task: Task, found: dict[str, Tensor]) -> dict[str, float]:
 
     Classes: loss, accuracy, macro F1, over clips or labelled frames. Traces: CCC, PCC and MSE
     pooled over all videos, and the mean CCC over videos. Action units: F1 of each, and their mean.
-    Of frames, the windows that overlap are averaged first.
+    A mean of F1 counts the classes, or units, that occur (`present`): of one that does not, F1 is
+    0 for any guess and not defined without one. Of frames, the windows that overlap are averaged
+    first.
     """
     if task.kind == "classes":
         return _score_classes(found["predicted"], found["y"])
@@ -161,20 +163,28 @@ def _score_classes(scores: Tensor, labels: Tensor) -> dict[str, float]:
     if not len(labels):  # no frame of the part is labelled
         return dict.fromkeys(("loss", "accuracy", "f1"), float("nan"))
     truth, guesses = labels.numpy(), scores.argmax(1).numpy()
+    f1 = f1_score(truth, guesses, labels=present(truth), average="macro", zero_division=0)
     return {
         "loss": float(F.cross_entropy(scores, labels)),
         "accuracy": float(accuracy_score(truth, guesses)),
-        "f1": float(f1_score(truth, guesses, average="macro", zero_division=0)),
+        "f1": float(f1),
     }
+
+
+def present(truth: NDArray) -> NDArray[np.int64]:
+    """Numbers of the classes (n,), or of the units (n, V), that occur."""
+    return np.unique(truth) if truth.ndim == 1 else np.flatnonzero(truth.any(axis=0))
 
 
 def _score_units(logits: Tensor, truth: Tensor, names: tuple[str, ...]) -> dict[str, float]:
     from sklearn.metrics import f1_score
 
-    each: NDArray = f1_score(truth, logits > 0, average=None, zero_division=0)
+    each, there = np.full(len(names), np.nan), present(truth.numpy())
+    for k in there:
+        each[k] = f1_score(truth[:, k], logits[:, k] > 0, zero_division=0)
     return {
         "loss": float(F.binary_cross_entropy_with_logits(logits, truth)),
-        "f1": float(each.mean()),
+        "f1": float(each[there].mean()) if len(there) else float("nan"),
         **{f"f1_{name}": float(value) for name, value in zip(names, each, strict=True)},
     }
 

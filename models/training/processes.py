@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from strnn_models.options import brief
 from torch import Tensor
 
 
@@ -47,7 +48,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:<n>, got {name!r}") from None
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:<n>, got {brief(name)}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name}: {torch.cuda.device_count()} GPUs are visible to torch")
     if device.type == "cuda":
@@ -83,7 +84,15 @@ def gather(value: Tensor) -> list[Tensor]:
     return parts
 
 
-def wait() -> None:
-    """Returns when all processes have come here."""
+def first(work: Callable[[], object]) -> None:
+    """Has the first process do something; the others wait, and raise the error that it raises."""
+    outcome: list[Exception | None] = [None]
+    if rank() == 0:
+        try:
+            work()
+        except Exception as error:  # raised below
+            outcome = [error]
     if dist.is_initialized():
-        dist.barrier()
+        dist.broadcast_object_list(outcome)
+    if outcome[0] is not None:
+        raise outcome[0]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from strnn_models.training import checkpoint
+from strnn_models.training.folder import hold, write_atomic
 
 
 class Report:
-    """A Markdown file and its pictures in a folder."""
+    """A Markdown file and its pictures in a folder, written when all of it is there."""
 
     def __init__(self, out: Path, title: str) -> None:
-        out.mkdir(parents=True, exist_ok=True)
         self.out, self.parts = out, [f"# {title}"]
+        self.pictures: dict[str, bytes] = {}
 
     def heading(self, text: str) -> None:
         """Adds a heading."""
@@ -30,10 +32,22 @@ class Report:
         self.parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
     def picture(self, name: str, figure: Figure, caption: str) -> None:
-        """Saves a figure as PNG and shows it."""
-        figure.savefig(self.out / f"{name}.png", dpi=110)
+        """Adds a figure, a PNG."""
+        png = io.BytesIO()
+        figure.savefig(png, dpi=110)
+        self.pictures[f"{name}.png"] = png.getvalue()
         self.parts.append(f"![{caption}]({name}.png)\n\n{caption}")
 
-    def write(self) -> None:
-        """Writes report.md."""
-        checkpoint.write_atomic(self.out / "report.md", "\n\n".join(self.parts) + "\n")
+    def write(self, numbers: Mapping[str, float]) -> None:
+        """Writes report.md, its pictures, and the numbers as report.json.
+
+        Raises:
+            FolderError: another process writes there, or has written files of these names.
+        """
+        text, table = self.out / "report.md", self.out / "report.json"
+        names = {text.name, table.name, *self.pictures}
+        with hold(self.out, table.exists, names.__contains__):
+            for name, png in self.pictures.items():
+                write_atomic(self.out / name, png)
+            write_atomic(text, "\n\n".join(self.parts) + "\n")
+            write_atomic(table, json.dumps(numbers, indent=1) + "\n")

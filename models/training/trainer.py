@@ -6,8 +6,12 @@ import csv
 import io
 import json
 import math
+import signal
+import textwrap
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from strnn_models.data.tasks import Task
 from strnn_models.training import checkpoint, objective, processes
 from strnn_models.training.checkpoint import CheckpointError
 from strnn_models.training.config import Config
+from strnn_models.training.folder import write_atomic
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
@@ -109,26 +114,31 @@ class Trainer:
         if found is None:
             return False
         self.epoch, weights, state = found
-        if state["items"] != sizes(self.task):
-            raise CheckpointError(
-                f"{self.run}: trained on {state['items']} items, "
-                f"the task now has {sizes(self.task)}"
-            )
+        weights_path, state_path = (self.run / name for name in checkpoint.names(self.epoch))
+        checkpoint.give(self.model, weights, weights_path)
         try:
-            self.model.load_state_dict(weights)
-        except RuntimeError as error:
+            items = list(state["items"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            missing = self.optimizer.defaults.keys() - self.optimizer.param_groups[0].keys()
+            if missing:
+                raise ValueError(f"the optimizer was one without {', '.join(sorted(missing))}")
+            self.scaler.load_state_dict(state["scaler"])
+            self.history = [dict(row) for row in state["history"]]
+            self.best, self.selected = (
+                None if state[key] is None else dict(state[key]) for key in ("best", "selected")
+            )
+            states = state["random"]
+            if len(states["cpu"]) == processes.count():
+                torch.set_rng_state(states["cpu"][processes.rank()])
+                if self.device.type == "cuda" and "cuda" in states:
+                    torch.cuda.set_rng_state(states["cuda"][processes.rank()], self.device)
+        except Exception as error:  # a state of another kind trips anywhere
+            what = f"{type(error).__name__}: {textwrap.shorten(str(error), 200)}"
+            raise CheckpointError(f"{state_path}: not the state of such a run ({what})") from error
+        if items != sizes(self.task):
             raise CheckpointError(
-                f"{self.run}: the checkpoint is of another model: {error}"
-            ) from error
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.history = state["history"]
-        self.best, self.selected = state["best"], state["selected"]
-        states = state["random"]
-        if len(states["cpu"]) == processes.count():
-            torch.set_rng_state(states["cpu"][processes.rank()])
-            if self.device.type == "cuda" and "cuda" in states:
-                torch.cuda.set_rng_state(states["cuda"][processes.rank()], self.device)
+                f"{self.run}: trained on {items} items, the task now has {sizes(self.task)}"
+            )
         return True
 
     def _train_epoch(self) -> dict[str, float]:
@@ -203,13 +213,15 @@ class Trainer:
 
     def _save(self, is_selected: bool) -> None:
         state = self.state()
-        if processes.rank() == 0:
+
+        def write() -> None:
             weights = self.model.state_dict()
             if is_selected:
-                checkpoint.write_atomic(self.run / checkpoint.SELECTED, checkpoint.pack(weights))
+                write_atomic(self.run / checkpoint.SELECTED, checkpoint.pack(weights))
             checkpoint.save(self.run, self.epoch, weights, state)
             write_logs(self.run, self.history)
-        processes.wait()
+
+        processes.first(write)
 
 
 @torch.no_grad()
@@ -252,13 +264,13 @@ def predict(
 def write_logs(run: Path, history: Sequence[dict[str, float]]) -> None:
     """Writes log.jsonl and log.csv anew, a line for each epoch; the checkpoint has the same."""
     lines = [json.dumps(row) for row in history]
-    checkpoint.write_atomic(run / "log.jsonl", "\n".join(lines) + "\n", durable=False)
+    write_atomic(run / checkpoint.LOG, "\n".join(lines) + "\n", durable=False)
     table = io.StringIO()
     names = list(dict.fromkeys(name for row in history for name in row))
     writer = csv.DictWriter(table, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    checkpoint.write_atomic(run / "log.csv", table.getvalue(), durable=False)
+    write_atomic(run / checkpoint.TABLE, table.getvalue(), durable=False)
 
 
 def one_line(row: dict[str, float]) -> str:
@@ -288,14 +300,50 @@ def _loaded(
         batch_sampler=batches,
         collate_fn=_collate,
         num_workers=config.workers,
+        worker_init_fn=_ignore_interrupts,
         pin_memory=device.type == "cuda",
         # Without a generator of its own the loader draws from the one that a checkpoint saves.
         generator=torch.Generator().manual_seed(config.seed),
     )
-    for batch in loader:
+    # Where Ctrl-C meets the loader's own bookkeeping it is lost, or the workers are.
+    held = _interrupts_held if config.workers else nullcontext
+    with held():
+        batches = iter(loader)
+    while True:
+        with held():
+            batch = next(batches, None)
+        if batch is None:
+            return
         if isinstance(batch, DataError):
             raise batch
         yield batch
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C is answered at the end of the block, a second one at once."""
+    before, waiting = signal.getsignal(signal.SIGINT), []
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield  # it is ignored, or interrupts another thread
+        return
+
+    def wait(*arguments: Any) -> None:
+        if waiting:
+            before(*arguments)
+        waiting.append(arguments)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        before(*waiting[0])
+
+
+def _ignore_interrupts(worker: int) -> None:
+    # Ctrl-C reaches the workers too; it ends the first process, which ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from strnn_models.categorical_dimensional import CategoricalDimensional
 from strnn_models.cnn_irnn import CNNIRNN, KahouCNN
 from strnn_models.continuous import CNNLSTM, InflatedCNN
 from strnn_models.data.tasks import KINDS, Task
-from strnn_models.options import check_options
+from strnn_models.options import brief, check_options
 from strnn_models.strnn import STRNN
 from torch import Tensor, nn
 
@@ -52,7 +52,7 @@ def build(name: str, task: Task, **options: Any) -> nn.Module:
         ValueError: there is no such model, it has no such option, or it does not fit the task.
     """
     if name not in _MODELS:
-        raise ValueError(f"model must be one of {', '.join(names())}, got {name!r}")
+        raise ValueError(f"model must be one of {', '.join(names())}, got {brief(name)}")
     check_options("model", name, options, *_MODELS[name], fixed=_FIXED)
     try:
         return _MODELS[name][0](task, **options)

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 
 import torch
 
+from strnn_kernels.parts import why_missing
+
 
 def _find(module: str) -> str | None:
     spec = find_spec(f"strnn_kernels.{module}")
@@ -17,7 +19,7 @@ def _load(module: str) -> str | None:
     """Loads a library of kernels into torch's dispatcher; why not, or None."""
     path = _find(module)
     if path is None:
-        return f"strnn_kernels.{module} was not compiled when the package was installed"
+        return why_missing(module)
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -25,22 +27,32 @@ def _load(module: str) -> str | None:
     return None
 
 
+def _text(module: str, name: str) -> str:
+    """What a function of a library of kernels says."""
+    function = getattr(ctypes.CDLL(_find(module)), name)
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
 def cpu_capability() -> str | None:
     """The instruction set in use, or why there is none; None without the CPU backend."""
     if CPU_UNAVAILABLE:
         return None
-    function = ctypes.CDLL(_find("_C")).strnn_cpu_capability
-    function.restype = ctypes.c_char_p
-    return function().decode()
+    return _text("_C", "strnn_cpu_capability")
+
+
+def cpu_capabilities() -> str | None:
+    """The instruction sets that were compiled, the widest first; None without the CPU backend."""
+    if CPU_UNAVAILABLE:
+        return None
+    return _text("_C", "strnn_cpu_capabilities")
 
 
 def cuda_architectures() -> str | None:
     """What _C_cuda was compiled for, as TORCH_CUDA_ARCH_LIST; None if it is not loaded."""
     if not _IS_CUDA_LOADED:
         return None
-    function = ctypes.CDLL(_find("_C_cuda")).strnn_cuda_architectures
-    function.restype = ctypes.c_char_p
-    return function().decode()
+    return _text("_C_cuda", "strnn_cuda_architectures")
 
 
 def _why_no_cuda() -> str | None:

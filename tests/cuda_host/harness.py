@@ -214,7 +214,7 @@ class Emulated:
         return sizes, dict(zip(names, values, strict=True))
 
     def sweep_fwd(self, x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, program, _reversed,
-                  sizes, cell, mean, keep_h, keep_c, keep_last, save, allow_tf32=False):  # fmt: skip
+                  sizes, cell, mean, keep_h, keep_c, keep_last, save, allow_tf32):  # fmt: skip
         n, given = self._sweep(
             x, w_ih, bias, w_hh, mask, h0, entry, projection,
             program_of(x, w_hh, program, sizes, 0), cell, allow_tf32,
@@ -231,7 +231,7 @@ class Emulated:
 
     def sweep_bwd(self, dh, ds, dc, dh_n, dc_n, x, h, saved, w_ih, bias, w_hh, mask, h0, c0, entry,
                   projection, reversed_program, sizes, cell, mean, need_dx,
-                  allow_tf32=False):  # fmt: skip
+                  allow_tf32):  # fmt: skip
         n, given = self._sweep(
             x, w_ih, bias, w_hh, mask, h0, entry, projection,
             program_of(x, w_hh, reversed_program, sizes, 2), cell, allow_tf32,

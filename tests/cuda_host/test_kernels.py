@@ -7,7 +7,7 @@ import strnn_kernels as sk
 from strnn_kernels import testing
 from strnn_kernels.notation import ACTIVATIONS
 
-CASES = testing.CONFORMANCE
+CASES = testing.ELMAN_CASES
 #: Cases that between them reach every branch of the kernels; for what is slow.
 SMALL = tuple(
     testing.find(name)

@@ -31,12 +31,16 @@ def test_the_label_of_a_clip_is_the_digit_after_its_only_zero():
 def test_a_quick_run_reports_and_draws(tmp_path, capsys):
     demo.main(["--quick", "--out", str(tmp_path)])
     said = capsys.readouterr().out
-    for words in ("the digit right after it", "held-out score", "logistic regression 0.928"):
+    report = json.loads((tmp_path / "demo.json").read_text())
+    single = report["single_digits"]
+    scores = f"STRNN {single['score']:.3f}, logistic regression {single['linear']:.3f}"
+    for words in ("the digit right after it", "held-out score", scores):
         assert words in said
     assert "emotion" not in said.lower()
-    report = json.loads((tmp_path / "demo.json").read_text())
+    # Which of a few images fall on the other side is decided by the rounding of the BLAS.
+    assert single["linear"] == pytest.approx(0.928, abs=5e-3)
     assert len(report["clips"]["history"]) == demo.QUICK.epochs
-    assert sum(map(sum, report["single_digits"]["confusion"])) == 1797
+    assert sum(map(sum, single["confusion"])) == 1797
     assert report["training_step_seconds"]["loss_difference"] < 1e-4
     names = {path.name for path in tmp_path.glob("*.png")}
     assert names == {"learning_curve.png", "confusion.png", "projections.png", "training_step.png"}

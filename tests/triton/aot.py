@@ -35,7 +35,7 @@ from strnn_kernels.backends.triton import (
 )
 from strnn_kernels.notation import ACTIVATIONS
 from strnn_kernels.testing import (
-    CONFORMANCE,
+    ELMAN_CASES,
     Case,
     sweep_arguments,
     sweep_backward_arguments,
@@ -235,7 +235,7 @@ def read_cases() -> int:
     """Reads what the shared table launches, each case in its dtype and in one other; how many."""
     others = ((torch.float64, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "tf32"))
     launches = {}
-    for i, case in enumerate(CONFORMANCE):
+    for i, case in enumerate(ELMAN_CASES):
         for dtype, precision in ((case.dtype, "ieee"), others[i % len(others)]):
             for make in calls_of(case, dtype, precision):
                 launches |= {repr(launched): launched for launched in launches_of(make)}

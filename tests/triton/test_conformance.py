@@ -9,7 +9,7 @@ import torch
 
 import strnn_kernels as sk
 from strnn_kernels.testing import (
-    CONFORMANCE,
+    ELMAN_CASES,
     Case,
     Expected,
     calls_without_memory,
@@ -49,7 +49,7 @@ def check(case: Case, device: torch.device) -> None:
         expected.check({"output": case.run(sk, there)}, "triton, no gradient")
 
 
-@pytest.mark.parametrize("case", CONFORMANCE, ids=str)
+@pytest.mark.parametrize("case", ELMAN_CASES, ids=str)
 def test_equals_reference(case: Case, device: torch.device) -> None:
     check(case, device)
 

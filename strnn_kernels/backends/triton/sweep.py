@@ -86,7 +86,7 @@ def run_sweep(
 
 def sweep_fwd(
     x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, program, _reversed, sizes, cell, mean,
-    keep_h, keep_c, keep_last, save, allow_tf32=False,
+    keep_h, keep_c, keep_last, save, allow_tf32,
 ):  # fmt: skip
     """States h (B, N, D, H), and s (B, D, K, H); (0,) for what is not kept or not there."""
     h, s = _states(
@@ -141,7 +141,7 @@ def _states(
 
 def sweep_bwd(
     dh, ds, dc, dh_n, dc_n, x, h, saved, w_ih, bias, w_hh, mask, h0, c0, entry, projection,
-    program, sizes, cell, mean, need_dx, allow_tf32=False,
+    program, sizes, cell, mean, need_dx, allow_tf32,
 ):  # fmt: skip
     """Gradients dx, dw_ih, dbias, dw_hh, dh0, dc0, dprojection; (0,) for what is not there."""
     *found, dprojection = _gradients(

@@ -1,0 +1,121 @@
+"""Builds driver.cpp with other compilers, for other processors, and runs the cases: run.py BUILD...
+
+What a build needs and this machine lacks is an error that says how to get it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+BUILD = ROOT / "build" / "driver"
+SOURCES = (
+    ROOT / "tests" / "driver" / "driver.cpp",
+    *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in
+      ("dispatch", "capability_baseline", "capability_avx2", "capability_avx512",
+       "capability_neon")),
+)  # fmt: skip
+FLAGS = ("-std=c++17", "-O2", "-g1", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Werror",
+         "-Wno-psabi")  # fmt: skip
+#: Emulated processors: one with everything, and one with nothing that armv8.0-a does not have.
+ARM = tuple(("qemu-aarch64", "-cpu", cpu) for cpu in ("max", "cortex-a53"))
+#: The instruction sets of x86-64, each if the machine has it.
+X86 = tuple(("env", f"STRNN_CPU_CAPABILITY={name}") for name in ("baseline", "avx2", "avx512"))
+UNSUPPORTED = "this machine does not have it"
+
+
+@dataclass(frozen=True)
+class Build:
+    """A compiler with its flags, what its programs run under, and the Debian packages it takes."""
+
+    compiler: tuple[str, ...]
+    under: tuple[tuple[str, ...], ...]
+    packages: str
+
+    @property
+    def missing(self) -> str | None:
+        """What to install, or None."""
+        tools = {self.compiler[0], *(way[0] for way in self.under)}
+        lacking = [tool for tool in sorted(tools) if shutil.which(tool) is None]
+        if not lacking:
+            return None
+        return f"{', '.join(lacking)} not found: apt-get install {self.packages}"
+
+
+_SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+_CROSS = "g++-aarch64-linux-gnu qemu-user"
+BUILDS = {
+    "g++": Build(("g++",), X86, "g++"),
+    "clang": Build(("clang++",), X86, "clang"),
+    "sanitize": Build(("clang++", *_SANITIZE), X86, "clang"),
+    "arm": Build(("aarch64-linux-gnu-g++", "-static"), ARM, _CROSS),
+    "arm-clang": Build(
+        ("clang++", "--target=aarch64-linux-gnu", "-static"), ARM, f"clang {_CROSS}"
+    ),
+}
+
+
+def _text(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def compile_source(command: tuple[str, ...], source: Path) -> Path:
+    """The object file; compiled only if the flags or any source of the kernels changed."""
+    depends = source.read_bytes() + _text(ROOT / "csrc" / "common") + _text(ROOT / "csrc" / "cpu")
+    key = hashlib.sha1(depends + " ".join(command).encode()).hexdigest()[:16]
+    to = BUILD / f"{source.stem}-{key}.o"
+    if not to.exists():
+        part = to.with_suffix(f".{os.getpid()}")
+        subprocess.run([*command, "-c", str(source), "-o", str(part)], check=True)
+        part.rename(to)
+    return to
+
+
+def link(name: str, pool: ThreadPoolExecutor) -> Path:
+    """The driver of a build."""
+    command = (*BUILDS[name].compiler, *FLAGS)
+    objects = list(pool.map(lambda source: compile_source(command, source), SOURCES))
+    to = BUILD / name
+    subprocess.run([*command, *map(str, objects), "-pthread", "-o", str(to)], check=True)
+    return to
+
+
+def run(name: str, program: Path, cases: Path) -> bool:
+    """Whether the driver found every result inside its bound, on one thread and on three."""
+    good = True
+    for way in BUILDS[name].under:
+        for threads in ("1", "3"):
+            done = subprocess.run(
+                [*way, str(program), str(cases), threads], capture_output=True, text=True
+            )
+            is_unsupported = UNSUPPORTED in done.stderr
+            good &= done.returncode == 0 or is_unsupported
+            print(name, *way[1:], f"threads={threads}", (done.stdout + done.stderr).strip())
+    return good
+
+
+def main(names: list[str]) -> None:
+    """Builds and runs each; exits with 1 if one fails."""
+    missing = [f"{name}: {BUILDS[name].missing}" for name in names if BUILDS[name].missing]
+    if missing:
+        sys.exit("\n".join(missing))
+    BUILD.mkdir(parents=True, exist_ok=True)
+    cases = BUILD / "cases"
+    writer = subprocess.Popen([sys.executable, str(Path(__file__).with_name("cases.py")), cases])
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
+        programs = {name: link(name, pool) for name in names}
+    if writer.wait():
+        sys.exit("cases.py failed")
+    if not all([run(name, program, cases) for name, program in programs.items()]):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -135,7 +135,7 @@ class Writer:
 
 
 def two_biases(bias: torch.Tensor, cell: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """b_ih and b_hh whose sum is a bias in one piece: each row is in one of them, zero in the other."""
+    """b_ih and b_hh whose sum is a bias in one piece: a row is in one of them."""
     if CELLS[cell] == "gru":
         both, of_input, of_state = bias.tensor_split(
             [bias.shape[1] // 2, bias.shape[1] // 4 * 3], 1

@@ -661,6 +661,33 @@ def _vmap_rule(op: Callable) -> Callable:
     return rule
 
 
+def _grads_batched_rule(op: Callable) -> Callable:
+    """The same for torch.autograd.grad(is_grads_batched=True), which has a vmap of its own."""
+    rule = _vmap_rule(op)
+    batched = torch._C._dispatch_key_parse("Batched")
+
+    def legacy_rule(*args):
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        *flat, lengths = _flat(args)
+        dims = [
+            0 if isinstance(a, torch.Tensor) and torch._C._dispatch_keys(a).has(batched) else None
+            for a in flat
+        ]
+        flat = [
+            a if d is None else torch._remove_batch_dim(a, level, 1, 0)
+            for a, d in zip(flat, dims, strict=True)
+        ]
+        size = next(a.shape[0] for a, d in zip(flat, dims, strict=True) if d == 0)
+        info = SimpleNamespace(batch_size=size)
+        values, _ = rule(info, _nested((*dims, lengths)), *_nested((*flat, lengths)))
+        if isinstance(values, torch.Tensor):
+            return torch._add_batch_dim(values, 0, level)
+        return tuple(torch._add_batch_dim(value, 0, level) for value in values)
+
+    return legacy_rule
+
+
 def _flat_dims(in_dims, lengths):
     flat = []
     for dims, length in zip(in_dims, lengths, strict=True):
@@ -679,6 +706,7 @@ def _register(backend: Backend) -> dict[str, SimpleNamespace]:
     raw = {op.name: getattr(getattr(torch.ops, backend.namespace), op.name).default for op in OPS}
     for name, op in raw.items():
         torch.library.register_vmap(f"{backend.namespace}::{name}", _vmap_rule(op), lib=library)
+        library.impl(name, _grads_batched_rule(op), "Batched")
     for op in OPS:
         register_flop_formula(raw[op.name].overloadpacket, get_raw=True)(op.flops)
     _LIBRARIES.append(library)

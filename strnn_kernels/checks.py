@@ -14,6 +14,10 @@ from .notation import ACTIVATIONS, CELLS
 from .topology import Topology
 
 
+#: The mode of make_fx and linearize, whose tensors have no values to look at.
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+
+
 class ArgumentError(ValueError, TypeError, RuntimeError):
     """An argument has the wrong type, shape, dtype, device or value.
 
@@ -171,7 +175,8 @@ def lengths(function: str, value: object, B: int, T: int) -> torch.Tensor:
             f"{function}: lengths must have shape (B,) = ({B},), got {_shape(value)}"
         )
     value = value.long()
-    if torch.compiler.is_compiling() or value.device.type not in ("cpu", "meta"):
+    is_traced = torch.compiler.is_compiling() or torch._C._get_dispatch_mode(_PROXY) is not None
+    if is_traced or value.device.type not in ("cpu", "meta"):
         in_range = ((value >= 0) & (value <= T)).all()
         torch._assert_async(in_range, f"{function}: lengths must be in 0..T")
         return value

@@ -303,8 +303,10 @@ def layer(
 
     Weights are lists as in :mod:`strnn_kernels.schema`: a module's own Parameters, unstacked.
     """
-    x, h0, c0, *weights = _autocast(x, h0, c0, *w_ih, *bias, *w_hh)
-    w_ih, bias, w_hh = weights[: len(w_ih)], weights[len(w_ih) : -len(w_hh)], weights[-len(w_hh) :]
+    if is_autocast(x):
+        x, h0, c0, projection, *weights = _autocast(x, h0, c0, projection, *w_ih, *bias, *w_hh)
+        i, j = len(w_ih), len(w_ih) + len(bias)
+        w_ih, bias, w_hh = weights[:i], weights[i:j], weights[j:]
     B, T, _ = x.shape
     mask = entry = None
     if lengths is not None:
@@ -357,14 +359,19 @@ def _reference_layer(
     return registration.States(output, c, h_n, c_n)
 
 
+def is_autocast(x) -> bool:
+    """Whether a call with x chooses its own dtype."""
+    return (
+        isinstance(x, torch.Tensor)
+        and x.device.type != "meta"
+        and torch.is_autocast_enabled(x.device.type)
+    )
+
+
 def _autocast(*tensors):
     """Under autocast, floats in the dtype that it asks for; accumulation stays float32."""
     first = tensors[0]
-    if (
-        not isinstance(first, torch.Tensor)
-        or first.device.type == "meta"
-        or not torch.is_autocast_enabled(first.device.type)
-    ):
+    if not is_autocast(first):
         return tensors
     dtype = torch.get_autocast_dtype(first.device.type)
     halves = (torch.float32, torch.bfloat16, torch.float16)

@@ -671,28 +671,31 @@ def _vmap_rule(op: Callable) -> Callable:
     return rule
 
 
-def _batched_gradient_rule(op: Callable) -> Callable:
-    """The same for ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
+def _grads_batched_rule(op: Callable) -> Callable:
+    """The same for torch.autograd.grad(is_grads_batched=True), which has a vmap of its own."""
+    rule = _vmap_rule(op)
+    batched = torch._C._dispatch_key_parse("Batched")
 
-    def rule(*args):
+    def legacy_rule(*args):
         level = torch._C._vmapmode_increment_nesting() - 1
         torch._C._vmapmode_decrement_nesting()
-        flat = _flat(args)
-        # Without the batch's dimension; of size 1 there: not batched.
-        plain = [
-            torch._remove_batch_dim(t, level, 1, 0) if isinstance(t, torch.Tensor) else t
-            for t in flat
+        *flat, lengths = _flat(args)
+        dims = [
+            0 if isinstance(a, torch.Tensor) and torch._C._dispatch_keys(a).has(batched) else None
+            for a in flat
         ]
-        size = max(t.shape[0] for t in plain if isinstance(t, torch.Tensor))
-        results = []
-        for i in range(size):
-            own = [t[min(i, len(t) - 1)] if isinstance(t, torch.Tensor) else t for t in plain]
-            results.append(op(*_nested(own)))
-        return tuple(
-            torch._add_batch_dim(torch.stack(r), 0, level) for r in zip(*results, strict=True)
-        )
+        flat = [
+            a if d is None else torch._remove_batch_dim(a, level, 1, 0)
+            for a, d in zip(flat, dims, strict=True)
+        ]
+        size = next(a.shape[0] for a, d in zip(flat, dims, strict=True) if d == 0)
+        info = SimpleNamespace(batch_size=size)
+        values, _ = rule(info, _nested((*dims, lengths)), *_nested((*flat, lengths)))
+        if isinstance(values, torch.Tensor):
+            return torch._add_batch_dim(values, 0, level)
+        return tuple(torch._add_batch_dim(value, 0, level) for value in values)
 
-    return rule
+    return legacy_rule
 
 
 def _flat_dims(in_dims, lengths):
@@ -713,7 +716,7 @@ def _register(backend: Backend) -> dict[str, SimpleNamespace]:
     raw = {op.name: getattr(getattr(torch.ops, backend.namespace), op.name).default for op in OPS}
     for name, op in raw.items():
         torch.library.register_vmap(f"{backend.namespace}::{name}", _vmap_rule(op), lib=library)
-    library.impl("sweep_bwd", _batched_gradient_rule(raw["sweep_bwd"]), "Batched")
+        library.impl(name, _grads_batched_rule(op), "Batched")
     for op in OPS:
         register_flop_formula(raw[op.name].overloadpacket, get_raw=True)(op.flops)
     _LIBRARIES.append(library)

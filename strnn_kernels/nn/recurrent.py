@@ -266,9 +266,7 @@ class Recurrent(nn.RNNBase):
         return is_batched
 
     def _check_dtype(self, name, x, w):
-        if (x.dtype != w.dtype or x.device != w.device) and not torch.is_autocast_enabled(
-            x.device.type
-        ):
+        if (x.dtype != w.dtype or x.device != w.device) and not functional.is_autocast(x):
             raise checks.ArgumentError(
                 f"{name}: {self._input_name} must have the dtype and device of the weights, "
                 f"{w.dtype} on {w.device}, got {x.dtype} on {x.device}"
@@ -294,7 +292,7 @@ class Recurrent(nn.RNNBase):
         for name_of, state in zip(names, given, strict=True):
             # Under autocast the dtypes are made equal.
             dtype = None
-            if isinstance(state, torch.Tensor) and torch.is_autocast_enabled(x.device.type):
+            if isinstance(state, torch.Tensor) and functional.is_autocast(x):
                 dtype = state.dtype
             checks.like(name, name_of, state, letters, sizes, (self._input_name, x), dtype)
         return given if is_batched else [state[:, None] for state in given]

@@ -13,7 +13,6 @@ import torch
 from .notation import ACTIVATIONS, CELLS
 from .topology import Topology
 
-
 #: The mode of make_fx and linearize, whose tensors have no values to look at.
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 

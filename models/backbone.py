@@ -246,7 +246,7 @@ def valid(function: str, lengths: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def saliency(score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """How much each pixel moves a score: |d score / d x|, the largest over channels.
+    """How much each pixel moves a score: ``|d score / d x|``, the largest over channels.
 
     Args:
         score: from clips to one number each, such as `lambda x: model(x)[:, label]`.

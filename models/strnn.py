@@ -145,7 +145,7 @@ class STRNN(nn.Module):
         return self.head(q)
 
     def penalty(self, lambda1: float | None = None, lambda2: float | None = None) -> Tensor:
-        """lambda1 * sum of |G| + lambda2 * sum of |Q|, a term of the loss.
+        """``lambda1 * sum of |G| + lambda2 * sum of |Q|``, a term of the loss.
 
         Use this or `proximal_step_`, not both: only the latter makes exact zeros.
 

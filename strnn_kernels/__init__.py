@@ -23,4 +23,11 @@ from .nn import TemporalRNN as TemporalRNN
 from .nn import replace_rnns as replace_rnns
 from .topology import Topology as Topology
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> str:
+    """The version, from what the installer noted; a source tree that nobody installed has none."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("strnn-kernels")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,6 @@ import torch
 from .notation import ACTIVATIONS, CELLS
 from .topology import Topology
 
-
 #: The mode of make_fx and linearize, whose tensors have no values to look at.
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 
@@ -114,7 +113,7 @@ def positive(function: str, name: str, value: object) -> int:
 
 def amount(function: str, name: str, value: object) -> float:
     """The value as a float, if it is a number of at least 0."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not value >= 0:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not float(value) >= 0:
         raise ArgumentError(f"{function}: {name} must be a number of at least 0, got {value!r}")
     return float(value)
 

@@ -124,9 +124,9 @@ def sparse_projection(h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def soft_threshold_(weight: torch.Tensor, amount: float) -> torch.Tensor:
-    """Shrinks weight in place: sign(weight) * max(|weight| - amount, 0).
+    """Shrinks weight in place: ``sign(weight) * max(|weight| - amount, 0)``.
 
-    The proximal step of amount * |weight|_1; what it stops at zero is exactly zero.
+    The proximal step of ``amount * |weight|_1``; what it stops at zero is exactly zero.
 
     Args:
         weight: any floating-point tensor; a Parameter keeps its gradient.

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import __version__
 from .backends import backends, native, tf32
 from .topology import PLANNER, PLANNER_REASON
 
@@ -59,7 +58,7 @@ def info() -> dict[str, dict[str, str]]:
     planner = PLANNER if PLANNER_REASON is None else f"{PLANNER} ({PLANNER_REASON})"
     return {
         "versions": {
-            "strnn-kernels": __version__,
+            "strnn-kernels": _version("strnn-kernels"),
             "torch": torch.__version__,
             "triton": _version("triton"),
             "numpy": _version("numpy"),

@@ -27,6 +27,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import register_flop_formula
 
 from . import composed
@@ -60,6 +61,15 @@ def sweep(
     ``tables`` are those of :func:`topology_tables`, or ``NO_TABLES`` for a chain; ``w_ih``,
     ``bias`` and ``w_hh`` lists as in the schema.
     """
+    if tables[0] is not None and torch.onnx.is_in_onnx_export():
+        # ONNX has no operator for a graph: its levels, in torch's ops. The table is no part of the
+        # model, so no tracer may see it.
+        with _disable_current_modes():
+            program = tables[0].numpy()
+        found = composed.sweep(
+            x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, program, tables[2], cell, mean
+        )
+        return States(found.h if projection is None else found.s, *found[2:])
     if not backend.has_cells:
         w_ih, w_hh = (_one(composed.stacked(cell, w)) for w in (w_ih, w_hh))
         bias = _one(composed.stacked(cell, bias, bias=True))

@@ -447,7 +447,7 @@ def assert_a_graph_keeps_to_tf32(case: Case, functions: Any, device: Any = "cpu"
         y = compiled()
         expected = case.results(functions, leaves)
     with tf32(False):
-        slopes = torch.autograd.grad(y, leaves.values(), case.output_gradient(y))
+        slopes = torch.autograd.grad(y, list(leaves.values()), case.output_gradient(y))
         again = compiled()
     assert torch.equal(y, expected["output"])
     assert torch.equal(exact, again) and not torch.equal(exact, y)

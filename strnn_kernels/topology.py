@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import itertools
 import operator
+import threading
 import weakref
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -58,8 +60,8 @@ NEIGHBOURHOODS = {
 # Tables hold node numbers and edge offsets as int32, with one more offset than nodes.
 _MAX_NODES = 2**31 - 2
 _MAX_EDGES = 2**31 - 1
-# Topologies up to this size are remembered and handed out again: some MB each at most.
-_REMEMBERED_NODES = 1 << 14
+# Topologies that were used last are remembered and handed out again, as many as take this.
+_REMEMBERED_BYTES = 1 << 26
 _HANDLES = itertools.count()
 _LIVE: weakref.WeakValueDictionary[str, Topology] = weakref.WeakValueDictionary()
 # Beyond this many nodes the numbers in a drawing would only be a stain.
@@ -91,7 +93,7 @@ class SweepProgram:
     pred_slot: Ints
     pred_node: Ints
     _joined: Ints
-    _tables: dict[torch.device, torch.Tensor] = field(default_factory=dict)
+    _tables: dict[torch.device | str, torch.Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -192,9 +194,7 @@ class Topology:
         rows, cols = _size(rows, "grid: rows"), _size(cols, "grid: cols")
         _check_neighbourhood(neighbourhood, "grid")
         if mask is None:
-            if rows * cols <= _REMEMBERED_NODES:
-                return _remembered_grid(rows, cols, neighbourhood, None)
-            return _grid(rows, cols, neighbourhood, None)
+            return _remembered(_grid, rows, cols, neighbourhood, None)
         cells = _host(mask)
         if cells.dtype != np.bool_:
             raise TypeError(f"Topology.grid: mask must be boolean, got dtype {cells.dtype}")
@@ -205,9 +205,7 @@ class Topology:
             )
         if not cells.any():
             raise ValueError("Topology.grid: mask must have a True cell, got none")
-        if rows * cols <= _REMEMBERED_NODES:
-            return _remembered_grid(rows, cols, neighbourhood, cells.tobytes())
-        return _grid(rows, cols, neighbourhood, cells)
+        return _remembered(_grid, rows, cols, neighbourhood, cells.tobytes())
 
     @classmethod
     def cells(
@@ -269,10 +267,7 @@ class Topology:
         """
         if bidirectional is not True and bidirectional is not False:
             raise TypeError(f"Topology.chain: bidirectional must be a bool, got {bidirectional!r}")
-        # A layer asks for its chain at each forward pass: look it up before anything else.
-        if type(length) is int and length <= _REMEMBERED_NODES:
-            return _remembered_chain(length, bidirectional)
-        return _chain(length, bidirectional)
+        return _remembered(_chain, _size(length, "chain: length"), bidirectional)
 
     @classmethod
     def dag(cls, predecessors: Iterable[Iterable[Iterable[int]]]) -> Topology:
@@ -333,16 +328,20 @@ class Topology:
 
     def reversed(self) -> Topology:
         """The topology with each edge turned round: what a derivative is swept over."""
-        return self._reversed
+        turned = self.__dict__.get("_reversed")
+        if isinstance(turned, weakref.ref):
+            turned = turned()
+        return self._reverse() if turned is None else turned
 
-    @cached_property
-    def _reversed(self) -> Topology:
+    def _reverse(self) -> Topology:
         succ_ptr, succ = planner.transpose(self.num_nodes, self.pred_ptr, self.pred)
         label = self.label.removeprefix("reversed ")
         if label == self.label:
             label = f"reversed {label}"
         turned = Topology(succ_ptr, succ, self.positions, self.names, label)
-        turned.__dict__["_reversed"] = self
+        # The one made is kept, its maker only found: the two are no cycle, and go when unused.
+        self.__dict__["_reversed"] = turned
+        turned.__dict__["_reversed"] = weakref.ref(self)
         return turned
 
     def program(self, order: str = "levels") -> SweepProgram:
@@ -393,7 +392,9 @@ class Topology:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.pred_ptr.shape, zlib.crc32(self.pred_ptr), zlib.crc32(self.pred)))
+        return hash(
+            (self.pred_ptr.shape, zlib.crc32(self.pred_ptr.data), zlib.crc32(self.pred.data))
+        )
 
     def __repr__(self) -> str:
         return (
@@ -501,9 +502,10 @@ def _from_positions(
     return Topology(pred_ptr, pred, where, names, label)
 
 
-def _grid(rows: int, cols: int, neighbourhood: str, mask: NDArray[np.bool_] | None) -> Topology:
+def _grid(rows: int, cols: int, neighbourhood: str, mask: bytes | None) -> Topology:
     label = f"grid {rows} x {cols}, {neighbourhood}"
     if mask is not None:
+        mask = np.frombuffer(mask, np.bool_).reshape(rows, cols)
         return _from_positions(
             np.argwhere(mask).astype(np.int32), neighbourhood, label=f"{label}, masked"
         )
@@ -523,14 +525,7 @@ def _grid(rows: int, cols: int, neighbourhood: str, mask: NDArray[np.bool_] | No
     return _from_positions(where.reshape(-1, 2), neighbourhood, label=label)
 
 
-@lru_cache(maxsize=64)
-def _remembered_grid(rows: int, cols: int, neighbourhood: str, mask: bytes | None) -> Topology:
-    cells = None if mask is None else np.frombuffer(mask, np.bool_).reshape(rows, cols)
-    return _grid(rows, cols, neighbourhood, cells)
-
-
-def _chain(length: Any, bidirectional: bool) -> Topology:
-    length = _size(length, "chain: length")
+def _chain(length: int, bidirectional: bool) -> Topology:
     num_directions = 1 + bidirectional
     if num_directions * (length - 1) > _MAX_EDGES:
         raise ValueError(f"Topology.chain: {length} steps have more than {_MAX_EDGES} edges")
@@ -545,7 +540,35 @@ def _chain(length: Any, bidirectional: bool) -> Topology:
     return Topology(pred_ptr, pred, label=label)
 
 
-_remembered_chain = lru_cache(maxsize=256)(_chain)
+class _Remembered:
+    """What makers made, handed out again while it is among the last used of so many bytes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._bytes = most_bytes, 0
+        self._made: OrderedDict[tuple[Any, ...], Topology] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, maker: Callable[..., Topology], *args: Any) -> Topology:
+        key = (maker, *args)
+        with self._lock:
+            if key in self._made:
+                self._made.move_to_end(key)
+                return self._made[key]
+        topology = maker(*args)
+        with self._lock:
+            self._bytes += self._cost(topology) if key not in self._made else 0
+            topology = self._made.setdefault(key, topology)
+            while self._bytes > self._most_bytes:
+                self._bytes -= self._cost(self._made.popitem(last=False)[1])
+        return topology
+
+    @staticmethod
+    def _cost(topology: Topology) -> int:
+        """Bytes of the lists, levels and a program of a topology and of its reverse."""
+        return 8 * (7 * topology.num_directions * topology.num_nodes + 3 * topology.num_edges)
+
+
+_remembered = _Remembered(_REMEMBERED_BYTES)
 
 
 def _positions(positions: Any, names: tuple[str, ...] | None) -> Ints:
@@ -597,7 +620,8 @@ def _read_dag(predecessors: Any) -> tuple[Ints, Ints]:
     if not lists or not lists[0]:
         raise ValueError("Topology.dag: the graph needs a direction and a node, got an empty one")
     num_nodes = len(lists[0])
-    pred_ptr, pred = [], []
+    pred_ptr: list[list[int]] = []
+    pred: list[int] = []
     for d, direction in enumerate(lists):
         if len(direction) != num_nodes:
             raise ValueError(

@@ -120,8 +120,8 @@ def test_the_composed_derivative_equals_the_fused_one(name, t, gradients):
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_second_order_on_a_topology_unlike_its_reverse(turned, randn, gradients):
-    """Six nodes into one: one program needs more slots than that of the reversed topology."""
-    star = sk.Topology.dag([[[], [], [], [], [], [], range(6)]])
+    """One node into five: one program needs more slots than that of the reversed topology."""
+    star = sk.Topology.dag([[[], [], [0], [0], [0], [0], [0]]])
     _, _, sizes = topology_tables(star, torch.device("cpu"), "levels")
     assert sizes[1] != sizes[3]
     star = star.reversed() if turned else star

@@ -1,12 +1,15 @@
 """Topologies and the planner: against brute force, against each other, and refusals."""
 
 import copy
+import gc
 import itertools
 import os
 import pickle
 import random
 import re
 import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 from strnn_kernels import planner as twin
 from strnn_kernels import topology as module
 from strnn_kernels.montages import MONTAGES
+from strnn_kernels.registration import topology_tables
 from strnn_kernels.topology import NEIGHBOURHOODS, Topology
 
 CPU = torch.device("cpu")
@@ -726,3 +730,71 @@ def test_draw_names_the_missing_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=re.escape("pip install strnn-kernels[plots]")):
         Topology.chain(2).draw()
+
+
+# Memory
+
+
+@pytest.fixture
+def no_collector():
+    """Only what nothing refers to goes: no reference cycle is found."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def bytes_of(topology: Topology) -> int:
+    """The arrays of a topology and of its reverse, with their programs."""
+    both = (topology, topology.reversed())
+    return sum(t.pred_ptr.nbytes + t.pred.nbytes + t.program("levels")._joined.nbytes for t in both)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_topology_and_its_reverse_go_when_nothing_uses_them(no_collector, first):
+    both = [Topology.dag([[[], [0]]])]
+    both.append(both[0].reversed())
+    for t in both:
+        topology_tables(t, CPU, "levels")
+    gone = [weakref.ref(t) for t in both]
+    other = both[1 - first]
+    del t, both[first]
+    assert other.reversed().reversed() is other or first == 0
+    assert other.reversed().reversed() == other
+    del both, other
+    assert [t() for t in gone] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda i: Topology.chain(16384 - i),
+        lambda i: Topology.grid(128, 128, mask=np.random.default_rng(i).random((128, 128)) < 0.9),
+        lambda i: Topology.grid(100 + i, 120),
+    ],
+    ids=["chains", "masks", "grids"],
+)
+def test_what_is_remembered_is_bounded_by_bytes(no_collector, make):
+    made = []
+    for i in range(40):
+        topology = make(i)
+        made.append((weakref.ref(topology), bytes_of(topology)))
+        assert make(i) is topology
+    del topology
+    kept = [size for t, size in made if t() is not None]
+    assert sum(kept) <= module._REMEMBERED_BYTES < sum(size for _, size in made)
+    assert made[-1][0]() is not None and kept[-1] * (len(kept) + 3) > module._REMEMBERED_BYTES / 2
+
+
+def test_what_is_too_large_is_not_remembered(no_collector):
+    one = Topology.grid(512, 512)
+    assert Topology.grid(512, 512) == one
+    gone = weakref.ref(one)
+    del one
+    assert gone() is None
+
+
+def test_threads_share_what_is_remembered():
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda i: Topology.chain(1 + i % 5), range(200)))
+    assert len({id(t) for t in made[-100:]}) == 5

@@ -1,0 +1,78 @@
+"""ONNX: the conformance table's forward cases, in ONNX Runtime, at another batch and length."""
+
+import dataclasses
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import strnn_kernels as sk
+from strnn_kernels import onnx
+from strnn_kernels.testing import CONFORMANCE, PER_SEQUENCE
+
+# ONNX Runtime's kernels for the CPU take float32 alone; a gated sweep is a derivative.
+CASES = [c for c in CONFORMANCE if c.dtype == torch.float32 and c.op != "gated_sweep"]
+
+
+class Calls(torch.nn.Module):
+    """The calls of some cases at once: what varies is an input, the rest a buffer."""
+
+    def __init__(self, cases):
+        super().__init__()
+        self.cases, self.values = cases, torch.nn.ModuleList(torch.nn.Module() for _ in cases)
+        for case, value in zip(cases, self.values, strict=True):
+            for name, t in case.inputs().items():
+                if name not in PER_SEQUENCE:
+                    value.register_buffer(name, t)
+
+    def forward(self, inputs):
+        return [
+            case.bind(sk, {**dict(value.named_buffers()), **given})()
+            for case, value, given in zip(self.cases, self.values, inputs, strict=True)
+        ]
+
+
+def exported(model, inputs, dynamic, path):
+    program = torch.onnx.export(
+        model,
+        (inputs,),
+        dynamo=True,
+        verbose=False,
+        custom_translation_table=onnx.translation_table(),
+        dynamic_shapes=(dynamic,),
+    )
+    program.save(path)
+    return [node.op_type for node in program.model.graph]
+
+
+def in_onnx_runtime(path, tensors):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    return session.run(None, dict(zip(names, (t.numpy() for t in tensors), strict=True)))
+
+
+def per_sequence(case, **changes):
+    case = dataclasses.replace(case, **changes)
+    return {name: t for name, t in case.inputs(seed=3).items() if name in PER_SEQUENCE}
+
+
+@pytest.mark.filterwarnings("ignore")  # those of the exporter
+@pytest.mark.parametrize("is_chain", [True, False], ids=["chains", "graphs"])
+def test_conformance_cases(is_chain, tmp_path):
+    cases = [c for c in CASES if (c.op == "temporal_rnn") == is_chain]
+    assert len(cases) >= 9
+    # An export takes a size of 1 for a constant.
+    at_export = [per_sequence(case, B=2) for case in cases]
+    batch = torch.export.Dim("batch", min=2, max=4096)
+    dynamic = [{name: {0: batch} for name in given} for given in at_export]
+    model = Calls(cases).eval()
+    operators = exported(model, at_export, dynamic, tmp_path / "model.onnx")
+    assert {"RNN"} <= set(operators) if is_chain else "RNN" not in operators
+    given = [per_sequence(case, B=5) for case in cases]
+    tensors = [t for one in given for t in one.values()]
+    with sk.use_backend("reference"), torch.no_grad():
+        expected = model(given)
+    found = in_onnx_runtime(tmp_path / "model.onnx", tensors)
+    for case, ours, theirs in zip(cases, expected, found, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-5, err_msg=case.name)

@@ -167,14 +167,20 @@ def _is_functionalizing() -> bool:
     return top.key() == torch._C._functorch.TransformType.Functionalize
 
 
+class _Leaf(tuple):
+    """A tuple into which torch.func does not look: it takes one tangent for each argument."""
+
+    __slots__ = ()
+
+
 def _flat(args):
     """Arguments without lists of tensors, which autograd functions do not see; last: how it was."""
     flat, lengths = [], []
     for a in args:
         is_list = isinstance(a, list | tuple) and (not a or isinstance(a[0], torch.Tensor))
         lengths.append(len(a) if is_list else None)
-        flat.extend(a) if is_list else flat.append(a)
-    return *flat, tuple(lengths)
+        flat.extend(a) if is_list else flat.append(_Leaf(a) if isinstance(a, list) else a)
+    return *flat, _Leaf(lengths)
 
 
 def _nested(flat):

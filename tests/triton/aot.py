@@ -206,6 +206,11 @@ def calls_of(case: Case, dtype: torch.dtype, precision: str) -> Iterator[Callabl
         yield partial(make, f"{op}_fwd")
 
 
+def compiler_options(options: dict) -> dict:
+    """Those of a launch's options that are the compiler's."""
+    return {name: options[name] for name in _OPTIONS if name in options}
+
+
 def read(kernel, signature, constants, attributes, options) -> None:
     """Has the compiler read a kernel: names, types and shapes; what the interpreter lets pass."""
     target = GPUTarget("cuda", 90, 32)
@@ -213,7 +218,7 @@ def read(kernel, signature, constants, attributes, options) -> None:
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)
-    known = backend.parse_options({name: options[name] for name in _OPTIONS if name in options})
+    known = backend.parse_options(compiler_options(options))
     functions = backend.get_codegen_implementation(known)
     source.make_ir(target, known, functions, backend.get_module_map(), context)
 
@@ -266,7 +271,8 @@ def specialise(kernel, args, options):
         value = values[name]
         if isinstance(value, torch.Tensor):
             signature[name] = _TYPES[value.dtype]
-            attributes[(index,)] = [["tt.divisibility", 16]]
+            if value.data_ptr() % 16 == 0:  # as it is without data
+                attributes[(index,)] = [["tt.divisibility", 16]]
         elif parameter.is_constexpr or value is None or (
             value == 1 and not parameter.do_not_specialize
         ):  # fmt: skip
@@ -283,7 +289,7 @@ def measure(kernel, signature, constants, attributes, options, architecture: int
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=GPUTarget("cuda", architecture, 32),
-        options={name: options[name] for name in _OPTIONS if name in options},
+        options=compiler_options(options),
     )
     tool = Path(triton.backends.nvidia.__file__).with_name("bin") / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

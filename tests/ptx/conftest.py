@@ -1,0 +1,31 @@
+"""What is executed; without nvcc the CUDA half is skipped, and says so."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from tests.ptx import build
+
+os.environ["TRITON_CACHE_DIR"] = str(build.BUILD / "triton")  # compiled without ptxas: not for others
+
+
+def pytest_addoption(parser):
+    """Everything, not the choice that CI runs."""
+    parser.addoption("--exhaustive", action="store_true", help="tests/ptx: every case there is")
+
+
+@pytest.fixture(scope="session")
+def is_exhaustive(request) -> bool:
+    """Whether everything is to be run."""
+    return request.config.getoption("--exhaustive")
+
+
+@pytest.fixture(scope="session")
+def cuda():
+    """The CUDA backend, compiled for sm_80 and sm_90a."""
+    if build.missing():
+        pytest.skip(f"the CUDA half is compiled by nvcc: {build.missing()}")
+    return build.cuda()

@@ -242,11 +242,12 @@ class Triton:
         architecture: 80 or 90.
         multiprocessors: how many the launches count on.
         seed: the schedule; 0 runs lanes in ascending order.
+        edit: changes the PTX before it is decoded.
     """
 
-    def __init__(self, architecture: int, multiprocessors: int = 132, seed: int = 1):
+    def __init__(self, architecture: int, multiprocessors: int = 132, seed: int = 1, edit=None):
         self._architecture, self._multiprocessors = architecture, multiprocessors
-        self._seed = seed
+        self._seed, self._edit = seed, edit
         self.launched: list[str] = []
 
     def __getattr__(self, op: str):
@@ -271,12 +272,11 @@ class Triton:
         decode.forget_buffers()
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
-                assert value.is_contiguous(), name
                 decode.register(
                     value.data_ptr(), value.numel() * value.element_size(), name,
                     is_writable=True, is_written=True,
                 )  # fmt: skip
-        decoded, passed, metadata = compiled(kernel, args, options, self._architecture)
+        decoded, passed, metadata = compiled(kernel, args, options, self._architecture, self._edit)
         parameters = bytearray(decoded.parameter_bytes)
         for (at, size), name in zip(decoded.parameters, passed, strict=False):
             value = values[name]
@@ -304,17 +304,18 @@ class Launcher:
 _COMPILED: dict[str, tuple] = {}
 
 
-def compiled(kernel, args, options, architecture: int) -> tuple:
+def compiled(kernel, args, options, architecture: int, edit=None) -> tuple:
     """The decoded kernel of a launch, the names that it is passed, and its metadata."""
     signature, constants, attributes = aot.specialise(kernel, args, options)
     known = aot.compiler_options(options)
-    key = repr((kernel.__name__, signature, constants, attributes, known, architecture))
+    key = repr((kernel.__name__, signature, constants, attributes, known, architecture, edit))
     if key not in _COMPILED:
         target = GPUTarget("cuda", architecture, 32)
         source = ASTSource(kernel, signature, constants, attributes)
         with mock.patch.object(CUDABackend, "make_cubin", lambda *_: b""):  # not needed, and slow
             made = triton.compile(source, target=target, options=known)
-        module = decode.Module(made.asm["ptx"])
+        text = made.asm["ptx"]
+        module = decode.Module(edit(text) if edit else text)
         passed = [name for name, kind in signature.items() if kind != "constexpr"]
         _COMPILED[key] = module.kernel(next(iter(module.entries))), passed, made.metadata
     return _COMPILED[key]

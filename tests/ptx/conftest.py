@@ -20,7 +20,7 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def is_exhaustive(request) -> bool:
     """Whether everything is to be run."""
-    return request.config.getoption("--exhaustive")
+    return request.config.getoption("--exhaustive", default=False)
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +29,14 @@ def cuda():
     if build.missing():
         pytest.skip(f"the CUDA half is compiled by nvcc: {build.missing()}")
     return build.cuda()
+
+
+@pytest.fixture
+def wanted(is_exhaustive):
+    """wanted(x): skips what is left out of CI, where x is false."""
+
+    def check(is_in_ci: bool) -> None:
+        if not (is_in_ci or is_exhaustive):
+            pytest.skip("left out; --exhaustive runs it")
+
+    return check

@@ -55,7 +55,7 @@ KERNELS = (
     (sparse_projection, "project_kernel"),
     (sparse_projection, "project_weights_kernel"),
 )
-_OPTIONS = ("num_warps", "maxnreg", "enable_fp_fusion")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 _TYPES = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
     torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",

@@ -21,6 +21,7 @@ from strnn_kernels import registration
 from strnn_kernels.backends import BACKENDS, Backend, use_backend
 from strnn_kernels.backends import triton as triton_backend
 from strnn_kernels.backends.triton import launch
+from strnn_kernels.composed import program_of
 from tests.ptx import decode
 from tests.triton import aot
 
@@ -147,23 +148,23 @@ class Cuda:
 
     # --- the ops of strnn_kernels.schema ---
 
-    def _sweep(
-        self, x, w_ih, bias, w_hh, mask, h0, entry, projection, table, groups, slots, activation,
-        allow_tf32,
-    ):  # fmt: skip
+    def _sweep(self, x, w_ih, bias, w_hh, mask, h0, entry, projection, tables, cell, allow_tf32):
+        """Sizes and inputs of one sweep; weights as lists of one."""
+        w_ih, bias, w_hh = (w[0] if w else None for w in (w_ih, bias, w_hh))
         (B, N), (D, H) = x.shape[:2], w_hh.shape[:2]
         C = 0 if w_ih is None else w_ih.shape[2]
         K = 0 if projection is None else projection.shape[1]
         names = ("x", "w_ih", "bias", "w_hh", "mask", "h0", "entry", "projection", "table")
+        table, (groups, slots) = tables
         values = (x, w_ih, bias, w_hh, mask, h0, entry, projection, table)
-        sizes = (B, N, D, C, H, K, activation, groups, slots, table.numel(), allow_tf32)
+        sizes = (B, N, D, C, H, K, cell, groups, slots, table.numel(), allow_tf32)
         return sizes, dict(zip(names, values, strict=True))
 
-    def sweep_fwd(self, x, w_ih, bias, w_hh, mask, h0, entry, projection, program, reversed_program,
-                  sizes, activation, keep_h, allow_tf32=False):  # fmt: skip
+    def sweep_fwd(self, x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, program, _reversed,
+                  sizes, cell, mean, keep_h, keep_c, keep_last, save, allow_tf32):  # fmt: skip
         n, given = self._sweep(
-            x, w_ih, bias, w_hh, mask, h0, entry, projection, program, *sizes[:2], activation,
-            allow_tf32,
+            x, w_ih, bias, w_hh, mask, h0, entry, projection,
+            program_of(x, w_hh, program, sizes, 0), cell, allow_tf32,
         )  # fmt: skip
         B, N, D, _, H, K = n[:6]
         wanted = {
@@ -172,20 +173,23 @@ class Cuda:
             "s": (B, D, K, H) if K else None,
         }
         made = self.call("sweep", n, given | {"gate": None}, wanted, x.dtype)
-        return tuple(x.new_empty(0) if made[k] is None else made[k] for k in ("h", "s"))
+        results = [x.new_empty(0) if made[k] is None else made[k] for k in ("h", "s")]
+        return *results, *(x.new_empty(0) for _ in range(4))
 
-    def sweep_bwd(self, dh, ds, x, h, w_ih, bias, w_hh, mask, h0, entry, projection,
-                  reversed_program, sizes, activation, need_dx, allow_tf32=False):  # fmt: skip
+    def sweep_bwd(self, dh, ds, dc, dh_n, dc_n, x, h, saved, w_ih, bias, w_hh, mask, h0, c0, entry,
+                  projection, reversed_program, sizes, cell, mean, need_dx,
+                  allow_tf32):  # fmt: skip
         n, given = self._sweep(
-            x, w_ih, bias, w_hh, mask, h0, entry, projection, reversed_program, *sizes[2:],
-            activation, allow_tf32,
+            x, w_ih, bias, w_hh, mask, h0, entry, projection,
+            program_of(x, w_hh, reversed_program, sizes, 2), cell, allow_tf32,
         )  # fmt: skip
+        of = {"dx": x if need_dx else None}
+        of |= {"d" + k: given[k] for k in ("w_ih", "bias", "w_hh", "h0", "projection")}
         given |= {"h": h, "dh": dh, "ds": ds, "gate": None, "pre": None}
-        of = {"dx": x if need_dx else None, "dw_ih": w_ih, "dbias": bias, "dw_hh": w_hh, "dh0": h0}
-        of["dprojection"] = projection
         wanted = {"dgate": None} | {k: None if t is None else t.shape for k, t in of.items()}
         made = self.call("sweep_backward", n, given, wanted, x.dtype)
-        return tuple(x.new_empty(0) if made[k] is None else made[k] for k in of)
+        *results, dprojection = (x.new_empty(0) if made[k] is None else made[k] for k in of)
+        return *results, x.new_empty(0), dprojection
 
     def gated_sweep_fwd(self, g, gate, w, program, reversed_program, sizes, allow_tf32=False):
         n, given = self._gated(g, w, program, sizes[:2], allow_tf32)
@@ -206,7 +210,7 @@ class Cuda:
 
     def _gated(self, g, w, table, sizes, allow_tf32):
         nothing = (None,) * 4
-        return self._sweep(g, None, None, w, *nothing, table, *sizes, 0, allow_tf32)
+        return self._sweep(g, [], [], [w], *nothing, (table, sizes), 0, allow_tf32)
 
     def sparse_projection_fwd(self, h, weight):
         (B, N, D, H), K = h.shape, weight.shape[1]

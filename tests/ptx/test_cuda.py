@@ -45,12 +45,12 @@ def of_type(case, dtype):
     return case.smooth() if dtype.itemsize == 2 else case
 
 
-@pytest.mark.parametrize("case", testing.CONFORMANCE, ids=str)
+@pytest.mark.parametrize("case", testing.ELMAN_CASES, ids=str)
 def test_matches_reference(case, cuda):
     check(Cuda(cuda), case)
 
 
-@pytest.mark.parametrize("case", testing.CONFORMANCE, ids=str)
+@pytest.mark.parametrize("case", testing.ELMAN_CASES, ids=str)
 def test_matches_reference_in_16_bits(case, cuda):
     check(Cuda(cuda, A100, seed=2), case.smooth(), BF16)
 
@@ -171,6 +171,17 @@ def test_what_a_masked_node_holds_does_not_leak(family, dtype, cuda):
     assert all(torch.equal(clean[name], actual[name]) for name in clean)
 
 
+@pytest.mark.parametrize("family, dtype", FAMILIES)
+def test_a_mask_is_bytes_against_zero(family, dtype, cuda):
+    """Few multiprocessors: one CTA reads the masks of many rows."""
+    case = testing.find("corner-mask")
+    inputs = case.inputs(dtype=dtype)
+    odd = inputs | {"mask": testing.with_odd_bytes(inputs["mask"])}
+    with running(Cuda(cuda, FEW, family=family)):
+        expected, found = (case.results(sk, given) for given in (inputs, odd))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 @pytest.mark.parametrize("forward, backward", [("cpu", "ptx"), ("ptx", "cpu")])
 @pytest.mark.parametrize("family, dtype", FAMILIES[1:])
 @pytest.mark.parametrize("name", ["sweep-mask-h0", "sweep-diamond"])
@@ -178,17 +189,18 @@ def test_mixed_pairs(name, family, dtype, forward, backward, cuda):
     """Either backend's backward finishes the other's forward."""
     case = testing.find(name)
     t = case.inputs(dtype=dtype)
-    u, w, h0, mask = t["u"], t["w"], t["h0"], t.get("mask")
-    topology, activation = case.topology, ACTIVATIONS.index(case.activation)
+    u, w, inputs = t["u"], t["w"], {"h0": t["h0"], "mask": t.get("mask")}
+    topology, cell = case.topology, ACTIVATIONS.index(case.activation)
     program, back = topology.program("levels"), topology.reversed().program("levels")
-    tables = (program.table(u.device), back.table(u.device))
     sizes = [program.num_groups, program.num_slots, back.num_groups, back.num_slots]
-    tensors = (None, None, w, mask, h0, None, None)
+    tables = (program.table(u.device), back.table(u.device), sizes)
     with running(Cuda(cuda, family=family)):
         ops = {b: getattr(torch.ops, f"strnn_{b}") for b in (forward, backward)}
-        h, _ = ops[forward].sweep_fwd(u, *tensors, *tables, sizes, activation, True)
-        du, _, _, dw, dh0, _ = ops[backward].sweep_bwd(
-            case.output_gradient(h), None, u, h, *tensors, tables[1], sizes, activation, True
+        h = ops[forward].sweep_fwd(*testing.sweep_arguments(u, w, tables, cell, **inputs))[0]
+        du, _, _, dw, dh0, *_ = ops[backward].sweep_bwd(
+            *testing.sweep_backward_arguments(
+                u, h, w, tables, cell, dh=case.output_gradient(h), **inputs
+            )
         )
     testing.Expected.of(case, t).check({"output": h, "du": du, "dw": dw, "dh0": dh0}, "mixed")
 

@@ -140,7 +140,9 @@ class Cuda:
         common = (numbers, pointers(given), pointers(made), DTYPES[dtype], self._device)
         wanted = entry(*common, None)
         if wanted >= 0:
-            scratch = self._place(None, (-(-max(wanted, 1) // 512) * 512,), torch.uint8, "workspace", True)
+            scratch = self._place(
+                None, (-(-max(wanted, 1) // 512) * 512,), torch.uint8, "workspace", True
+            )
             wanted = entry(*common, ctypes.c_void_p(scratch.data_ptr()))
         if wanted < 0:
             raise self._error or RuntimeError(self._host.host_error().decode())
@@ -264,7 +266,9 @@ class Triton:
     def active(self) -> Iterator[None]:
         """Launches come here."""
         with ExitStack() as stack:
-            count = mock.patch.object(launch, "num_multiprocessors", lambda _: self._multiprocessors)
+            count = mock.patch.object(
+                launch, "num_multiprocessors", lambda _: self._multiprocessors
+            )
             stack.enter_context(count)
             for module, name in aot.KERNELS:
                 replaced = Launcher(self, getattr(module, name))

@@ -68,7 +68,9 @@ def _object(source: Path, *flags: object) -> Path:
 def _link(name: str, objects: Iterable[Path]) -> Path:
     objects = list(objects)
     to = BUILD / f"{name}-{_key(*(o.name for o in objects))}.so"
-    return _made(to, ["g++", "-shared", "-Wl,-Bsymbolic", "-Wl,--no-undefined", *objects, "-o", "TO"])
+    return _made(
+        to, ["g++", "-shared", "-Wl,-Bsymbolic", "-Wl,--no-undefined", *objects, "-o", "TO"]
+    )
 
 
 def _parallel(function, sources: Iterable[Path]) -> list[Path]:
@@ -106,10 +108,11 @@ def cuda(sources: Path = SOURCES, architectures: Sequence[int] = (80, 90)) -> tu
     kernels = sorted(sources.glob("*.cu"), key=lambda path: "tensor" not in path.name)
     folders = _parallel(lambda source: _compile(source, architectures), kernels)
     host = [sources / "planner.cpp", HERE / "host" / "runtime.cpp", HERE / "host" / "entries.cpp"]
-    library = _link("host", [*(f / "host.o" for f in folders), *(_object(h, *include) for h in host)])
+    library = _link(
+        "host", [*(f / "host.o" for f in folders), *(_object(h, *include) for h in host)]
+    )
     found = {
         a: [p for f in folders for p in (f / "keep").glob(f"*compute_{ARCHITECTURES[a]}.ptx")]
         for a in architectures
     }
     return library, found
-

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
-import torch
 
 from tests.ptx import build
 
-os.environ["TRITON_CACHE_DIR"] = str(build.BUILD / "triton")  # compiled without ptxas: not for others
+os.environ["TRITON_CACHE_DIR"] = str(
+    build.BUILD / "triton"
+)  # compiled without ptxas: not for others
 
 
 def pytest_addoption(parser):

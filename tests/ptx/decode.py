@@ -148,7 +148,9 @@ class Kernel:
 
     def _declare_shared(self, text: str) -> list[str]:
         dynamic = []
-        pattern = r"\.(extern\s+)?\.?shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?"
+        pattern = (
+            r"\.(extern\s+)?\.?shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?"
+        )
         for m in re.finditer(pattern, text):
             if m[1]:
                 dynamic.append(m[4])
@@ -164,7 +166,9 @@ class Kernel:
         self._read_head(text[start:brace])
         line = text.count("\n", 0, brace) + 1
         # A bracket that is no operand's, a label, or a statement.
-        token = re.compile(r"\s*(?:(\.loc[^\n]*|//[^\n]*|\.pragma[^;]*;)|([{}])|([\w$]+):(?!:)|([^;]+);)")
+        token = re.compile(
+            r"\s*(?:(\.loc[^\n]*|//[^\n]*|\.pragma[^;]*;)|([{}])|([\w$]+):(?!:)|([^;]+);)"
+        )
         at = brace
         while True:
             m = token.match(text, at)
@@ -373,12 +377,26 @@ class Kernel:
             )  # fmt: skip
         elif base == "shf":
             plain(f"shf.{middle[0]}.b32", imm=int("wrap" in middle))
-        elif base in ("bfe", "bfi", "prmt", "lop3", "popc", "clz") and w == 32:
-            plain(op)
-        elif base in (
-            "add", "sub", "mul", "mad", "div", "rem", "min", "max", "neg", "abs", "and", "or", "xor",
-            "not",
-        ) and kind in SIZE:  # fmt: skip
+        elif (base in ("bfe", "bfi", "prmt", "lop3", "popc", "clz") and w == 32) or (
+            base
+            in (
+                "add",
+                "sub",
+                "mul",
+                "mad",
+                "div",
+                "rem",
+                "min",
+                "max",
+                "neg",
+                "abs",
+                "and",
+                "or",
+                "xor",
+                "not",
+            )
+            and kind in SIZE
+        ):
             plain(op)
         elif base == "bra":
             emit("bra", label=a[0])
@@ -394,7 +412,10 @@ class Kernel:
         for part in middle:
             if part in ("global", "shared", "param", "shared::cluster", "shared::cta"):
                 space = part.removesuffix("::cta")
-            elif part not in CACHING | {"nc", "v2", "v4", "v8"} and part[:4] not in ("L1::", "L2::"):
+            elif part not in CACHING | {"nc", "v2", "v4", "v8"} and part[:4] not in (
+                "L1::",
+                "L2::",
+            ):
                 raise Unknown(f"modifier .{part}")
         registers, at = (a[0], a[1]) if base == "ld" else (a[1], a[0])
         values, (where, offset, width) = vector(registers), self._address(at)
@@ -422,9 +443,15 @@ class Kernel:
         s, d = (64 if SIZE[kind] == 8 else 32), (64 if SIZE[to] == 8 else 32)
         name = f"cvt.{to}.{kind}"
         if to == "tf32":
-            return self._emit(f"cvt.{mode[0]}.tf32.f32", [self._destination(a[0], 32)], [self._source(a[1], 32)])
+            return self._emit(
+                f"cvt.{mode[0]}.tf32.f32", [self._destination(a[0], 32)], [self._source(a[1], 32)]
+            )
         is_exact = mode == ["rn"] or (to not in FLOATS or mode[0][-1] == "i")
-        if len(mode) > 1 or mode[0] not in modes or not (is_exact or (mode, name) == (["rz"], "cvt.f32.f64")):
+        if (
+            len(mode) > 1
+            or mode[0] not in modes
+            or not (is_exact or (mode, name) == (["rz"], "cvt.f32.f64"))
+        ):
             raise Unknown("rounding")
         if (register := self._register(a[0])) and register[0] == 64 and d == 32:
             flags, d = flags | WIDE, 64
@@ -473,7 +500,12 @@ class Kernel:
             emit("vote.ballot", [dest(a[0], 32)], values, flags=MASKED)
         elif op.startswith("mma.sync.aligned."):
             shape, rows, columns, d, x, y, c = parts[3:]
-            if (rows, columns) != ("row", "col") or x != y or d != c or d != ("f64" if x == "f64" else "f32"):
+            if (
+                (rows, columns) != ("row", "col")
+                or x != y
+                or d != c
+                or d != ("f64" if x == "f64" else "f32")
+            ):
                 raise Unknown("types or layout")
             w = 64 if x == "f64" else 32
             values = [place for t in a[1:4] for place in words(t, w)]
@@ -490,7 +522,9 @@ class Kernel:
             to = [dest(t, 32) for t in vector(a[0])]
             values.append(self._predicate_of(a[3]))
             emit(f"wgmma.{m[2]}", to, values, imm=int(m[1]), width=width, flags=ALIGNED)
-        elif m := re.match(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x\d(\.trans)?\.shared(::cta)?\.b16$", op):
+        elif m := re.match(
+            r"(ld|st)matrix\.sync\.aligned\.m8n8\.x\d(\.trans)?\.shared(::cta)?\.b16$", op
+        ):
             is_load = m[1] == "ld"
             where, offset, width = self._address(a[1 if is_load else 0])
             values = vector(a[0 if is_load else 1])

@@ -140,9 +140,7 @@ class Cuda:
         common = (numbers, pointers(given), pointers(made), DTYPES[dtype], self._device)
         wanted = entry(*common, None)
         if wanted >= 0:
-            scratch = self._place(
-                None, (-(-max(wanted, 1) // 512) * 512,), torch.uint8, "workspace", True
-            )
+            scratch = self._place(None, (max(wanted, 1),), torch.uint8, "workspace", True)
             wanted = entry(*common, ctypes.c_void_p(scratch.data_ptr()))
         if wanted < 0:
             raise self._error or RuntimeError(self._host.host_error().decode())

@@ -107,10 +107,9 @@ def cuda(sources: Path = SOURCES, architectures: Sequence[int] = (80, 90)) -> tu
     include = (f"-I{CUDA_HOME}/include", f"-I{ROOT}", "-std=c++17", "-O1")
     kernels = sorted(sources.glob("*.cu"), key=lambda path: "tensor" not in path.name)
     folders = _parallel(lambda source: _compile(source, architectures), kernels)
-    host = [sources / "planner.cpp", HERE / "host" / "runtime.cpp", HERE / "host" / "entries.cpp"]
-    library = _link(
-        "host", [*(f / "host.o" for f in folders), *(_object(h, *include) for h in host)]
-    )
+    host = (sources / "planner.cpp", *sorted((HERE / "host").glob("*.cpp")))
+    objects = [*(f / "host.o" for f in folders), *(_object(h, *include) for h in host)]
+    library = _link("host", objects)
     found = {
         a: [p for f in folders for p in (f / "keep").glob(f"*compute_{ARCHITECTURES[a]}.ptx")]
         for a in architectures

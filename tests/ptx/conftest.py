@@ -8,9 +8,8 @@ import pytest
 
 from tests.ptx import build
 
-os.environ["TRITON_CACHE_DIR"] = str(
-    build.BUILD / "triton"
-)  # compiled without ptxas: not for others
+# What is compiled without ptxas is not for others.
+os.environ["TRITON_CACHE_DIR"] = str(build.BUILD / "triton")
 
 
 def pytest_addoption(parser):

@@ -48,8 +48,12 @@ PRECISE = ("div", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "tanh")
 FLOAT_OPERATIONS = (
     *PRECISE, "add", "sub", "mul", "fma", "mad", "min", "max", "neg", "abs", "copysign",
 )  # fmt: skip
-#: Modifiers that change nothing here.
-CACHING = {"volatile", "weak", "cs", "cg", "ca", "cv", "lu", "wb", "wt"}
+INTEGER_OPERATIONS = (
+    "add", "sub", "mul", "mad", "div", "rem", "min", "max", "neg", "abs", "and", "or", "xor", "not",
+    "bfe", "bfi", "prmt", "lop3", "popc", "clz",
+)  # fmt: skip
+#: Modifiers of ld and st: sizes that their operands show, and what changes nothing here.
+MODIFIERS = {"volatile", "weak", "cs", "cg", "ca", "cv", "lu", "wb", "wt", "nc", "v2", "v4", "v8"}
 NOTHING = ("griddepcontrol", "fence", "membar", "prefetch", "nanosleep", "discard")
 WGMMA_NOTHING = ("wgmma.fence", "wgmma.commit_group", "wgmma.wait_group")
 
@@ -377,26 +381,7 @@ class Kernel:
             )  # fmt: skip
         elif base == "shf":
             plain(f"shf.{middle[0]}.b32", imm=int("wrap" in middle))
-        elif (base in ("bfe", "bfi", "prmt", "lop3", "popc", "clz") and w == 32) or (
-            base
-            in (
-                "add",
-                "sub",
-                "mul",
-                "mad",
-                "div",
-                "rem",
-                "min",
-                "max",
-                "neg",
-                "abs",
-                "and",
-                "or",
-                "xor",
-                "not",
-            )
-            and kind in SIZE
-        ):
+        elif base in INTEGER_OPERATIONS and kind in SIZE:
             plain(op)
         elif base == "bra":
             emit("bra", label=a[0])
@@ -412,10 +397,7 @@ class Kernel:
         for part in middle:
             if part in ("global", "shared", "param", "shared::cluster", "shared::cta"):
                 space = part.removesuffix("::cta")
-            elif part not in CACHING | {"nc", "v2", "v4", "v8"} and part[:4] not in (
-                "L1::",
-                "L2::",
-            ):
+            elif part not in MODIFIERS and part[:4] not in ("L1::", "L2::"):
                 raise Unknown(f"modifier .{part}")
         registers, at = (a[0], a[1]) if base == "ld" else (a[1], a[0])
         values, (where, offset, width) = vector(registers), self._address(at)
@@ -446,12 +428,9 @@ class Kernel:
             return self._emit(
                 f"cvt.{mode[0]}.tf32.f32", [self._destination(a[0], 32)], [self._source(a[1], 32)]
             )
-        is_exact = mode == ["rn"] or (to not in FLOATS or mode[0][-1] == "i")
-        if (
-            len(mode) > 1
-            or mode[0] not in modes
-            or not (is_exact or (mode, name) == (["rz"], "cvt.f32.f64"))
-        ):
+        is_known = mode == ["rn"] or to not in FLOATS or mode[0][-1] == "i"
+        is_known |= (mode, name) == (["rz"], "cvt.f32.f64")
+        if len(mode) > 1 or mode[0] not in modes or not is_known:
             raise Unknown("rounding")
         if (register := self._register(a[0])) and register[0] == 64 and d == 32:
             flags, d = flags | WIDE, 64
@@ -500,14 +479,9 @@ class Kernel:
             emit("vote.ballot", [dest(a[0], 32)], values, flags=MASKED)
         elif op.startswith("mma.sync.aligned."):
             shape, rows, columns, d, x, y, c = parts[3:]
-            if (
-                (rows, columns) != ("row", "col")
-                or x != y
-                or d != c
-                or d != ("f64" if x == "f64" else "f32")
-            ):
+            w, sums = (64, "f64") if x == "f64" else (32, "f32")
+            if (rows, columns, y, d, c) != ("row", "col", x, sums, sums):
                 raise Unknown("types or layout")
-            w = 64 if x == "f64" else 32
             values = [place for t in a[1:4] for place in words(t, w)]
             emit(f"mma.{shape}.{x}", [dest(t, w) for t in vector(a[0])], values, flags=ALIGNED)
         elif m := re.match(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k\d+\.f32\.(\w+)\.\2$", op):

@@ -286,7 +286,8 @@ MUTATIONS = {
     ),
     "cluster-barrier": (
         "sweep_cluster.cuh",
-        "    cluster_arrive();\n    const Chunk next = tile.after(now);\n    tile.stage(next, half ^ 1);\n    cluster_wait();\n",
+        "    cluster_arrive();\n    const Chunk next = tile.after(now);\n"
+        "    tile.stage(next, half ^ 1);\n    cluster_wait();\n",
         "    const Chunk next = tile.after(now);\n    tile.stage(next, half ^ 1);\n",
         "chain-causal",
     ),
@@ -299,7 +300,8 @@ MUTATIONS = {
     "cluster-barrier-before-the-exit": (
         "sweep_cluster.cuh",
         "  cp_async_wait<0>();\n",
-        "  cp_async_wait<0>();\n  store_cluster(tile.sums, (tile.rank + 1) % tile.size, uint2{0, 0});\n",
+        "  cp_async_wait<0>();\n"
+        "  store_cluster(tile.sums, (tile.rank + 1) % tile.size, uint2{0, 0});\n",
         "chain-causal",
     ),
     "cluster-wrong-rank": (

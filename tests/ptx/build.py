@@ -67,7 +67,7 @@ def _object(source: Path, *flags: object) -> Path:
 
 def _link(name: str, objects: Iterable[Path]) -> Path:
     objects = list(objects)
-    to = BUILD / f"{name}-{_key(*(o.name for o in objects))}.so"
+    to = BUILD / f"{name}-{_key(*(o.relative_to(BUILD) for o in objects))}.so"
     return _made(
         to, ["g++", "-shared", "-Wl,-Bsymbolic", "-Wl,--no-undefined", *objects, "-o", "TO"]
     )

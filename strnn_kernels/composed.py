@@ -130,42 +130,34 @@ def sweep(
         of_input = live(None if mask is None else mask[..., None], x)
     else:
         of_input = torch.einsum("bnc,dgc->bndg", live(mask, x), w_ih) + of_input_bias
-    all_h, all_c, all_h_n, all_c_n = [], [], [], []
+    # Of an lstm h and c, of other cells, which carry h, that alone.
+    starts = (h0, c0) if carries else (h0,)
+    every: list[list[Tensor]] = [[] for _ in starts]
+    last: list[list[Tensor]] = [[] for _ in starts]
     for d, direction in enumerate(visits(program, N, D, sizes[0])):
-        h: list[Tensor] = []  # of each level so far, (B, nodes, H)
-        c: list[Tensor] = []
-        starts = (h0, c0 if carries else h0)
+        known: list[list[Tensor]] = [[] for _ in starts]  # of each level so far, (B, nodes, H)
         row = {n: i for i, n in enumerate(direction.order)}
         for level in direction.levels:
             before = [[row[p] for p in direction.before[n]] for n in level]
-            q, m = (
-                _sum_predecessors(states, before, mean, of_input[:, :1, d, :H])
-                for states in (h, c)
-            )
-            if h0 is not None or c0 is not None:
-                enters = _entering(entry, d, level, before, x.device)
-                q, m = (
-                    total if start is None else total + torch.where(enters, start[:, None, d], 0)
-                    for total, start in zip((q, m), starts, strict=True)
-                )
-            of_state = q @ w_hh[d].T + of_state_bias[d]
-            state = step(cell, of_input[:, level, d], of_state, m)
-            for states, value in zip((h, c), state, strict=True):
+            reached = []
+            for states, start in zip(known, starts, strict=True):
+                total = _sum_predecessors(states, before, mean, of_input[:, :1, d, :H])
+                if start is not None:
+                    enters = _entering(entry, d, level, before, x.device)
+                    total = total + torch.where(enters, start[:, None, d], 0)
+                reached.append(total)
+            of_state = reached[0] @ w_hh[d].T + of_state_bias[d]
+            state = step(cell, of_input[:, level, d], of_state, reached[-1])
+            for states, value in zip(known, state, strict=False):
                 states.append(live(None if mask is None else mask[:, level], value))
         at = last_visit(mask, direction.order, B, x.device)
-        for states, start, every, last in (
-            (h, h0, all_h, all_h_n), (c, starts[1], all_c, all_c_n),
-        ):  # fmt: skip
-            every.append(torch.cat(states, 1)[:, [row[n] for n in range(N)]])
-            last.append(last_state(every[-1], None if start is None else start[:, d], at))
-    h = torch.stack(all_h, 2)
-    return States(
-        h,
-        None if projection is None else sparse_projection(h, projection),
-        torch.stack(all_c, 2),
-        torch.stack(all_h_n),
-        torch.stack(all_c_n),
-    )
+        nodes = torch.tensor([row[n] for n in range(N)], device=x.device)
+        for k, start in enumerate(starts):
+            every[k].append(torch.cat(known[k], 1).index_select(1, nodes))
+            last[k].append(last_state(every[k][-1], None if start is None else start[:, d], at))
+    h, c = torch.stack(every[0], 2), torch.stack(every[-1], 2)
+    s = None if projection is None else sparse_projection(h, projection)
+    return States(h, s, c, torch.stack(last[0]), torch.stack(last[-1]))
 
 
 def _sum_predecessors(states, before, mean, like):

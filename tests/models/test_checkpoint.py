@@ -83,7 +83,8 @@ def test_files_of_others_stay(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "log.csv", "log.jsonl", "results.json", *checkpoint.names(2)]
+    "name",
+    ["config.yaml", "log.csv", "results.json", "checkpoint.json", checkpoint.names(2)[0]],
 )
 @pytest.mark.parametrize("options", [[], ["--restart"]])
 def test_a_file_that_no_run_wrote_is_not_replaced(tmp_path, capsys, name, options):
@@ -93,7 +94,7 @@ def test_a_file_that_no_run_wrote_is_not_replaced(tmp_path, capsys, name, option
     assert contents(tmp_path) == {name: b"mine"}
 
 
-@pytest.mark.parametrize("name", ["report.md", "learning.png"])
+@pytest.mark.parametrize("name", ["report.md", "report.json", "learning.png"])
 def test_nor_is_one_that_no_report_wrote(run, tmp_path, capsys, name):
     (tmp_path / name).write_text("mine")
     assert evaluate([str(run), "--out", str(tmp_path)]) == 2

@@ -180,13 +180,14 @@ def lengths(function: str, value: object, B: int, T: int) -> torch.Tensor:
         torch._assert_async(in_range, f"{function}: lengths must be in 0..T")
         return value
     known = value
-    while torch._C._functorch.is_batchedtensor(known):
+    while torch._C._functorch.is_functorch_wrapped_tensor(known):
         known = torch._C._functorch.get_unwrapped(known)
     if type(known) is torch.Tensor and known.device.type == "cpu" and known.numel():
-        low, high = known.aminmax()
+        with torch._C._DisableFuncTorch():  # the values of a batch are no secret here
+            low, high = (int(v) for v in known.aminmax())
         if low < 0 or high > T:
             raise ArgumentError(
-                f"{function}: lengths must be in 0..T = 0..{T}, got {int(low)}..{int(high)}"
+                f"{function}: lengths must be in 0..T = 0..{T}, got {low}..{high}"
             )
     return value
 

@@ -59,7 +59,7 @@ def sweep(
     backend = select(name, u.device, u.dtype)
     if backend.name == "reference":
         return reference.sweep(u, w, topology, activation=activation, mask=mask, h0=h0)
-    tables = registration.topology_tables(topology, u.device, backend.order)
+    tables = registration.tables_for(topology, u, backend.order)
     return registration.sweep(
         backend, u, [], [], [w], mask, h0, None, None, None, tables, cell
     ).output
@@ -94,7 +94,7 @@ def gated_sweep(
     backend = select(name, g.device, g.dtype)
     if backend.name == "reference":
         return reference.gated_sweep(g, gate, w, topology)
-    tables = registration.topology_tables(topology, g.device, backend.order)
+    tables = registration.tables_for(topology, g, backend.order)
     return registration.gated_sweep(backend, g, gate, w, tables)
 
 
@@ -213,7 +213,7 @@ def spatial_rnn(
             x, w_ih, w_hh, bias, topology, activation=activation, mask=mask, projection=projection,
             cell=cell, reduce=reduce,
         )  # fmt: skip
-    tables = registration.topology_tables(topology, x.device, backend.order)
+    tables = registration.tables_for(topology, x, backend.order)
     return registration.sweep(
         backend, x, [w_ih], [] if bias is None else [bias], [w_hh], mask, None, None, None,
         projection, tables, code, mean,

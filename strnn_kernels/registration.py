@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import composed
@@ -58,7 +59,7 @@ def sweep(
 ) -> States:  # fmt: skip
     """The sweep of ``schema.OPS``: h, or with a projection s, and what else is to be kept.
 
-    ``tables`` are those of :func:`topology_tables`, or ``NO_TABLES`` for a chain; ``w_ih``,
+    ``tables`` are those of :func:`tables_for`, or ``NO_TABLES`` for a chain; ``w_ih``,
     ``bias`` and ``w_hh`` lists as in the schema.
     """
     if tables[0] is not None and torch.onnx.is_in_onnx_export():
@@ -123,6 +124,19 @@ def _needs_grad(tensors) -> bool:
 def topology_tables(topology: Topology, device: torch.device, order: str):
     """What the ops take for a topology: its table, that of its reverse, and their sizes."""
     return _handle_tables(topology.handle, device, order)
+
+
+def tables_for(topology: Topology, x: torch.Tensor, order: str):
+    """The tables where x is.
+
+    Beside tensors without data (of a FakeTensorMode, or of make_fx) they are made anew, so that the
+    mode, and what it traces, sees them come: real tensors it would refuse.
+    """
+    tables = topology_tables(topology, x.device, order)
+    if torch.compiler.is_compiling() or not isinstance(x, FakeTensor):
+        return tables
+    *programs, sizes = tables
+    return *(torch.tensor(p.tolist(), dtype=p.dtype, device=x.device) for p in programs), sizes
 
 
 @torch.compiler.assume_constant_result

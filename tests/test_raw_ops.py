@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,3 +178,20 @@ def test_no_state_is_stored_that_nobody_reads(name):
     case = dataclasses.replace(find(name), graph=lambda: with_shared_slots(sk.Topology.dag(lists)))
     inputs = case.inputs(dtype=torch.float64)
     Expected.of(case, inputs).check(case.results(sk, inputs))
+
+
+# Anything
+
+
+def test_no_call_ends_the_process(tmp_path):
+    """20,000 mutations of right calls; see raw_ops_fuzz.py."""
+    script = Path(__file__).with_name("raw_ops_fuzz.py")
+    with open(tmp_path / "log", "w+") as log:
+        done = subprocess.run(
+            [sys.executable, script, "20000"], stdout=log, stderr=log, timeout=300
+        )
+        log.seek(0)
+        text = log.read()
+    last = [line for line in text.splitlines() if line.startswith("mutation")][-1:]
+    assert done.returncode == 0, f"exit status {done.returncode} at {last}: {text[-2000:]}"
+    assert "'returned'" in text and "'RuntimeError'" in text

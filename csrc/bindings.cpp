@@ -1,6 +1,9 @@
 // The CPU backend's ops, registered with torch; see bindings.h.
 #include "bindings.h"
 
+#include <atomic>
+#include <exception>
+
 #include "cpu/capability.h"
 
 namespace strnn::cpu {
@@ -9,9 +12,17 @@ namespace {
 void run_in_parallel(int64_t num_workers, void (*body)(int64_t, void*), void* context) {
   if (num_workers <= 1)
     return body(0, context);  // opening a parallel region costs more than small work
+  // What a worker throws (std::bad_alloc) has to reach the caller as what it is.
+  std::exception_ptr error;
+  std::atomic_flag has_error = ATOMIC_FLAG_INIT;
   torch::stable::parallel_for(0, num_workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) body(worker, context);
+    try {
+      for (int64_t worker = begin; worker < end; ++worker) body(worker, context);
+    } catch (...) {
+      if (!has_error.test_and_set()) error = std::current_exception();
+    }
   });
+  if (error) std::rethrow_exception(error);
 }
 
 int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,3 +178,85 @@ def test_no_state_is_stored_that_nobody_reads(name):
     case = dataclasses.replace(find(name), graph=lambda: with_shared_slots(sk.Topology.dag(lists)))
     inputs = case.inputs(dtype=torch.float64)
     Expected.of(case, inputs).check(case.results(sk, inputs))
+
+
+# Anything
+
+
+def test_no_call_ends_the_process(tmp_path):
+    """20,000 mutations of right calls; see raw_ops_fuzz.py."""
+    script = Path(__file__).with_name("raw_ops_fuzz.py")
+    with open(tmp_path / "log", "w+") as log:
+        done = subprocess.run(
+            [sys.executable, script, "20000"], stdout=log, stderr=log, timeout=300
+        )
+        log.seek(0)
+        text = log.read()
+    last = [line for line in text.splitlines() if line.startswith("mutation")][-1:]
+    assert done.returncode == 0, f"exit status {done.returncode} at {last}: {text[-2000:]}"
+    assert "'returned'" in text and "'RuntimeError'" in text
+
+
+# Memory
+
+SCRATCH = """
+    import torch, strnn_kernels as sk
+    torch.set_num_threads(2)
+    H, K, t = 1024, 2048, sk.Topology.grid(2, 3)
+
+    def resident():
+        with open("/proc/self/status") as lines:
+            return next(int(l.split()[1]) for l in lines if l.startswith("VmRSS")) / 1024
+
+    def call(B, H, K, dtype):
+        u, w = torch.zeros(B, 6, 4, H, dtype=dtype), torch.zeros(4, H, H, dtype=dtype)
+        G = torch.zeros(4, K, 6, dtype=dtype).requires_grad_()
+        h = sk.sweep(u.requires_grad_(), w.requires_grad_(), t)
+        sk.sparse_projection(h, G).backward(torch.zeros(()).expand(B, 4, K, H))
+
+    call(2, 8, 8, torch.float32)
+    before = resident()
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        call(4, H, K, dtype)
+    print(resident() - before)
+"""
+
+
+def test_scratch_of_wide_calls_is_given_back(run_python):
+    done = run_python(SCRATCH)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 80  # on two threads, of 300 that one call takes
+
+
+OUT_OF_MEMORY = """
+    import resource, sys, torch, strnn_kernels as sk
+    threads = {threads}
+    torch.set_num_threads(threads)
+    roots, H = 20_000, 2048
+
+    def call(roots, B, H):
+        t = sk.Topology.dag([[[]] * roots + [range(roots)]])
+        x, G = torch.zeros(B, roots + 1, 1), torch.zeros(1, 1, roots + 1)
+        with torch.no_grad():
+            w_ih, w_hh = torch.zeros(1, H, 1), torch.zeros(1, H, H)
+            return lambda: sk.spatial_rnn(x, w_ih, w_hh, None, t, projection=G)
+
+    small, large = call(50, 64, 64), call(roots, 2, H)
+    with torch.no_grad():
+        small()
+        with open("/proc/self/statm") as sizes:
+            size = int(sizes.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + (100 << 20), -1))
+        try:
+            large()
+        except MemoryError:
+            print("MemoryError")
+        assert not small().any()
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_worker_without_memory_is_a_memory_error(run_python, threads):
+    """The states of 20,000 nodes, 160 MB for each worker, in 100 MB."""
+    done = run_python(OUT_OF_MEMORY.format(threads=threads))
+    assert (done.returncode, done.stdout) == (0, "MemoryError\n"), done.stderr

@@ -36,7 +36,7 @@
 
 namespace strnn::cpu {
 
-// A block of memory that belongs to one thread and only grows.
+// A block of memory that belongs to one thread, which keeps it between calls if it is not large.
 class ThreadBlock {
  public:
   ThreadBlock() = default;
@@ -53,8 +53,14 @@ class ThreadBlock {
     return memory_;
   }
 
+  // At the end of a call.
+  void give_back() {
+    if (size_ > kKept) release();
+  }
+
  private:
   static constexpr std::align_val_t kPage{4096};
+  static constexpr int64_t kKept = 16 << 20;
 
   void release() {
     ::operator delete(memory_, kPage);
@@ -64,5 +70,15 @@ class ThreadBlock {
   char* memory_ = nullptr;
   int64_t size_ = 0;
 };
+
+// Those of a thread: for the call that it makes, and for its share of the work of any call.
+inline ThreadBlock& call_block() {
+  static thread_local ThreadBlock block;
+  return block;
+}
+inline ThreadBlock& worker_block() {
+  static thread_local ThreadBlock block;
+  return block;
+}
 
 }  // namespace strnn::cpu

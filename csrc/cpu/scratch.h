@@ -1,8 +1,7 @@
-// Scratch memory that a thread keeps between calls: one block, aligned to a cache line, grown when
-// a call needs more.
+// Scratch memory of a call or of a worker: one block, aligned to a cache line.
 //
-// The layout of a call is written once, as a function that takes its buffers from a Scratch; it
-// runs first on an empty Scratch, which only counts, then on one that owns the memory.
+// Its layout is written once, as a function that takes its buffers from a Scratch; it runs first on
+// an empty Scratch, which only counts, then on one that owns the memory, and then does its work.
 
 class Scratch {
  public:
@@ -14,12 +13,17 @@ class Scratch {
     return p;
   }
 
-  // Runs layout(scratch) on memory of this thread that is valid until the thread's next call with
-  // the same owner.
+  bool is_counting() const { return !base_; }
+
+  // Runs layout(scratch) on a thread's block.
   template <typename Layout>
   static void with(ThreadBlock& block, const Layout& layout) {
     Scratch counter;
     layout(counter);
+    struct AtEnd {
+      ThreadBlock& block;
+      ~AtEnd() { block.give_back(); }
+    } at_end{block};
     Scratch scratch;
     scratch.base_ = block.at_least(counter.used_);
     layout(scratch);

@@ -34,29 +34,28 @@ class SparseProjectionKernel {
       int64_t num_workers;
       T* dweight;
     } call{a, workers(a.B, a.N, a.D, a.H, 2 * a.K, num_threads), nullptr};
-    static thread_local ThreadBlock block;
     const int64_t size = a.D * a.K * a.N;
-    Scratch::with(block, [&](Scratch& scratch) {
+    Scratch::with(call_block(), [&](Scratch& scratch) {
       call.dweight = scratch.take<T>(a.dweight ? call.num_workers * size : 0);
+      if (scratch.is_counting()) return;
+      parallel_for(
+          call.num_workers,
+          [](int64_t worker, void* context) {
+            const Call& c = *static_cast<Call*>(context);
+            const int64_t units = c.a.B * c.a.D, total = c.a.D * c.a.K * c.a.N;
+            T* mine = c.a.dweight ? c.dweight + worker * total : nullptr;
+            if (mine) std::fill(mine, mine + total, T(0));
+            const int64_t end = units * (worker + 1) / c.num_workers;
+            for (int64_t u = units * worker / c.num_workers; u < end; ++u)
+              project_backward(c.a, u / c.a.D, u % c.a.D, mine);
+          },
+          &call);
+      for (int64_t j = 0; a.dweight && j < size; ++j) {
+        T sum = call.dweight[j];
+        for (int64_t w = 1; w < call.num_workers; ++w) sum += call.dweight[w * size + j];
+        static_cast<S*>(a.dweight)[j] = from_acc<S>(sum);
+      }
     });
-    parallel_for(
-        call.num_workers,
-        [](int64_t worker, void* context) {
-          const Call& c = *static_cast<Call*>(context);
-          const int64_t units = c.a.B * c.a.D, total = c.a.D * c.a.K * c.a.N;
-          T* mine = c.a.dweight ? c.dweight + worker * total : nullptr;
-          if (mine) std::fill(mine, mine + total, T(0));
-          for (int64_t u = units * worker / c.num_workers; u < units * (worker + 1) / c.num_workers;
-               ++u)
-            project_backward(c.a, u / c.a.D, u % c.a.D, mine);
-        },
-        &call);
-    if (!a.dweight) return;
-    for (int64_t j = 0; j < size; ++j) {
-      T sum = call.dweight[j];
-      for (int64_t w = 1; w < call.num_workers; ++w) sum += call.dweight[w * size + j];
-      static_cast<S*>(a.dweight)[j] = from_acc<S>(sum);
-    }
   }
 
  private:
@@ -80,8 +79,7 @@ class SparseProjectionKernel {
   static void project(const SparseProjection& a, int64_t b, int64_t d) {
     const int64_t ld = round_up<T>(a.H);
     const S* weight = static_cast<const S*>(a.weight) + d * a.K * a.N;
-    static thread_local ThreadBlock block;
-    Scratch::with(block, [&](Scratch& scratch) {
+    Scratch::with(worker_block(), [&](Scratch& scratch) {
       T* h = scratch.take<T>(kNodes * ld);
       T* s = scratch.take<T>(a.K * ld);
       if (!h) return;
@@ -106,8 +104,7 @@ class SparseProjectionKernel {
                                T* dweight) {
     const int64_t ld = round_up<T>(a.H);
     const S* weight = static_cast<const S*>(a.weight) + d * a.K * a.N;
-    static thread_local ThreadBlock block;
-    Scratch::with(block, [&](Scratch& scratch) {
+    Scratch::with(worker_block(), [&](Scratch& scratch) {
       T* ds = scratch.take<T>(a.K * ld);
       T* h = scratch.take<T>(ld);
       T* dh = scratch.take<T>(ld);

@@ -8,13 +8,15 @@ class SweepBackwardKernel {
  public:
   static void run(const SweepBackward& a, int num_threads, ParallelFor parallel_for) {
     SweepBackwardKernel kernel(a, num_threads);
-    static thread_local ThreadBlock block;
-    Scratch::with(block, [&](Scratch& scratch) { kernel.prepare(scratch); });
-    parallel_for(
-        kernel.tiling_.num_workers,
-        [](int64_t worker, void* self) { static_cast<SweepBackwardKernel*>(self)->work(worker); },
-        &kernel);
-    kernel.reduce();
+    Scratch::with(call_block(), [&](Scratch& scratch) {
+      kernel.prepare(scratch);
+      if (scratch.is_counting()) return;
+      parallel_for(
+          kernel.tiling_.num_workers,
+          [](int64_t worker, void* self) { static_cast<SweepBackwardKernel*>(self)->work(worker); },
+          &kernel);
+      kernel.reduce();
+    });
   }
 
  private:
@@ -126,8 +128,7 @@ class SweepBackwardKernel {
   };
 
   void work(int64_t worker) {
-    static thread_local ThreadBlock block;
-    Scratch::with(block, [&](Scratch& scratch) {
+    Scratch::with(worker_block(), [&](Scratch& scratch) {
       Buffers buffers(*this, scratch);
       if (!buffers.slots) return;
       T* mine = gradients(worker, 0).dw;

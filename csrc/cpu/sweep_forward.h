@@ -8,12 +8,14 @@ class SweepForwardKernel {
  public:
   static void run(const SweepForward& a, int num_threads, ParallelFor parallel_for) {
     SweepForwardKernel kernel(a, num_threads);
-    static thread_local ThreadBlock block;
-    Scratch::with(block, [&](Scratch& scratch) { kernel.prepare(scratch); });
-    parallel_for(
-        kernel.tiling_.num_workers,
-        [](int64_t worker, void* self) { static_cast<SweepForwardKernel*>(self)->work(worker); },
-        &kernel);
+    Scratch::with(call_block(), [&](Scratch& scratch) {
+      kernel.prepare(scratch);
+      if (scratch.is_counting()) return;
+      parallel_for(
+          kernel.tiling_.num_workers,
+          [](int64_t worker, void* self) { static_cast<SweepForwardKernel*>(self)->work(worker); },
+          &kernel);
+    });
   }
 
  private:
@@ -120,8 +122,7 @@ class SweepForwardKernel {
   };
 
   void work(int64_t worker) {
-    static thread_local ThreadBlock block;
-    Scratch::with(block, [&](Scratch& scratch) {
+    Scratch::with(worker_block(), [&](Scratch& scratch) {
       Buffers buffers(*this, scratch);
       if (!buffers.slots) return;
       const int64_t units = tiling_.num_tiles * a_.D;

@@ -318,9 +318,8 @@ class SweepBackwardKernel {
             if (initial) store(initial + b * width_ + j, load(initial + b * width_ + j) + y);
           }
           if constexpr (Cell::kCarry != Carry::kNothing) {
-            T* to = initial + carried + j;
             if (slot) store(slot + carried + j, factor * gradient.m);
-            if (initial) store(to, load(to) + gradient.m);
+            if (initial) store(initial + carried + j, load(initial + carried + j) + gradient.m);
           }
           if (output) store_lanes<S, T>(output + at + j, lanes, gradient.a[0]);
         }

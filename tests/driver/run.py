@@ -55,7 +55,7 @@ _CROSS = "g++-aarch64-linux-gnu qemu-user"
 BUILDS = {
     "g++": Build(("g++",), X86, "g++"),
     "clang": Build(("clang++",), X86, "clang"),
-    "sanitize": Build(("clang++", *_SANITIZE), X86, "clang"),
+    "sanitize": Build(("clang++", *_SANITIZE), X86, "clang libclang-rt-dev"),
     "arm": Build(("aarch64-linux-gnu-g++", "-static"), ARM, _CROSS),
     "arm-clang": Build(
         ("clang++", "--target=aarch64-linux-gnu", "-static"), ARM, f"clang {_CROSS}"
@@ -111,10 +111,15 @@ def main(names: list[str]) -> None:
     cases = BUILD / "cases"
     writer = subprocess.Popen([sys.executable, str(Path(__file__).with_name("cases.py")), cases])
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
-        try:
-            programs = {name: link(name, pool) for name in names}
-        except subprocess.CalledProcessError as error:
-            sys.exit(f"driver: {error.cmd[0]} failed: {' '.join(error.cmd)}")
+        programs = {}
+        for name in names:
+            try:
+                programs[name] = link(name, pool)
+            except subprocess.CalledProcessError as error:
+                sys.exit(
+                    f"{name}: {' '.join(error.cmd)} failed; it takes the Debian packages "
+                    f"{BUILDS[name].packages}"
+                )
     if writer.wait():
         sys.exit("cases.py failed")
     if not all([run(name, program, cases) for name, program in programs.items()]):

@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -92,7 +92,11 @@ def rows(available: list[str]) -> list[Row]:
     ]
 
 
-def check(table: list[Row], cases=testing.CONFORMANCE, seconds: float = SECONDS) -> None:
+def check(
+    table: list[Row],
+    cases: Sequence[testing.Case] = testing.CONFORMANCE,
+    seconds: float = SECONDS,
+) -> None:
     """Fills the rows; cases that there is no time for count as not reached."""
     end = time.monotonic() + seconds
     for dtype in DTYPES:

@@ -5,6 +5,8 @@ A recurrence is a topology, weights and a cell; a time axis is the chain, a grid
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from . import checks, composed, reference, registration
@@ -344,7 +346,9 @@ def _reference_layer(
             bidirectional=D == 2, **options, **more,
         )  # fmt: skip
 
-    c = h_n = c_n = None
+    c: Any = None
+    h_n: Any = None
+    c_n: Any = None
     if name == "lstm":
         h, c = run(return_carry=True)
     else:

@@ -42,7 +42,8 @@ def _cuda_plan(dtype: str) -> str:
     except ImportError:
         return "unknown: the planner was not compiled"
     gpu = torch.cuda.get_device_properties(0)
-    shared = (gpu.shared_memory_per_block_optin, gpu.shared_memory_per_multiprocessor)
+    per_block = gpu.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    shared = (per_block, gpu.shared_memory_per_multiprocessor)
     device = (gpu.major * 10 + gpu.minor, gpu.multi_processor_count, *shared)
     sizes = {"B": 288, "N": 62, "D": 4, "C": 5, "H": 30, "K": 10, "groups": 13, "slots": 13}
     kind = {"dtype": dtype, "is_backward": False, "is_gated": False}

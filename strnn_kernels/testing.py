@@ -675,7 +675,7 @@ def sweep_backward_arguments(
     x: Tensor, h: Tensor, w_hh: Tensor, tables: tuple, cell: int, *, dh: Tensor | None = None,
     ds: Tensor | None = None, dc: Tensor | None = None, dh_n: Tensor | None = None,
     dc_n: Tensor | None = None, saved: Tensor | None = None, need_dx: bool = True,
-    allow_tf32: bool = False, mean: bool = False, **inputs: Tensor | None,
+    allow_tf32: bool = False, mean: bool = False, **inputs: Any,
 ) -> tuple:  # fmt: skip
     """The same for the raw op sweep_bwd; `inputs` as `sweep_arguments` takes them."""
     _, *tensors = sweep_arguments(x, w_hh, tables, cell, **inputs)[:9]

@@ -6,10 +6,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from strnn_models import STRNN
 
 import strnn_kernels as sk
 from strnn_kernels import onnx
-from strnn_kernels.testing import CONFORMANCE, PER_SEQUENCE
+from strnn_kernels.testing import CONFORMANCE, PER_SEQUENCE, find
 
 # ONNX Runtime's kernels for the CPU take float32 alone; a gated sweep is a derivative; c of every
 # step is refused.
@@ -84,3 +85,21 @@ def test_conformance_cases(is_chain, tmp_path):
     found = in_onnx_runtime(tmp_path / "model.onnx", tensors)
     for case, ours, theirs in zip(cases, expected, found, strict=True):
         np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-5, err_msg=case.name)
+
+
+@pytest.mark.filterwarnings("ignore")  # those of the exporter
+def test_strnn(tmp_path):
+    model = STRNN(in_channels=2, sample_length=4, sp_hidden=7, topology=sk.Topology.grid(2, 3))
+    dynamic = {0: torch.export.Dim("batch", min=2, max=4096)}
+    exported(model.eval(), torch.randn(2, 4, 6, 2), dynamic, tmp_path / "model.onnx")
+    x = torch.randn(5, 4, 6, 2)
+    found = in_onnx_runtime(tmp_path / "model.onnx", [x])[0]
+    np.testing.assert_allclose(found, model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_c_of_every_step_is_refused(tmp_path):
+    given = per_sequence(find("lstm-carry-lengths"), B=2)
+    model = Calls([find("lstm-carry-lengths")])
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match="no c of every step"):
+        exported(model, [given], [dict.fromkeys(given)], tmp_path / "model.onnx")

@@ -68,8 +68,9 @@ class SweepForwardKernel {
       for (int64_t i = 0; i < N; ++i)
         projection[dk * N + i] =
             to_acc(static_cast<const S*>(a_.projection)[dk * N + a_.program.node[dk / K * N + i]]);
-    is_dense_ = N * D * K - std::count(projection, projection + D * K * N, T(0)) >=
-                kDenseProjection * D * K * N;
+    // Without a zero the projection is a product with all weights: gemm makes more of its loads than
+    // a list of non-zeros can. A zero is not read, so a state behind it may be infinite.
+    is_dense_ = std::find(projection, projection + D * K * N, T(0)) == projection + D * K * N;
     if (is_dense_) return;
     int64_t count = 0, run = 0;
     for (int64_t d = 0; d < D; ++d)
@@ -383,9 +384,6 @@ class SweepForwardKernel {
                  false, buffers.s + k * rows * ld_);
   }
 
-  // From this share of non-zero weights on, the projection is a product with all of them: gemm
-  // makes more of its loads than a list of non-zeros can.
-  static constexpr double kDenseProjection = 0.7;
 
   const SweepForward& a_;
   CellWidths cell_;

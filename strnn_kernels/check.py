@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -39,7 +39,7 @@ class Row:
     backend: str
     family: str | None
     dtype: torch.dtype
-    counts: Counter = field(default_factory=Counter)  # of right, wrong, not taken, not reached
+    counts: Counter[str] = field(default_factory=Counter)  # of right, wrong, not taken, not reached
     reports: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -49,7 +49,9 @@ class Row:
         family = f" {self.family}" if self.family else ""
         return f"{self.backend}{family} {str(self.dtype).removeprefix('torch.')}"
 
-    def run(self, case: testing.Case, expected: testing.Expected, inputs: dict) -> None:
+    def run(
+        self, case: testing.Case, expected: testing.Expected, inputs: dict[str, torch.Tensor]
+    ) -> None:
         """Checks the results of one case."""
         start = time.monotonic()
         device = "cpu" if self.backend == "cpu" else "cuda"
@@ -92,7 +94,11 @@ def rows(available: list[str]) -> list[Row]:
     ]
 
 
-def check(table: list[Row], cases=testing.CONFORMANCE, seconds: float = SECONDS) -> None:
+def check(
+    table: list[Row],
+    cases: Sequence[testing.Case] = testing.CONFORMANCE,
+    seconds: float = SECONDS,
+) -> None:
     """Fills the rows; cases that there is no time for count as not reached."""
     end = time.monotonic() + seconds
     for dtype in DTYPES:
@@ -130,7 +136,7 @@ def main(seconds: float = SECONDS) -> int:
     print(*reports, sep="\n")
     sections = info.info()
     versions = [f"{name} {sections['versions'][name]}" for name in ("strnn-kernels", "triton")]
-    total = sum((row.counts for row in table), Counter())
+    total: Counter[str] = sum((row.counts for row in table), Counter())
     found = ", ".join(f"{total[outcome]} {outcome}" for outcome in outcomes)
     machine = f"{platform.machine()}, gpu {sections['machine']['gpu']}"
     print(f"{', '.join(versions)}, torch {torch.__version__}, {machine}: {found}")

@@ -39,7 +39,7 @@ class Row:
     backend: str
     family: str | None
     dtype: torch.dtype
-    counts: Counter = field(default_factory=Counter)  # of right, wrong, not taken, not reached
+    counts: Counter[str] = field(default_factory=Counter)  # of right, wrong, not taken, not reached
     reports: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -49,7 +49,9 @@ class Row:
         family = f" {self.family}" if self.family else ""
         return f"{self.backend}{family} {str(self.dtype).removeprefix('torch.')}"
 
-    def run(self, case: testing.Case, expected: testing.Expected, inputs: dict) -> None:
+    def run(
+        self, case: testing.Case, expected: testing.Expected, inputs: dict[str, torch.Tensor]
+    ) -> None:
         """Checks the results of one case."""
         start = time.monotonic()
         device = "cpu" if self.backend == "cpu" else "cuda"
@@ -134,7 +136,7 @@ def main(seconds: float = SECONDS) -> int:
     print(*reports, sep="\n")
     sections = info.info()
     versions = [f"{name} {sections['versions'][name]}" for name in ("strnn-kernels", "triton")]
-    total = sum((row.counts for row in table), Counter())
+    total: Counter[str] = sum((row.counts for row in table), Counter())
     found = ", ".join(f"{total[outcome]} {outcome}" for outcome in outcomes)
     machine = f"{platform.machine()}, gpu {sections['machine']['gpu']}"
     print(f"{', '.join(versions)}, torch {torch.__version__}, {machine}: {found}")

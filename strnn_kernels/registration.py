@@ -177,9 +177,15 @@ def _flat(args):
     """Arguments without lists of tensors, which autograd functions do not see; last: how it was."""
     flat, lengths = [], []
     for a in args:
-        is_list = isinstance(a, list | tuple) and (not a or isinstance(a[0], torch.Tensor))
-        lengths.append(len(a) if is_list else None)
-        flat.extend(a) if is_list else flat.append(_Leaf(a) if isinstance(a, list) else a)
+        if not isinstance(a, (list, tuple)):
+            lengths.append(None)
+            flat.append(a)
+        elif not a or isinstance(a[0], torch.Tensor):
+            lengths.append(len(a))
+            flat.extend(a)
+        else:
+            lengths.append(None)
+            flat.append(_Leaf(a))
     return *flat, _Leaf(lengths)
 
 

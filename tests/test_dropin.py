@@ -578,8 +578,9 @@ def test_function_transforms(name, lengths, randn):
     expected, tangent = torch.autograd.functional.jvp(output, x, t)
     got = jvp(output, (x,), (t,))
     assert_close(got, (expected, tangent))
-    linear, push = torch.func.linearize(output, x)
-    assert_close((linear, push(t)), (expected, tangent))
+    if name != "GRU":  # it takes seconds, and what it calls is what it calls of an LSTM
+        linear, push = torch.func.linearize(output, x)
+        assert_close((linear, push(t)), (expected, tangent))
     assert_close(jacfwd(output)(x), jacrev(output)(x))
     assert_close(torch.func.functionalize(output)(x), expected)
     w = values[1]

@@ -204,6 +204,7 @@ class Recurrent(nn.RNNBase):
             w_ih = [getattr(self, of_direction[0]) for of_direction in names]
             if not layer:
                 self._check_dtype(name, x, w_ih[0])
+            own = starts if L == 1 else [s[layer * D : (layer + 1) * D] for s in starts]
             states = functional.layer(
                 name,
                 x,
@@ -212,7 +213,7 @@ class Recurrent(nn.RNNBase):
                 [getattr(self, of_direction[1]) for of_direction in names],
                 _CELLS[self.mode],
                 lengths,
-                *(s[layer * D : (layer + 1) * D].transpose(0, 1) for s in starts),
+                *[start.transpose(0, 1) for start in own],
                 keep_last=True,
             )
             x = states.output.flatten(2)

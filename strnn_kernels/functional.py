@@ -161,7 +161,7 @@ def spatial_rnn(
     """The sweep of u = w_ih x + bias, fused: h = mask * act(w_ih x + bias + w_hh sum_pred h).
 
     Gated cells read q = reduce of h over the predecessors, and m = reduce of what they carry (h of
-    a gru, c of an lstm), with gates in torch's order:
+    a gru, c of an lstm), with gates in torch's order::
 
         gru:  r, z = sigmoid of theirs;  n = tanh(W_in x + b_in + r * (W_hn q + b_hn))
               h = (1 - z) * n + z * m

@@ -11,8 +11,13 @@ import strnn_kernels as sk
 from strnn_kernels import onnx
 from strnn_kernels.testing import CONFORMANCE, PER_SEQUENCE
 
-# ONNX Runtime's kernels for the CPU take float32 alone; a gated sweep is a derivative.
-CASES = [c for c in CONFORMANCE if c.dtype == torch.float32 and c.op != "gated_sweep"]
+# ONNX Runtime's kernels for the CPU take float32 alone; a gated sweep is a derivative; c of every
+# step is refused.
+CASES = [
+    dataclasses.replace(c, returns_carry=False)
+    for c in CONFORMANCE
+    if c.dtype == torch.float32 and c.op != "gated_sweep"
+]
 
 
 class Calls(torch.nn.Module):
@@ -61,14 +66,17 @@ def per_sequence(case, **changes):
 @pytest.mark.parametrize("is_chain", [True, False], ids=["chains", "graphs"])
 def test_conformance_cases(is_chain, tmp_path):
     cases = [c for c in CASES if (c.op == "temporal_rnn") == is_chain]
-    assert len(cases) >= 9
+    if not is_chain:  # the exporter takes 10 ms an op: those of few levels
+        cases = [c for c in cases if c.topology.num_levels * c.D <= (20 if c.has_mask else 8)]
+    assert len(cases) >= 8
     # An export takes a size of 1 for a constant.
     at_export = [per_sequence(case, B=2) for case in cases]
     batch = torch.export.Dim("batch", min=2, max=4096)
     dynamic = [{name: {0: batch} for name in given} for given in at_export]
     model = Calls(cases).eval()
     operators = exported(model, at_export, dynamic, tmp_path / "model.onnx")
-    assert {"RNN"} <= set(operators) if is_chain else "RNN" not in operators
+    layers = {"RNN", "GRU", "LSTM"}
+    assert layers & set(operators) == (layers if is_chain else set())
     given = [per_sequence(case, B=5) for case in cases]
     tensors = [t for one in given for t in one.values()]
     with sk.use_backend("reference"), torch.no_grad():

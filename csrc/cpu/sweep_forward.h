@@ -29,7 +29,10 @@ class SweepForwardKernel {
     tiling_ = Tiling::choose(a, a.program, flops, slot_pitch_ * sizeof(T),
                              (pitch_ + slot_pitch_ + ldc_) * sizeof(T), num_threads);
     num_chunks_ = (a.N + tiling_.chunk - 1) / tiling_.chunk;
-    input_apart_ = a.C && cell_.blocks != cell_.gates;
+    // In the pass of the recurrent product where both add to the same blocks and its rows are
+    // enough for x U^T too.
+    input_apart_ =
+        a.C && (cell_.blocks != cell_.gates || tiling_.rows * a.N < kGoodRows / 2 * a.program.G);
     has_initial_ = a.h0 || a.c0;
     has_last_ = a.h_n || a.c_n;
   }

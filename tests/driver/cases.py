@@ -11,13 +11,14 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from strnn_kernels import Topology, reference
-from strnn_kernels.notation import CELLS, bias_rows, gates, saved
+from strnn_kernels.notation import CELLS, saved
 from strnn_kernels.testing import CONFORMANCE, NOT_DIFFERENTIABLE, Case, Expected, error_bound
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -33,73 +34,39 @@ LARGE = (
 
 
 @dataclass(frozen=True, eq=False)
-class GatedCase(Case):
-    """A case of a gru or an lstm; its output joins all that the op can give, flattened.
+class ModuleCase(Case):
+    """A layer over time as a module calls it: with two biases, and with the last states.
 
-    Args:
-        cell: "gru" or "lstm".
-        has_c0: whether what is carried starts from a given state.
-        has_two_biases: whether the op is given b_ih and b_hh, not their sum.
+    Its output joins all that the op can give, flattened.
     """
-
-    cell: str = "gru"
-    has_c0: bool = False
-    has_two_biases: bool = False
-
-    def inputs(self, seed: int = 0, **options: Any) -> dict[str, torch.Tensor]:
-        """Those of an Elman cell, for each gate."""
-        code = CELLS.index(self.cell)
-        draws = [super(GatedCase, self).inputs(seed + i, **options) for i in range(4)]
-        rows = {"w_ih": gates(code), "w_hh": gates(code), "bias": bias_rows(code)}
-        more = {
-            n: torch.cat([t[n] for t in draws[:k]], 1) for n, k in rows.items() if n in draws[0]
-        }
-        return draws[0] | more | ({"c0": draws[1]["h0"]} if self.has_c0 else {})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """What the output joins, by the names of the op's fields."""
         states, last = (self.B, self.N, self.D, self.H), (self.D, self.B, self.H)
-        if self.op == "spatial_rnn":
-            return {"s": (self.B, self.D, self.K, self.H)} if self.K else {"h": states}
         carried = {"c": states, "c_n": last} if self.cell == "lstm" else {}
         return {"h": states, "h_n": last} | carried
 
     def run(self, module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The output, of the reference."""
-        call: dict[str, Any] = {"bias": None, "cell": self.cell, **inputs}
-        if self.op == "spatial_rnn":
-            return module.spatial_rnn(topology=self.topology, **call).flatten()
-        if self.cell == "lstm":
-            h, c = module.temporal_rnn(bidirectional=self.D == 2, return_carry=True, **call)
-        else:
-            h = c = module.temporal_rnn(bidirectional=self.D == 2, **call)
+        """The output, of a module with the functions of the reference."""
+        states = self.bind(module, inputs)()
         end = inputs.get("lengths", torch.full((self.B,), self.N)) - 1
 
         def last(v: torch.Tensor) -> torch.Tensor:
-            of_direction = [v[torch.arange(self.B), end, 0], *v[:, 0, 1:].unbind(1)]
-            return torch.stack(of_direction)
+            return torch.stack([v[torch.arange(self.B), end, 0], *v[:, 0, 1:].unbind(1)])
 
-        made = {"h": h, "h_n": last(h), "c": c, "c_n": last(c)}
-        return torch.cat([made[name].flatten() for name in self.shapes()])
+        of_each = states.unbind(0) if self.returns_carry else [states]
+        return torch.cat([part.flatten() for v in of_each for part in (v, last(v))])
 
 
-#: A case for each thing that only gated cells have, or that they share with what moves states.
-GATED = tuple(
-    case
-    for cell in ("gru", "lstm")
-    for case in (
-        GatedCase(f"{cell}-corner", "spatial_rnn", lambda: Topology.grid(3, 4), B=3, C=5, H=30,
-                  K=3, activation="tanh", cell=cell),
-        GatedCase(f"{cell}-mask", "spatial_rnn", lambda: Topology.grid(4, 3), B=4, C=4, H=9,
-                  activation="tanh", has_mask=True, cell=cell),
-        GatedCase(f"{cell}-chain", "temporal_rnn", lambda: Topology.chain(7), B=5, C=6, H=33,
-                  activation="tanh", has_h0=True, has_c0=cell == "lstm", has_two_biases=True,
-                  cell=cell),
-        GatedCase(f"{cell}-lengths", "temporal_rnn", lambda: Topology.chain(8), B=9, C=3, H=17,
-                  activation="tanh", has_lengths=True, cell=cell),
-        GatedCase(f"{cell}-causal", "temporal_rnn",
-                  lambda: Topology.chain(5, bidirectional=False), B=1, C=65, H=64,
-                  activation="tanh", has_bias=False, cell=cell),
+MODULES = tuple(
+    ModuleCase(f"module-{cell}-{name}", "temporal_rnn", partial(Topology.chain, 7, **chain),
+               activation="tanh", cell=cell, returns_carry=cell == "lstm",
+               has_c0=cell == "lstm" and options.get("has_h0", False), **options)
+    for cell in ("elman", "gru", "lstm")
+    for name, chain, options in (
+        ("states", {}, {"B": 5, "C": 6, "H": 33, "has_h0": True}),
+        ("lengths", {}, {"B": 9, "C": 3, "H": 17, "has_lengths": True}),
+        ("causal", {"bidirectional": False}, {"B": 1, "C": 65, "H": 64, "has_bias": False}),
     )
 )  # fmt: skip
 
@@ -155,13 +122,12 @@ def write(to: Writer, case: Case, dtype: torch.dtype) -> None:
     expected = Expected.of(case, inputs, oracle=reference)
     exact, same = expected.exact, expected.same_dtype
     is_gated, is_projection = case.op == "gated_sweep", case.op == "sparse_projection"
-    has_gates = isinstance(case, GatedCase)
-    name_of_cell = case.cell if has_gates else "identity" if is_gated else case.activation
-    cell = CELLS.index(name_of_cell)
-    to.start(case, dtype, cell, mean=has_gates and case.op == "spatial_rnn")
+    cell = CELLS.index("identity") if is_gated else case.code
+    mean = case.reduce == "mean" or (case.reduce is None and case.cell != "elman")
+    to.start(case, dtype, cell, mean and case.op == "spatial_rnn")
     names = {name: name if is_projection else FIELDS.get(name, name) for name in inputs}
     for name, value in inputs.items():
-        if name == "bias" and has_gates and case.has_two_biases:
+        if name == "bias" and isinstance(case, ModuleCase):
             for part, bias in zip(("bias", "bias_hh"), two_biases(value, cell), strict=True):
                 to.given(part, bias)
         elif name != "lengths":
@@ -169,12 +135,18 @@ def write(to: Writer, case: Case, dtype: torch.dtype) -> None:
     if case.has_lengths:
         lengths = inputs["lengths"]
         to.given("mask", case.live(inputs))
-        to.given("entry", torch.stack([torch.zeros_like(lengths), lengths - 1], 1).int())
+        starts = torch.stack([torch.zeros_like(lengths), lengths - 1], 1)[:, : case.D]
+        to.given("entry", starts.int())
 
     def want(name: str, exact: torch.Tensor, same: torch.Tensor, gradient: bool) -> None:
         to.wanted(name, exact, error_bound(same, exact, gradient=gradient))
 
-    shapes = case.shapes() if has_gates else {"s" if case.K else "h": exact["output"].shape}
+    if isinstance(case, ModuleCase):
+        shapes = case.shapes()
+    elif case.returns_carry:
+        shapes = dict.fromkeys(("h", "c"), exact["output"].shape[1:])
+    else:
+        shapes = {"s" if case.K else "h": exact["output"].shape}
     sizes = [math.prod(shape) for shape in shapes.values()]
     joined = (exact["output"], same["output"], case.output_gradient(same["output"]))
     for name, *parts in zip(shapes, *(v.flatten().split(sizes) for v in joined), strict=True):
@@ -191,7 +163,7 @@ def write(to: Writer, case: Case, dtype: torch.dtype) -> None:
         return
     to.line("call sweep", *shapes)  # inference, then with what the backward wants
     kept = [] if "h" in shapes else ["h"]
-    kept += ["saved"] * has_gates + ["pre"] * is_gated
+    kept += ["saved"] * (saved(cell) > 0) + ["pre"] * is_gated
     states = case.B * case.N * case.D * case.H
     for name in kept:
         to.made(name, states * (saved(cell) if name == "saved" else 1))
@@ -230,7 +202,10 @@ def main(path: str) -> None:
     """Writes all cases in all dtypes."""
     torch.set_num_threads(1)
     to = Writer(Path(path))
-    for cases, dtypes in ((CONFORMANCE + GATED, DTYPES), (LARGE, (torch.float32, torch.bfloat16))):
+    for cases, dtypes in (
+        (CONFORMANCE + MODULES, DTYPES),
+        (LARGE, (torch.float32, torch.bfloat16)),
+    ):
         for case, dtype in itertools.product(cases, dtypes):
             write(to, case, dtype)
     for dtype in (torch.bfloat16, torch.float16):

@@ -763,6 +763,16 @@ def test_export_for_any_time(name, randn):
 
 
 @each
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_traced_for_any_time(name, randn):
+    ours = ours_of(name, num_layers=2, bidirectional=True)
+    traced = torch.jit.trace(ours, randn(T, B, C))
+    x = randn(T + 3, B, C)
+    found = [torch.autograd.grad(total(m(x)), [x, *ours.parameters()]) for m in (traced, ours)]
+    assert_close(found[0], found[1])
+
+
+@each
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_also_over_lengths(name, randn):
     ours = ours_of(name, batch_first=True)

@@ -114,7 +114,8 @@ def sparse_projection(backend: Backend, h, weight):
 
 
 def _needs_grad(tensors) -> bool:
-    if torch.is_grad_enabled():
+    # A trace is made for both, with gradients and without.
+    if torch.is_grad_enabled() or torch.jit.is_tracing():
         for t in tensors:
             if t is not None and t.requires_grad:
                 return True
@@ -157,7 +158,7 @@ def _tables(topology, device, order):
 
 
 def _call(backend: Backend, name: str, args, needs_grad: bool):
-    if torch.compiler.is_compiling() or _is_functionalizing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_functionalizing():
         return getattr(getattr(torch.ops, backend.namespace), f"{name}_fwd")(*args)
     op = _OPS[backend.name][name]
     if _under_transform():
@@ -191,9 +192,15 @@ def _flat(args):
     """Arguments without lists of tensors, which autograd functions do not see; last: how it was."""
     flat, lengths = [], []
     for a in args:
-        is_list = isinstance(a, list | tuple) and (not a or isinstance(a[0], torch.Tensor))
-        lengths.append(len(a) if is_list else None)
-        flat.extend(a) if is_list else flat.append(_Leaf(a) if isinstance(a, list) else a)
+        if not isinstance(a, (list, tuple)):
+            lengths.append(None)
+            flat.append(a)
+        elif not a or isinstance(a[0], torch.Tensor):
+            lengths.append(len(a))
+            flat.extend(a)
+        else:
+            lengths.append(None)
+            flat.append(_Leaf(a))
     return *flat, _Leaf(lengths)
 
 

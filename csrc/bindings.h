@@ -10,7 +10,8 @@
 //   is_valid(program)    whether the tables stay inside the sizes, as far as the host can tell
 //   kTakesLists          whether weights may be a tensor for each direction
 //   kHasGatedCells       whether it has gru and lstm
-//   Chain                makes the tables of a chain where a call brings none, and keeps them for it:
+//   Chain                makes the tables of a chain where a call brings none, and keeps them for
+//   it:
 //                        program(like, N, D, is_reversed)
 //   sweep, sweep_backward, sparse_projection, sparse_projection_backward: (arguments, dtype, a
 //   tensor on the device of the call)
@@ -174,8 +175,8 @@ class WeightsArgument {
     directions_ = {kept_[0]->data(), count * static_cast<int64_t>(like.element_size())};
     if (is_stacked || D == 1) return;
     kept_[1].emplace(name, list[every + which], like, like.scalar_type(), shape);
-    directions_.step = reinterpret_cast<intptr_t>(kept_[1]->data()) -
-                       reinterpret_cast<intptr_t>(kept_[0]->data());
+    directions_.step =
+        reinterpret_cast<intptr_t>(kept_[1]->data()) - reinterpret_cast<intptr_t>(kept_[0]->data());
   }
   Directions directions() const { return directions_; }
 
@@ -259,9 +260,7 @@ struct SweepInputs {
                     dims, " dimensions");
     return weights[0].size(dims - 1);
   }
-  static bool has_two_biases(const Weights& bias) {
-    return !bias.empty() && bias[0].dim() == 1;
-  }
+  static bool has_two_biases(const Weights& bias) { return !bias.empty() && bias[0].dim() == 1; }
 };
 
 template <typename Backend>

@@ -57,7 +57,8 @@ def test_seed(dtype, gradients, architecture):
 @pytest.mark.parametrize("gradients", [True, False])
 def test_what_nobody_reads_is_not_stored(gradients, monkeypatch):
     """It may share a slot with what is read: which of two stores wins is undefined."""
-    monkeypatch.setattr(launch, "wants_frontier", lambda *_: True)
+    shape = launch.Shape(False, False, 8, 4, 16, 16, 4)
+    monkeypatch.setattr(launch, "sweep_shape", lambda *_, **__: shape)
     lists = [[[], [0], [0], [1], [3]], [[1], [], [1], [0], [3]]]
     case = testing.Case(
         "unread", "spatial_rnn", lambda: testing.with_shared_slots(Topology.dag(lists)), B=20, C=3,

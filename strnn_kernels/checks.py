@@ -186,9 +186,7 @@ def lengths(function: str, value: object, B: int, T: int) -> torch.Tensor:
         with torch._C._DisableFuncTorch():  # the values of a batch are no secret here
             low, high = (int(v) for v in known.aminmax())
         if low < 0 or high > T:
-            raise ArgumentError(
-                f"{function}: lengths must be in 0..T = 0..{T}, got {low}..{high}"
-            )
+            raise ArgumentError(f"{function}: lengths must be in 0..T = 0..{T}, got {low}..{high}")
     return value
 
 

@@ -287,7 +287,9 @@ class SweepForwardKernel {
                  takes_input ? 0 : pitch_,
                  to,
                  pitch_,
-                 takes_input ? input_product(tile.d, row, buffers) : Product<T>{}});
+                 takes_input ? input_product(tile.d, row, buffers) : Product<T>{},
+                 // There and back, so that the next visit finds the last panels in the cache.
+                 begin % 2 != 0});
     return sum;
   }
 

@@ -223,7 +223,6 @@ struct Tile {
   }
   int64_t group(int64_t g) const { return program.group_ptr[d * (program.G + 1) + g]; }
   bool is_masked(int64_t n, int64_t r) const { return mask && !mask[n * rows + r]; }
-  bool is_last(int64_t i, int64_t r) const { return last && last[r] == i; }
   // Where row r's h0, and c0, enter: at node n, which has no predecessors if is_source.
   bool is_entry(int64_t n, bool is_source, int64_t r) const {
     return (a.h0 || a.c0) && (a.entry ? a.entry[b_of[r] * a.D + d] == n : is_source);

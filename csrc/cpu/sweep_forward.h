@@ -68,8 +68,8 @@ class SweepForwardKernel {
       for (int64_t i = 0; i < N; ++i)
         projection[dk * N + i] =
             to_acc(static_cast<const S*>(a_.projection)[dk * N + a_.program.node[dk / K * N + i]]);
-    // Without a zero the projection is a product with all weights: gemm makes more of its loads than
-    // a list of non-zeros can. A zero is not read, so a state behind it may be infinite.
+    // Without a zero the projection is a product with all weights: gemm makes more of its loads
+    // than a list of non-zeros can. A zero is not read, so a state behind it may be infinite.
     is_dense_ = std::find(projection, projection + D * K * N, T(0)) == projection + D * K * N;
     if (is_dense_) return;
     int64_t count = 0, run = 0;
@@ -393,7 +393,6 @@ class SweepForwardKernel {
       add_scaled(nonzeros_ + ptr[k], nonzeros_ + ptr[k + 1], m * ld_, buffers.states, m * ld_,
                  false, buffers.s + k * rows * ld_);
   }
-
 
   const SweepForward& a_;
   CellWidths cell_;

@@ -58,6 +58,7 @@ struct Gemm {
   T* c;
   int64_t ldc;
   Product<T> second = {};
+  bool from_the_end = false;  // panels of B in falling order
 };
 
 #if defined(__aarch64__)
@@ -185,13 +186,14 @@ STRNN_INLINE void gemm_tile(const Gemm<T>& g, int64_t m, int64_t panel) {
 
 template <typename T, int MR>
 STRNN_NOINLINE void gemm_rows(const Gemm<T>& g, int64_t m, int64_t width) {
-  int64_t panel = 0;
-  for (; width > kLanes<T>; width -= kPanel<T>, ++panel)
-    gemm_tile<T, Vec<T>, MR, kPanelVecs>(g, m, panel);
+  const int64_t panels = (width + kLanes<T> - 1) / kPanel<T>;
+  for (int64_t i = 0; i < panels; ++i)
+    gemm_tile<T, Vec<T>, MR, kPanelVecs>(g, m, g.from_the_end ? panels - 1 - i : i);
+  width -= panels * kPanel<T>;
   if (width > kLanes<T> / 2)
-    gemm_tile<T, Vec<T>, MR, 1>(g, m, panel);
+    gemm_tile<T, Vec<T>, MR, 1>(g, m, panels);
   else if (width > 0)
-    gemm_tile<T, HalfVec<T>, MR, 1>(g, m, panel);
+    gemm_tile<T, HalfVec<T>, MR, 1>(g, m, panels);
 }
 
 template <typename T, int... I>

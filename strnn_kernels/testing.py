@@ -490,6 +490,50 @@ def with_odd_bytes(mask: Tensor) -> Tensor:
     return (mask * byte.view(mask.shape)).to(torch.uint8).view(torch.bool)
 
 
+def assert_zeros_are_not_read(
+    functions: Any, dtype: torch.dtype, device: Any = "cpu", *, H: int = 19, K: int = 5
+) -> None:
+    """Asserts that a projection's zeros read no state, and its other weights infinite ones too.
+
+    Fused and apart. All finite numbers are small and whole, so every sum is exact.
+
+    Args:
+        functions: a module with the ops.
+        dtype: of all tensors.
+        device: of all tensors.
+        H: width of the states.
+        K: projected rows.
+    """
+    make = torch.Generator().manual_seed(0)
+    topology = Topology.dag([[*[[]] * 39, [38]], [*[[]] * 39, [37, 38]]])
+    B, N, D = 6, topology.num_nodes, topology.num_directions
+    x, w_ih, G = (
+        torch.randint(-1, 2, shape, generator=make) for shape in ((B, N, 1), (D, H, 1), (D, K, N))
+    )
+    x, w_ih, w_hh, G = (
+        t.to(device, dtype) for t in (x, 2 * w_ih.abs() - 1, torch.eye(H).expand(D, H, H), G)
+    )
+    for b, n, value in (
+        (0, 1, torch.inf), (1, 2, -torch.inf), (2, 3, torch.nan),
+        (3, 1, torch.inf), (3, 2, -torch.inf), (4, 35, torch.inf),
+    ):  # fmt: skip
+        x[b, n] = value
+    states = partial(functions.spatial_rnn, x, w_ih, w_hh, None, topology, activation="identity")
+    h = states()
+    weight = G[None, :, :, :, None]
+    expected = torch.where(weight != 0, weight * h.transpose(1, 2)[:, :, None], 0).sum(3)
+    for is_kind in (torch.isposinf, torch.isneginf, torch.isnan, torch.isfinite):
+        assert is_kind(expected[:5]).any()
+    with torch.no_grad():
+        found = {"fused": states(projection=G)}
+    found["fused, for a gradient"] = states(projection=G.clone().requires_grad_()).detach()
+    found["apart"] = functions.sparse_projection(h, G)
+    for how, s in found.items():
+        torch.testing.assert_close(
+            s, expected, rtol=0, atol=0, equal_nan=True, msg=partial("{}: {}".format, how)
+        )
+
+
 def with_shared_slots(topology: Topology) -> Topology:
     """The topology, its programs changed so that what nothing reads shares a slot with what is.
 

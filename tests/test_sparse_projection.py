@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import strnn_kernels as sk
+from strnn_kernels.testing import assert_zeros_are_not_read
 
 
 @pytest.mark.parametrize("H", [1, 30, 33, 64, 130])
@@ -45,6 +46,12 @@ def test_exact_zeros(density, K, randn, gradients):
     torch.testing.assert_close(dh, torch.einsum("dkn,bdkh->bndh", G, ds))
     torch.testing.assert_close(dG, torch.einsum("bdkh,bndh->dkn", ds, h))
     assert (dG[G == 0] != 0).all()
+
+
+@pytest.mark.parametrize("module", [sk, sk.reference], ids=["cpu", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zeros_read_nothing(module, dtype):
+    assert_zeros_are_not_read(module, dtype)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])

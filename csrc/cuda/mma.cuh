@@ -47,12 +47,35 @@ __device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
   memcpy(&a, &x, sizeof x);
   return a;
 }
+template <typename Pair>
+__device__ __forceinline__ uint32_t fma_pairs(uint32_t a, uint32_t b, uint32_t c) {
+  Pair x, y, z;
+  memcpy(&x, &a, sizeof x), memcpy(&y, &b, sizeof y), memcpy(&z, &c, sizeof z);
+  x = __hfma2(x, y, z);
+  memcpy(&a, &x, sizeof x);
+  return a;
+}
 __device__ __forceinline__ uint32_t add(uint32_t a, uint32_t b, __nv_bfloat16) {
   return add_pairs<__nv_bfloat162>(a, b);
 }
 __device__ __forceinline__ uint32_t add(uint32_t a, uint32_t b, __half) {
   return add_pairs<__half2>(a, b);
 }
+// sum + 0 x of both halves: zeros as long as every x was finite.
+__device__ __forceinline__ uint32_t add_none(uint32_t x, uint32_t sum, __nv_bfloat16) {
+  return fma_pairs<__nv_bfloat162>(x, 0, sum);
+}
+__device__ __forceinline__ uint32_t add_none(uint32_t x, uint32_t sum, __half) {
+  return fma_pairs<__half2>(x, 0, sum);
+}
+__device__ __forceinline__ uint32_t add_none(uint32_t x, uint32_t sum, float) {
+  float value, total;
+  memcpy(&value, &x, sizeof x), memcpy(&total, &sum, sizeof sum);
+  total = fmaf(value, 0.f, total);
+  memcpy(&sum, &total, sizeof sum);
+  return sum;
+}
+__device__ __forceinline__ float finite_or_zero(float x) { return isfinite(x) ? x : 0.f; }
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                                     const float (&c)[4], __nv_bfloat16) {
   mma_bf16(d, a, b0, b1, c);
@@ -108,6 +131,20 @@ struct TensorCore {
   static __device__ __forceinline__ Operand transposed(const Operand& x) {
     return {{transpose_8x8(x.r[0]), transpose_8x8(x.r[2]), transpose_8x8(x.r[1]),
              transpose_8x8(x.r[3])}};
+  }
+  // Column tile_column(t) of item i + 8 * half, and what is finite of a unit.
+  static __device__ __forceinline__ float value(const Operand& x, int t, int half, int i) {
+    const int g = threadIdx.x % 32 / 4;
+    const float2 both = unpack(__shfl_sync(kAllLanes, x.r[2 * t + half], 4 * i + g / 2), S{});
+    return g % 2 ? both.y : both.x;
+  }
+  static __device__ __forceinline__ Operand finite(Operand x) {
+#pragma unroll
+    for (uint32_t& word : x.r) {
+      const float2 both = unpack(word, S{});
+      word = pack(finite_or_zero(both.x), finite_or_zero(both.y), S{});
+    }
+    return x;
   }
   // The right operand of a sum over items, from a unit in shared memory, of which item i is row
   // i >> shift, with `ld` elements from row to row; columns in their own order, 8t + 2q + e.
@@ -229,6 +266,22 @@ struct TensorCore<float> {
       y.r[i] = of_column(x.r[4 * t + j], x.r[4 * t + 2 + j], q + 4 * s);
     }
     return y;
+  }
+  static __device__ __forceinline__ float value(const Operand& x, int t, int half, int i) {
+    const uint32_t bits = of_column(x.r[4 * t + half], x.r[4 * t + 2 + half], i);
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+  }
+  static __device__ __forceinline__ Operand finite(Operand x) {
+#pragma unroll
+    for (uint32_t& word : x.r) {
+      float v;
+      memcpy(&v, &word, sizeof v);
+      v = finite_or_zero(v);
+      memcpy(&word, &v, sizeof v);
+    }
+    return x;
   }
   static __device__ __forceinline__ Weight transposed(const float* x, int64_t ld, int shift = 0) {
     const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;

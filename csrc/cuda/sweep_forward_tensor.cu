@@ -167,12 +167,15 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
     if constexpr (kProjects) {
       const Weight weight =
           Core::transposed(tile.projected(begin, 0), kTensorLdProjection, a.rows_log2);
+      const bool some_unfinite = Tile::some_unfinite(states);
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
 #pragma unroll
-        for (int own = 0; own < kOwn; ++own)
-          Core::multiply(s[r][own],
-                         Core::transposed(tile.of_row(r, states[0][own], states[1][own])), weight);
+        for (int own = 0; own < kOwn; ++own) {
+          typename Core::Operand x = tile.of_row(r, states[0][own], states[1][own]);
+          if (some_unfinite) tile.add_unfinite(x, begin, s[r][own]), x = Core::finite(x);
+          Core::multiply(s[r][own], Core::transposed(x), weight);
+        }
     }
   };
   tile.sweep(weights, extra, start, finish, after);

@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kWarpMaxThreads, 2)
       const float y = is_off ? 0 : activate(a.cell, u[q]);
       if (record[q].y >= 0) slots[record[q].y * kLanes + lane] = y;
       if (a.h && lane < H) static_cast<float*>(a.h)[((b * N + n) * a.D + d) * H + lane] = y;
-      if constexpr (kProjects) add_outer(s, y, projection + n * kWarpMaxK);
+      if constexpr (kProjects) add_projection(s, y, projection + n * kWarpMaxK);
     }
     i += count;
   }

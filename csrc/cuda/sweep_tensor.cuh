@@ -262,6 +262,38 @@ struct TensorTile {
     if (kProjectedRows > 1 && row_of(1) != r) high = Piece{};
     return Core::operand(low, high);
   }
+  // Whether a state of a product's items is not finite, in any lane of the warp.
+  static __device__ __forceinline__ bool some_unfinite(const Piece (&states)[2][kOwn]) {
+    uint32_t none = 0;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own)
+#pragma unroll
+        for (const uint32_t word : states[half][own].w) none = add_none(word, none, S{});
+    return __any_sync(kAllLanes, none & 0x7fff7fff);  // not the signs of zeros
+  }
+  // Adds to s what of a unit is not finite, under the weights that are not zero: a product would
+  // make NaN of the others.
+  __device__ __forceinline__ void add_unfinite(const Operand& x, int begin,
+                                               float (&s)[2][4]) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll 1
+      for (int i = 0; i < 8; ++i) {
+        const S* const weight = projected(begin, i + 8 * half) + 2 * q;
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+          const float value = Core::value(x, t, half, i);
+          if (isfinite(value)) continue;
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float w = to_acc(weight[8 * (e / 2) + e % 2]);
+            if (w != 0) s[e / 2][2 * t + e % 2] += w * value;
+          }
+        }
+      }
+  }
 
   // Turns to the rows from first_row on.
   __device__ __forceinline__ void begin(int64_t first_row) {

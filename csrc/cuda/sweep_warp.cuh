@@ -88,6 +88,15 @@ __device__ __forceinline__ void add_outer(float (&w)[kWidth], float x, const flo
   }
 }
 
+// s[k] += weight[k] y, where a weight of zero does not read a y that is not finite.
+__device__ __forceinline__ void add_projection(float (&s)[kWarpMaxK], float y,
+                                               const float* weight) {
+  if (isfinite(y)) return add_outer(s, y, weight);
+#pragma unroll
+  for (int k = 0; k < kWarpMaxK; ++k)
+    if (weight[k] != 0) s[k] += weight[k] * y;
+}
+
 // Bit n: node n of row b is not masked. By one warp, for itself.
 __device__ __forceinline__ void load_mask_bits(const uint8_t* mask, int64_t N, unsigned* bits) {
   const int lane = threadIdx.x % kLanes;

@@ -121,6 +121,12 @@ def test_elements_numbered_in_64_bits(dtype, monkeypatch):
         check(Triton(90, seed=8), case.smooth(), dtype)
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_zeros_of_a_projection_read_nothing(dtype):
+    with running(Triton(90, seed=10)):
+        testing.assert_zeros_are_not_read(sk, dtype)
+
+
 def test_is_repeatable():
     """The same bits whatever the order in which lanes, warps and programs run."""
     case, results = testing.find("corner-mask"), []

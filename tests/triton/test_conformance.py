@@ -12,6 +12,7 @@ from strnn_kernels.testing import (
     ELMAN_CASES,
     Case,
     Expected,
+    assert_zeros_are_not_read,
     calls_without_memory,
     find,
     sweep_arguments,
@@ -168,3 +169,14 @@ def test_a_mask_is_bytes_against_zero(name: str, device: torch.device) -> None:
     assert odd["mask"].view(torch.uint8).max() > 1
     for result, value in case.results(sk, odd).items():
         assert torch.equal(value, expected[result]), result
+
+
+# NumPy says so in the interpreter, of padding and of the recurrence.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("dtype", "K"), [(torch.float32, 5), (torch.float32, 70), (torch.bfloat16, 5)]
+)
+def test_zeros_of_a_projection_read_nothing(
+    dtype: torch.dtype, K: int, device: torch.device
+) -> None:
+    assert_zeros_are_not_read(sk, dtype, device, K=K)

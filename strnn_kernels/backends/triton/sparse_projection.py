@@ -53,7 +53,20 @@ def project_kernel(
         if tl.max(tl.max(tl.where(g == 0, 0, 1), 1), 0) > 0:
             row = b * D * num_in + d * in_direction + of * in_stride
             h = load_rows(in_ptr, row, H, col, of < num_in, ACC)
-            acc = tl.dot(g.to(DOT), h.to(DOT), acc, input_precision=PRECISION, out_dtype=ACC)
+            is_finite = tl.max(tl.max(tl.where(tl.abs(h) < float("inf"), 0, 1), 1), 0) == 0
+            if is_finite:
+                acc = tl.dot(g.to(DOT), h.to(DOT), acc, input_precision=PRECISION, out_dtype=ACC)
+            else:
+                # One after the other: a product would make NaN of a zero times an infinity.
+                for q in range(start, tl.minimum(start + BLOCK_IN, num_in)):
+                    at = q * num_out + to if TRANSPOSED else to * num_in + q
+                    g_q = tl.load(
+                        weight_ptr + d * num_in * num_out + at, mask=to < num_out, other=0.0
+                    )
+                    g_q = g_q.to(ACC)[:, None]
+                    at = (b * D * num_in + d * in_direction + q * in_stride) * H + col
+                    h_q = tl.load(in_ptr + at, mask=col < H, other=0.0).to(ACC)[None, :]
+                    acc += g_q * tl.where(g_q != 0, h_q, 0.0)
     row = b * D * num_out + d * out_direction + to * out_stride
     is_stored = (to < num_out)[:, None] & (col < H)[None, :]
     at = row[:, None] * H + col[None, :]

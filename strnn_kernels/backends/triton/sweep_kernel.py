@@ -372,7 +372,8 @@ def sweep_kernel(
                 for k in tl.static_range(K):
                     g_at = (d * K + k) * N + n
                     weight = tl.load(projection_ptr + g_at, mask=is_live, other=0.0).to(ACC)
-                    sums = sums + (s[k] + weight[:, None] * y,)  # noqa: RUF005
+                    read = tl.where((weight != 0)[:, None], y, 0.0)
+                    sums = sums + (s[k] + weight[:, None] * read,)  # noqa: RUF005
                 s = sums
             tl.debug_barrier()  # what is read by the next group has been written
 

@@ -103,6 +103,9 @@ def gated_sweep(
 def sparse_projection(h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """s[b, d, k] = sum over n of weight[d, k, n] h[b, n, d]; exact zeros of weight cost nothing.
 
+    A weight that is exactly zero does not read its state: behind it an infinity or a NaN has no
+    effect, as if the sum were over the other n. The same holds for every `projection`.
+
     Args:
         h: states, shape (B, N, D, H); float32, float64, bfloat16 or float16.
         weight: projection, shape (D, K, N), dtype and device of h.

@@ -4,7 +4,8 @@
     dh[b,n,d] = sum_k weight[d,k,n] ds[b,d,k]        dweight[d,k,n] = sum_b ds[b,d,k] . h[b,n,d]
 
 Two kernels. `project_kernel` is one product for each (b, d): weight[d] times the (N, H) states, or
-its transpose times (K, H); a block of weights that are all exactly zero reads no states.
+its transpose times (K, H). A weight that is exactly zero does not read its state, which may be
+infinite; a block of such weights does not load them.
 `project_weights_kernel` sums over a share of the sequences; the partial sums are added in order.
 
 Products of float32 are exact, as where the sweep sums its projection itself.
@@ -57,15 +58,13 @@ def project_kernel(
             if is_finite:
                 acc = tl.dot(g.to(DOT), h.to(DOT), acc, input_precision=PRECISION, out_dtype=ACC)
             else:
-                # One after the other: a product would make NaN of a zero times an infinity.
+                # One by one: a product would make NaN of a zero times an infinity.
                 for q in range(start, tl.minimum(start + BLOCK_IN, num_in)):
-                    at = q * num_out + to if TRANSPOSED else to * num_in + q
-                    g_q = tl.load(
-                        weight_ptr + d * num_in * num_out + at, mask=to < num_out, other=0.0
-                    )
-                    g_q = g_q.to(ACC)[:, None]
-                    at = (b * D * num_in + d * in_direction + q * in_stride) * H + col
-                    h_q = tl.load(in_ptr + at, mask=col < H, other=0.0).to(ACC)[None, :]
+                    g_at = q * num_out + to if TRANSPOSED else to * num_in + q
+                    g_at += d * num_in * num_out
+                    g_q = tl.load(weight_ptr + g_at, mask=to < num_out, other=0.0).to(ACC)[:, None]
+                    h_at = (b * D * num_in + d * in_direction + q * in_stride) * H + col
+                    h_q = tl.load(in_ptr + h_at, mask=col < H, other=0.0).to(ACC)[None, :]
                     acc += g_q * tl.where(g_q != 0, h_q, 0.0)
     row = b * D * num_out + d * out_direction + to * out_stride
     is_stored = (to < num_out)[:, None] & (col < H)[None, :]

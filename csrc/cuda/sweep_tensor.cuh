@@ -271,7 +271,7 @@ struct TensorTile {
       for (int own = 0; own < kOwn; ++own)
 #pragma unroll
         for (const uint32_t word : states[half][own].w) none = add_none(word, none, S{});
-    return __any_sync(kAllLanes, none & 0x7fff7fff);  // not the signs of zeros
+    return __ballot_sync(kAllLanes, none & 0x7fff7fff) != 0;  // not the signs of zeros
   }
   // Adds to s what of a unit is not finite, under the weights that are not zero: a product would
   // make NaN of the others.

@@ -8,12 +8,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-core test-cuda-host test-triton test-cuda-build test-triton-3.6 test-arm test-clang test-sanitize \
+.PHONY: help demo test test-core test-ptx test-triton test-cuda-build test-triton-3.6 test-arm test-clang test-sanitize \
   test-wheel wheel docs lint format bench report info clean
 
 help:
 	@echo "make demo    train STRNN on real handwriting, pictures in out/"
 	@echo "make test    the tests that CI runs"
+	@echo "make test-ptx   of these, the GPU backends' compiled code executed on the CPU (the CUDA half needs nvcc)"
 	@echo "make test-cuda-build   the CUDA part compiled and inspected, no GPU needed (nvcc is)"
 	@echo "make test-triton-3.6   the Triton kernels on the Triton that the CUDA build of PyTorch brings"
 	@echo "make test-arm      the CPU kernels compiled for aarch64 by g++ and clang, run under qemu"
@@ -26,15 +27,15 @@ help:
 demo: $(VENV)/.ready
 	$(BIN)/python -m strnn_models.demo --out out
 
-# Two at a time: the kernels that are emulated take as long as all the rest, on one core.
 test: $(VENV)/.ready
-	$(MAKE) --output-sync=target -j2 test-cuda-host test-core test-triton
+	$(MAKE) --output-sync=target -j2 test-ptx test-core test-triton
 
 test-core: $(VENV)/.ready
-	STRNN_EXPECT_COMPILED=1 $(BIN)/python -m pytest --ignore=tests/triton --ignore=tests/cuda_host
+	STRNN_EXPECT_COMPILED=1 $(BIN)/python -m pytest --ignore=tests/triton --ignore=tests/ptx
 
-test-cuda-host: $(VENV)/.ready
-	STRNN_EXPECT_COMPILED=1 $(BIN)/python -m pytest tests/cuda_host
+# What nvcc and Triton emit, executed on the CPU; PTX=--exhaustive for every case and every planted bug, hours.
+test-ptx: $(VENV)/.ready
+	CUDA_HOME=$(CUDA_HOME) $(BIN)/python -m pytest tests/ptx -rs $(PTX)
 
 test-triton: $(VENV)/.ready
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
@@ -46,7 +47,7 @@ CUDA_VENV := .venv-cuda
 CUDA_BIN := $(CUDA_VENV)/bin
 
 test-cuda-build: $(CUDA_VENV)/.ready
-	$(CUDA_BIN)/pytest -o addopts= -o pythonpath= --import-mode=importlib -q tests/cuda_host/test_build.py
+	$(CUDA_BIN)/pytest -o addopts= -o pythonpath= --import-mode=importlib -q tests/cuda/test_build.py
 	cd $(CUDA_VENV) && bin/torch-abi-audit --check torch \
 	  $$(bin/python -c "from importlib.util import find_spec; print(find_spec('strnn_kernels._C_cuda').origin)")
 	cd $(CUDA_VENV) && bin/python -m strnn_kernels.info
@@ -124,6 +125,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES) bench/micro.cu
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
@@ -148,4 +150,4 @@ $(VENV)/.ready: pyproject.toml setup.py $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) $(WHEEL_VENV) build dist out *.egg-info strnn_kernels/*.so
+	rm -rf $(VENV) $(CUDA_VENV) $(WHEEL_VENV) build *.egg-info strnn_kernels/*.so

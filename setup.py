@@ -13,6 +13,7 @@ mean to torch.utils.cpp_extension.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -118,18 +119,28 @@ def build_parts_command():
     return BuildParts
 
 
+def cuda_target(kind: str) -> str:
+    """Where conda has CUDA's headers (kind "include") and libraries ("lib"): by target."""
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    target = {"aarch64": "sbsa-linux"}.get(platform.machine(), f"{platform.machine()}-linux")
+    return os.path.join(CUDA_HOME, "targets", target, kind)
+
+
 def why_no_cuda() -> str | None:
     """Why the CUDA part cannot be built here, or None."""
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME
+    from torch.utils.cpp_extension import CUDA_HOME, include_paths
 
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     nvcc = os.path.join(CUDA_HOME or "", "bin", "nvcc")
     if not os.path.exists(nvcc):
         return "no nvcc was found (CUDA_HOME)"
-    if not os.path.exists(os.path.join(CUDA_HOME, "include", "cuda_runtime_api.h")):
-        return f"CUDA_HOME={CUDA_HOME} has no include/cuda_runtime_api.h"
+    known = [os.path.join(CUDA_HOME, "include"), *include_paths("cuda", False)]
+    known = list(dict.fromkeys([*known, cuda_target("include")]))
+    if not any(os.path.exists(os.path.join(path, "cuda_runtime_api.h")) for path in known):
+        return f"cuda_runtime_api.h is in none of {', '.join(known)}"
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     major = version.partition("release ")[2].partition(".")[0]
     if major != torch.version.cuda.partition(".")[0]:
@@ -188,6 +199,8 @@ def cuda_extension():
             ("USE_CUDA", None),
             ("STRNN_CUDA_ARCHITECTURES", f'"{architectures}"'),
         ],
+        include_dirs=[cuda_target("include")],
+        library_dirs=[cuda_target("lib")],
         extra_compile_args={"cxx": COMPILE_FLAGS, "nvcc": NVCC_FLAGS},
         py_limited_api=True,
         optional=not is_demanded("STRNN_CUDA"),

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from bench import compare, measure, roofline, table, whole_model
-from bench.contestants import OPTIONAL_PEERS, PEERS, Backend, Contestant
+from bench.contestants import MODULES, OPTIONAL_PEERS, PEERS, Backend, Contestant
 from bench.scaling import AXES
 from strnn_kernels.testing import BENCHMARKS, Case
 from strnn_kernels.topology import Topology
@@ -129,7 +129,7 @@ def select_cases(names: list[str]) -> list[Case]:
 
 
 def select_contestants(backends: list[str], peers: list[str], cases: list[str]) -> list[Contestant]:
-    """Backends first, then peers."""
+    """Backends first, our modules with the CPU's, then peers."""
     by_name = {peer.name: peer for peer in PEERS}
     chosen: list[str] = []
     for name in peers:
@@ -146,6 +146,7 @@ def select_contestants(backends: list[str], peers: list[str], cases: list[str]) 
             raise SystemExit(f"bench: no peer is named {name!r}; there are {list(by_name)}")
     return [
         *(Backend(name) for name in backends),
+        *([MODULES] if "cpu" in backends else []),
         *(by_name[name] for name in dict.fromkeys(chosen)),
     ]
 

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bench.peers import jax_scan
+from bench.peers import jax_scan, onnx_rnn
 from bench.peers.cell_loop import CellLoop, CellLoopOverTime
-from bench.peers.torch_rnn import TorchRNN
+from bench.peers.torch_rnn import LayerOverTime
 from bench.peers.wavefront import Wavefront, level
 from strnn_kernels import reference
+from strnn_kernels.backends import BACKENDS
 from strnn_kernels.testing import NOT_DIFFERENTIABLE, Case
 
 MODES = ("inference", "training")
@@ -120,6 +121,8 @@ class Backend:
             return f"no backend has this name; there are {sorted(reasons)}"
         if not hasattr(sk, case.op):
             return f"strnn_kernels has no {case.op}"
+        if case.needs_cells and self.name != "reference" and not BACKENDS[self.name].has_cells:
+            return "has no kernels for gated cells and means"
         return reasons[self.name]
 
     def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
@@ -149,6 +152,8 @@ class WavefrontPeer:
             return f"not written for {case.op}"
         if case.has_h0 and case.has_lengths:
             return "not written for h0 together with lengths"
+        if case.needs_cells:
+            return "written for Elman cells and sums"
         levels = case.topology.num_levels
         if self.compiled == "whole" and levels > MAX_COMPILED_LEVELS:
             return f"compiling {levels} levels as one graph takes too long; see the levels compiled"
@@ -194,8 +199,8 @@ class PythonCellLoop:
 
     def refusal(self, case: Case) -> str | None:
         """Small grids, as in the code it stands for."""
-        if case.op != "spatial_rnn" or case.has_mask:
-            return "a loop over the cells of a grid, without masks"
+        if case.op != "spatial_rnn" or case.has_mask or case.needs_cells:
+            return "a loop over the cells of a grid, without masks; Elman cells and sums"
         return (
             None if case.N <= 100 else f"states are copied once per cell: hopeless for N = {case.N}"
         )
@@ -246,63 +251,107 @@ class PythonCellLoop:
 
 
 @dataclass(frozen=True)
-class NnRNN:
-    """`torch.nn.RNN`, with packed sequences where the case has lengths."""
+class Layer:
+    """A layer of `torch.nn`, packed sequences where the case has lengths; or this package's."""
 
     name: str = "nn.RNN"
+    cells: tuple[str, ...] = ("elman",)
+    package: str = "torch.nn"
     is_peer: bool = True
     modes: tuple[str, ...] = MODES
 
     def refusal(self, case: Case) -> str | None:
-        """Chains with the two activations it has."""
+        """Chains with the cells it has."""
         if case.op != "temporal_rnn":
             return "chains only"
-        return None if case.activation in ("relu", "tanh") else f"has no {case.activation}"
+        if case.cell not in self.cells:
+            return f"has {', '.join(self.cells)}, not {case.cell}"
+        if case.returns_carry:
+            return "gives the last carry alone"
+        if case.cell == "elman" and case.activation not in ("relu", "tanh"):
+            return f"has no {case.activation}"
+        if case.cell == "lstm" and case.has_h0 != case.has_c0:
+            return "takes h0 and c0 together"
+        return None
 
     def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
-        """Puts the weights into an nn.RNN; its second bias is zero."""
+        """Puts the weights into the layer; of its second bias only a gru needs a part."""
         x = inputs["x"].detach().clone().requires_grad_()
-        model = TorchRNN(case.C, case.H, case.D, case.activation, inputs.get("projection")).to(x)
+        layers = importlib.import_module(self.package)
+        model = LayerOverTime(layers, case, inputs.get("projection")).to(x)
         names = [("", 0), ("_reverse", 1)][: case.D]
+        gru = case.cell == "gru"
+        H = case.H
         with torch.no_grad():
             for suffix, d in names:
                 getattr(model.rnn, "weight_ih_l0" + suffix).copy_(inputs["w_ih"][d])
                 getattr(model.rnn, "weight_hh_l0" + suffix).copy_(inputs["w_hh"][d])
-                getattr(model.rnn, "bias_hh_l0" + suffix).zero_()
-                bias = getattr(model.rnn, "bias_ih_l0" + suffix)
-                bias.copy_(inputs["bias"][d] if case.has_bias else torch.zeros_like(bias))
+                b_ih = getattr(model.rnn, "bias_ih_l0" + suffix).zero_()
+                b_hh = getattr(model.rnn, "bias_hh_l0" + suffix).zero_()
+                if case.has_bias:
+                    b_ih.copy_(inputs["bias"][d][: len(b_ih)])
+                    if gru:
+                        b_hh[2 * H :] = inputs["bias"][d][3 * H :]
         lengths = inputs.get("lengths")
-        h0 = None
-        if case.has_h0:
-            h0 = inputs["h0"].transpose(0, 1).contiguous().requires_grad_()
+        starts = {
+            name: inputs[name].transpose(0, 1).contiguous().requires_grad_()
+            for name in ("h0", "c0")
+            if name in inputs
+        }
+        hx = tuple(starts.values()) if case.cell == "lstm" else starts.get("h0")
+        hx = hx if starts else None
         parameters = dict(model.named_parameters())
-        values = [x, *parameters.values(), *([h0] if case.has_h0 else [])]
+        values = [x, *parameters.values(), *starts.values()]
         has_states = not case.K
         dy = dy.flatten(2) if has_states else dy
 
         def gradients(found: tuple[Tensor, ...]) -> dict[str, Tensor]:
-            by_name = dict(
-                zip(["x", *parameters, *(["h0"] if case.has_h0 else [])], found, strict=True)
-            )
-            got = {"dx": by_name["x"]}
-            for ours, theirs in (
-                ("w_ih", "weight_ih_l0"),
-                ("w_hh", "weight_hh_l0"),
-                ("bias", "bias_ih_l0"),
-            ):
-                if ours != "bias" or case.has_bias:
-                    got["d" + ours] = torch.stack([by_name["rnn." + theirs + s] for s, _ in names])
+            by_name = dict(zip(["x", *parameters, *starts], found, strict=True))
+            of = {
+                name: torch.stack([by_name[f"rnn.{name}_l0{suffix}"] for suffix, _ in names])
+                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            }
+            got = {"dx": by_name["x"], "dw_ih": of["weight_ih"], "dw_hh": of["weight_hh"]}
+            if case.has_bias:
+                of_state = of["bias_hh"][:, 2 * H :] if gru else of["bias_hh"][:, :0]
+                got["dbias"] = torch.cat([of["bias_ih"], of_state], 1)
             if case.K:
                 got["dprojection"] = by_name["projection"]
-            if case.has_h0:
-                got["dh0"] = by_name["h0"].transpose(0, 1)
-            return got
+            return got | {"d" + name: by_name[name].transpose(0, 1) for name in starts}
 
         return Runner(
-            forward=lambda: model(x, lengths, h0),
-            step=lambda: torch.autograd.grad(model(x, lengths, h0), values, dy),
+            forward=lambda: model(x, lengths, hx),
+            step=lambda: torch.autograd.grad(model(x, lengths, hx), values, dy),
             output=lambda out: out.unflatten(2, (case.D, case.H)) if has_states else out,
             gradients=gradients,
+        )
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """`bench.peers.onnx_rnn`: inference of one operator, its weights packed once."""
+
+    name: str = "onnx runtime"
+    is_peer: bool = True
+    modes: tuple[str, ...] = ("inference",)
+
+    def refusal(self, case: Case) -> str | None:
+        """Needs onnxruntime; its operators have no projection, and lengths are another graph."""
+        if onnx_rnn.absent():
+            return onnx_rnn.absent()
+        if case.op != "temporal_rnn" or case.K or case.has_lengths or case.returns_carry:
+            return "written for temporal_rnn without lengths and projection"
+        if case.dtype != torch.float32 or case.activation == "identity":
+            return "float32, without the identity"
+        return None
+
+    def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
+        """A session with as many threads as torch."""
+        return Runner(
+            forward=onnx_rnn.session(case, inputs, torch.get_num_threads()),
+            step=lambda: (),
+            output=lambda y: torch.from_numpy(y).permute(2, 0, 1, 3),
+            gradients=lambda found: {},
         )
 
 
@@ -320,11 +369,12 @@ class JaxScan:
             return jax_scan.absent()
         if (
             case.op not in ("spatial_rnn", "temporal_rnn")
+            or case.needs_cells
             or case.has_mask
             or case.has_h0
             or case.has_lengths
         ):
-            return "written for spatial_rnn and temporal_rnn without mask, h0, lengths"
+            return "written for Elman cells and sums, without mask, h0, lengths"
         return None if case.dtype == torch.float32 else "float32 only"
 
     def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
@@ -384,10 +434,15 @@ PEERS: tuple[Contestant, ...] = (
     PythonCellLoop(),
     # Its 248 cells take five minutes to compile; with their derivatives nobody would wait.
     PythonCellLoop("cell loop compiled", is_compiled=True, modes=("inference",)),
-    NnRNN(),
+    Layer(),
+    Layer("nn.GRU", ("gru",)),
+    Layer("nn.LSTM", ("lstm",)),
+    OnnxRuntime(),
     JaxScan(),
     Reference(),
 )
+#: Our own modules: the same kernels with what a user's line of code adds.
+MODULES = Layer("module", ("elman", "gru", "lstm"), "strnn_kernels", is_peer=False)
 #: Not run unless asked for: minutes of compilation, or only of interest to us.
 OPTIONAL_PEERS = (
     "wavefront compiled",

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 import strnn_kernels as sk
-from bench.contestants import Backend, Contestant, NnRNN, PythonCellLoop, WavefrontPeer
+from bench.contestants import Backend, Contestant, Layer, PythonCellLoop, WavefrontPeer
 from bench.gpu_peers import COMPILE_SECONDS, FlashRNN, within
 from bench.peers.wavefront import Wavefront
 from bench.roofline import work
@@ -131,7 +131,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.what == "check":
         part, parts = map(int, options.shard.split("/"))
-        cases = list(dict.fromkeys((*CONFORMANCE, *SMALL)))[part::parts]
+        has_cells = all(BACKENDS[name].has_cells for name in names)
+        cases = [c for c in dict.fromkeys((*CONFORMANCE, *SMALL)) if has_cells or not c.needs_cells]
+        cases = cases[part::parts]
         path, rows = f"check-{'-'.join(names)}-{part}.json", check(names, device, cases)
     elif options.what == "pairs":
         path, rows = "pairs.json", pairs(names, device)
@@ -333,7 +335,13 @@ def time_all(names, device, cases, seconds: float) -> Iterator[dict[str, Any]]:
     torch.backends.cudnn.rnn.fp32_precision = "ieee"
     deadline = time.monotonic() + seconds
     ours: list[Contestant] = [Backend(name) for name in names]
-    peers: list[Contestant] = [WavefrontPeer(), NnRNN(), FlashRNN()]
+    peers: list[Contestant] = [
+        WavefrontPeer(),
+        Layer(),
+        Layer("nn.GRU", ("gru",)),
+        Layer("nn.LSTM", ("lstm",)),
+        FlashRNN(),
+    ]
     loops: list[Contestant] = [
         PythonCellLoop(),
         WavefrontPeer("wavefront compiled", compiled="whole"),
@@ -380,7 +388,7 @@ def time_case(
         row = _row(case, contestant, "ok")
         try:
             given = dict(inputs)
-            if "lengths" in given and isinstance(contestant, NnRNN):
+            if "lengths" in given and isinstance(contestant, Layer):
                 given["lengths"] = given["lengths"].cpu()  # where packing wants them
             left = max(1e-3, deadline - time.monotonic())
             with within(min(COMPILE_SECONDS, left)), device:

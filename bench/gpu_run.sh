@@ -108,7 +108,7 @@ unit_tests() {
   "$python" -c 'import pytest' || absent pytest
   export OMP_NUM_THREADS=1
   local pids=() pytest=("$python" -m pytest -o "addopts=--import-mode=importlib" -p no:cacheprovider)
-  "${pytest[@]}" --collect-only -q tests/triton tests/cuda_host/test_build.py tests/cuda_host/test_device.py \
+  "${pytest[@]}" --collect-only -q tests/triton tests/cuda/test_build.py tests/cuda/test_device.py \
     --ignore=tests/triton/test_budget.py >"$logs/collected.txt" || { cat "$logs/collected.txt" && return 1; }
   grep '^tests/.*::' "$logs/collected.txt" >"$logs/test-ids.txt" || { echo "no tests" && return 1; }
   for ((i = 0; i < shards; i++)); do
@@ -150,10 +150,6 @@ if [ "$device" = cuda ]; then
   export TORCH_CUDA_ARCH_LIST=$arch STRNN_CUDA=1
   arch=${arch/./}
   nvidia-smi >"$logs/nvidia-smi.txt"
-  # The emulator that tests/cuda_host compare the GPU with takes a core for some minutes; only they wait for it.
-  PYTHONPATH="tests/cuda_host:$PYTHONPATH" timeout 300 "$python" -c 'import harness; harness.missing() or harness.build("fast")' \
-    >"$logs/emulator.log" 2>&1 &
-  emulator=$!
 fi
 if [ "${BUILD:-1}" = 1 ]; then stage build 180 "$python" setup.py build_ext --inplace; fi
 stage info 30 "$python" -m strnn_kernels.info
@@ -162,7 +158,6 @@ stage micro 45 bash -c "micro sm_$arch"
 # What is measured comes before what only tests more: no slow test can take its time.
 stage time 170 "$python" -m bench.gpu_run time "$out" --device "$device" --seconds 120
 if [ "$device" = cuda ]; then
-  wait "$emulator"
   stage unit_tests 100 bash -c unit_tests
   stage sanitize 80 bash -c sanitize
 fi

@@ -25,6 +25,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from strnn_kernels.notation import gates, saved
 from strnn_kernels.testing import NOT_DIFFERENTIABLE, Case
 
 # 12 accumulators: more than latency x ports of any current core, and they fit the registers of AVX2
@@ -130,8 +131,9 @@ def work(case: Case, inputs: Mapping[str, Tensor], mode: str) -> Work:
     weight = inputs.get("projection", inputs.get("weight"))
     kept = 0.0 if not K else (weight != 0).double().mean().item()
     project = D * nodes * 2 * K * H * kept
-    recurrent = products * 2 * H * H
-    enter = D * nodes * 2 * C * H
+    G = gates(case.code)
+    recurrent = products * 2 * H * G * H
+    enter = D * nodes * 2 * C * G * H
     sweeps = case.op != "sparse_projection"
     flops = project if not sweeps else enter + recurrent + adds + project
     if training:
@@ -144,10 +146,12 @@ def work(case: Case, inputs: Mapping[str, Tensor], mode: str) -> Work:
     num_bytes = sum(tensors.values()) + output
     if training:
         num_bytes += 2 * sum(tensors.values()) + output + states + (states if K and sweeps else 0)
+        num_bytes += 2 * states * saved(case.code)
     chain = topology.num_levels * (math.ceil(math.log2(H + 1)) + 1) if sweeps else 0
     held = output
     if training:
         held += sum(tensors.values()) + (states if K and sweeps else 0)
+        held += states * saved(case.code)
     in_products = (recurrent + enter) * (3 if training else 1) + project if sweeps else 0.0
     return Work(flops, num_bytes, chain * (2 if training else 1), held, in_products)
 

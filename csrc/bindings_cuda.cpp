@@ -5,10 +5,13 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <array>
+#include <cstdlib>
 #include <mutex>
+#include <string>
 
 #include "bindings.h"
 #include "cuda/kernels.h"
+#include "cuda/planner.h"
 
 namespace strnn::cuda {
 namespace {
@@ -42,12 +45,27 @@ const Device& limits_of(int device) {
   return limits[device];
 }
 
+// STRNN_CUDA_FAMILY names the one family of kernels that may be chosen, to compare them
+// (planner.h).
+int64_t forced_family() {
+  const char* wanted = std::getenv("STRNN_CUDA_FAMILY");
+  if (!wanted || !*wanted) return -1;
+  std::string known;
+  for (int64_t f = 0; f <= static_cast<int64_t>(Family::kLevel); ++f) {
+    const std::string name = family_name(static_cast<Family>(f));
+    if (name == wanted) return f;
+    known += " " + name;
+  }
+  STD_TORCH_CHECK(false, "STRNN_CUDA_FAMILY must be one of", known, "; got ", wanted);
+}
+
 // The device, its current stream and scratch of a call. The allocator reuses the scratch in the
 // order of the stream.
 class Call {
  public:
   explicit Call(const Tensor& like)
       : device(limits_of(like.get_device_index())), like_(like), guard_(like.get_device_index()) {
+    device.only = forced_family();
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
   }
   void* scratch(int64_t bytes) {
@@ -56,7 +74,7 @@ class Call {
     return scratch_->mutable_data_ptr();
   }
 
-  const Device& device;
+  Device device;
   void* stream = nullptr;
 
  private:
@@ -65,8 +83,8 @@ class Call {
   OptionalTensor scratch_;
 };
 
-// Tables of chains on their devices, the last few: a call that finds its own copies nothing, so that
-// it can be captured.
+// Tables of chains on their devices, the last few: a call that finds its own copies nothing, so
+// that it can be captured.
 class Chains {
  public:
   Tensor table(const Tensor& like, int64_t N, int64_t D, bool is_reversed) {

@@ -1,5 +1,6 @@
 """How `make docs` builds the site: nothing is fetched, each build draws the pictures anew."""
 
+import re
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -33,6 +34,12 @@ python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 
 
+def _letters(app, what, name, obj, options, lines):
+    """A letter and a full stop ("input_size: C.") would be the start of a numbered list."""
+    lines[:] = [re.sub(r"^(\s+\w+: [A-Z])\.$", r"\1", line) for line in lines]
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", _letters, priority=400)  # before napoleon
     app.connect("builder-inited", lambda _: pictures.main(HERE / "_pictures"))

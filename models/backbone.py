@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from strnn_models import files, weights
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import strnn_kernels as sk
 from strnn_kernels import checks
@@ -166,7 +165,7 @@ class Recurrence(nn.Module):
     Args:
         input_size: F.
         hidden_size: H.
-        cell: "elman", on the fused op; "gru" or "lstm", PyTorch's.
+        cell: "elman", "gru" or "lstm".
         num_layers: how many.
         dropout: between layers.
         bidirectional: whether D is 2; otherwise a state depends on nothing that comes after it.
@@ -190,15 +189,13 @@ class Recurrence(nn.Module):
         super().__init__()
         one_of("Recurrence", "cell", cell, ("elman", "gru", "lstm"))
         self.output_size = D_H = hidden_size * (2 if bidirectional else 1)
-        self.bidirectional = bidirectional
+        make, options = sk.TemporalRNN, {"activation": activation}
+        if cell != "elman":
+            make, options = {"gru": sk.GRU, "lstm": sk.LSTM}[cell], {"batch_first": True}
         sizes = [input_size] + [D_H] * (num_layers - 1)
-        make = {"gru": nn.GRU, "lstm": nn.LSTM}.get(cell)
-        if make is None:
-            make, options = sk.TemporalRNN, {"activation": activation}
-        else:
-            options = {"batch_first": True}
-        options["bidirectional"] = bidirectional
-        self.layers = nn.ModuleList(make(size, hidden_size, **options) for size in sizes)
+        self.layers = nn.ModuleList(
+            make(size, hidden_size, bidirectional=bidirectional, **options) for size in sizes
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -208,26 +205,9 @@ class Recurrence(nn.Module):
             ArgumentError: x or lengths has the wrong shape.
         """
         checks.dims("Recurrence", "x", checks.tensor("Recurrence", "x", x), "B T F")
-        inside = valid("Recurrence", lengths, x)
         for i, layer in enumerate(self.layers):
-            x = self.dropout(x) if i else x
-            if isinstance(layer, sk.TemporalRNN):
-                x, _ = layer(x, lengths=lengths)
-            else:
-                x = self._torch(layer, x, lengths)
-                x = x if inside is None else torch.where(inside[..., None], x, 0)
+            x, _ = layer(self.dropout(x) if i else x, lengths=lengths)
         return x
-
-    def _torch(self, layer: nn.Module, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """A layer of torch.nn; backward in time it has to start at the end of each clip."""
-        # cuDNN's recurrent layers refuse a backward pass in eval mode, as saliency maps need it.
-        cudnn = self.training or not torch.is_grad_enabled()
-        with torch.backends.cudnn.flags(enabled=cudnn and torch.backends.cudnn.enabled):
-            if lengths is None or not self.bidirectional:
-                return layer(x)[0]
-            counts = torch.as_tensor(lengths).clamp(min=1).cpu()
-            packed = pack_padded_sequence(x, counts, batch_first=True, enforce_sorted=False)
-            return pad_packed_sequence(layer(packed)[0], True, total_length=x.shape[1])[0]
 
 
 def valid(function: str, lengths: Tensor | None, x: Tensor) -> Tensor | None:
@@ -240,8 +220,6 @@ def valid(function: str, lengths: Tensor | None, x: Tensor) -> Tensor | None:
         return None
     B, T = x.shape[:2]
     lengths = checks.lengths(function, lengths, B, T)
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-        checks.lengths_in_range(function, lengths, T)
     return torch.arange(T, device=x.device) < lengths.to(x.device)[:, None]
 
 

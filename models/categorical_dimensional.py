@@ -38,7 +38,7 @@ class CategoricalDimensional(nn.Module):
         fc_size: units of a ReLU layer between CNN and recurrence; 128 (AffWildNet with VGG-Face:
             4096; with ResNet-50: none, which is 0 here).
         dropout: after that layer, in training; 0.5 (AffWildNet).
-        cell: "gru" (AffWildNet), "lstm", or "elman", on the fused op.
+        cell: "gru" (AffWildNet), "lstm", or "elman".
         hidden_size: H; 128 (AffWildNet).
         num_layers: 2 (AffWildNet).
         bidirectional: False (AffWildNet).

@@ -27,7 +27,7 @@ class CNNLSTM(nn.Module):
             ResNet-50, trained on faces).
         pool: "mean" or "flatten", see `FrameEncoder`.
         feature_size: F, see `FrameEncoder`.
-        cell: "lstm" (abstract), "gru", or "elman", on the fused op.
+        cell: "lstm" (abstract), "gru", or "elman".
         hidden_size: H; ours, the paper's is not known.
         num_layers: ours, likewise.
         bidirectional: ours, likewise.

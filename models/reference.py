@@ -35,6 +35,7 @@ class STRNN(nn.Module):
         combine: str = "full",
         head: str = "full",
         bias: str = "recurrent",
+        cell: str | tuple[str, str] = "elman",
         lambda1: float = 1e-3,
         lambda2: float = 1e-3,
     ) -> None:
@@ -45,10 +46,12 @@ class STRNN(nn.Module):
         K, Kt, Ht = sp_projection, tp_projection, tp_hidden
         recurrent, everywhere = bias != "none", bias == "all"
 
+        self.cell, of_time = (cell, cell) if isinstance(cell, str) else cell
+        gates, rows = {"elman": (1, 1), "gru": (3, 4), "lstm": (4, 4)}[self.cell]
         self.spatial = nn.Module()
-        self.spatial.weight_ih = _parameter(D, H, C)
-        self.spatial.weight_hh = _parameter(D, H, H)
-        self.spatial.bias = _parameter(D, H) if recurrent else None
+        self.spatial.weight_ih = _parameter(D, gates * H, C)
+        self.spatial.weight_hh = _parameter(D, gates * H, H)
+        self.spatial.bias = _parameter(D, rows * H) if recurrent else None
         self.spatial.projection = nn.Module()
         self.spatial.projection.weight = _parameter(D, K, N)
         self.spatial_bias = _parameter(D, K) if everywhere else None
@@ -57,7 +60,8 @@ class STRNN(nn.Module):
         self.combine = nn.Module()
         self.combine.linear = nn.Linear(width, H if combine == "full" else 1, bias=everywhere)
 
-        self.temporal = nn.RNN(H, Ht, bias=recurrent, bidirectional=True)
+        make = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[of_time]
+        self.temporal = make(H, Ht, bias=recurrent, bidirectional=True)
         self.temporal_projection = nn.Module()
         self.temporal_projection.weight = _parameter(2, Kt, sample_length)
         self.temporal_bias = _parameter(2, Kt) if everywhere else None
@@ -104,6 +108,7 @@ class STRNN(nn.Module):
             activation=self.activation,
             mask=good,
             projection=rnn.projection.weight,
+            cell=self.cell,
         )
         if self.spatial_bias is not None:
             s = s + self.spatial_bias[:, :, None]
@@ -114,6 +119,15 @@ class STRNN(nn.Module):
     def _time(self, m: Tensor, lengths: Tensor | None) -> Tensor:
         """q, (B, T, H) -> (B, 2, K, H)."""
         rnn, T = self.temporal, m.shape[1]
+        Q = self.temporal_projection.weight[:, :, :T]
+        if not isinstance(rnn, nn.RNN):
+            rows = []
+            for b, clip in enumerate(m):
+                n = T if lengths is None else int(lengths[b])
+                h = rnn(clip[:n])[0] if n else clip.new_zeros(0, 2 * rnn.hidden_size)
+                rows.append(torch.einsum("dkt,tdh->dkh", Q[:, :, :n], h.unflatten(1, (2, -1))))
+            q = torch.stack(rows)
+            return q if self.temporal_bias is None else q + self.temporal_bias[:, :, None]
         bias = None
         if rnn.bias:
             bias = torch.stack(
@@ -126,7 +140,7 @@ class STRNN(nn.Module):
             bias,
             activation=self.activation,
             lengths=lengths,
-            projection=self.temporal_projection.weight[:, :, :T],
+            projection=Q,
         )
         return q if self.temporal_bias is None else q + self.temporal_bias[:, :, None]
 

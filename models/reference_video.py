@@ -133,7 +133,7 @@ def _states(recurrence: nn.Module, x: Tensor) -> Tensor:
     """States (T, D * H) of one clip (T, F), by the equations of the cells."""
     for layer in recurrence.layers:
         directions = []
-        for suffix in ["", "_reverse"] if recurrence.bidirectional else [""]:
+        for suffix in ["", "_reverse"] if layer.bidirectional else [""]:
             w_ih, w_hh, b_ih, b_hh = (
                 getattr(layer, f"{name}_l0{suffix}")
                 for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -152,11 +152,11 @@ def _states(recurrence: nn.Module, x: Tensor) -> Tensor:
 
 def _cell(layer: nn.Module, a: Tensor, r: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """One step from what input (a) and state (r) put in: a GRU, an LSTM or an Elman cell."""
-    if isinstance(layer, nn.GRU):
+    if layer.mode == "GRU":
         (a_r, a_z, a_n), (r_r, r_z, r_n) = a.chunk(3), r.chunk(3)
         reset, update = torch.sigmoid(a_r + r_r), torch.sigmoid(a_z + r_z)
         return (1 - update) * torch.tanh(a_n + reset * r_n) + update * h, c
-    if isinstance(layer, nn.LSTM):
+    if layer.mode == "LSTM":
         i, f, g, o = (a + r).chunk(4)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(c), c

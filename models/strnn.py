@@ -55,6 +55,7 @@ class STRNN(nn.Module):
             vector over hidden units and one matrix (class, k) (LibEER).
         bias: "recurrent", only b[r], b[f] and b[b] (paper); "all", also one on each of G, P, Q and
             F (LibEER); or "none".
+        cell: "elman" (paper), "gru" or "lstm" (ours), of both RNNs; or a pair, space and time.
         lambda1: weight of the L1 norm of G; ours, the paper's is not known.
         lambda2: weight of the L1 norm of Q; ours, the paper's is not known.
 
@@ -80,6 +81,7 @@ class STRNN(nn.Module):
         combine: str = "full",
         head: str = "full",
         bias: str = "recurrent",
+        cell: str | tuple[str, str] = "elman",
         lambda1: float = 1e-3,
         lambda2: float = 1e-3,
     ) -> None:
@@ -87,6 +89,9 @@ class STRNN(nn.Module):
         _one_of("combine", combine, ("full", "scalar"))
         _one_of("head", head, ("full", "rank1"))
         _one_of("bias", bias, ("recurrent", "all", "none"))
+        of_space, of_time = (cell, cell) if isinstance(cell, str) else cell
+        for each in (of_space, of_time):
+            _one_of("cell", each, ("elman", "gru", "lstm"))
         self.topology = electrodes(num_electrodes, topology, mask, neighbourhood)
         self.in_channels, self.sample_length = in_channels, sample_length
         self.lambda1, self.lambda2 = lambda1, lambda2
@@ -100,18 +105,25 @@ class STRNN(nn.Module):
             activation=activation,
             bias=recurrent,
             projection_size=sp_projection,
+            cell=of_space,
         )
         self.spatial_bias = _zeros(everywhere, D, sp_projection)
         self.combine = Combine(combine, D, sp_projection, sp_hidden, everywhere)
-        self.temporal = sk.TemporalRNN(sp_hidden, tp_hidden, activation=activation, bias=recurrent)
+        make, options = sk.TemporalRNN, {"activation": activation}
+        if of_time != "elman":
+            make = {"gru": sk.GRU, "lstm": sk.LSTM}[of_time]
+            options = {"batch_first": True, "bidirectional": True}
+        self.temporal_cell = of_time
+        self.temporal = make(sp_hidden, tp_hidden, bias=recurrent, **options)
         self.temporal_projection = sk.SparseProjection(2, sample_length, tp_projection)
         self.temporal_bias = _zeros(everywhere, 2, tp_projection)
         self.head = Head(head, 2, tp_projection, tp_hidden, num_classes, everywhere)
         # SpatialRNN starts W from the identity, for long ways over big grids; on grids of this
         # size a start that mixes the hidden units learns better (ours; the paper's is not known).
-        with torch.no_grad():
-            for w in self.spatial.weight_hh:
-                nn.init.orthogonal_(w).div_(max(1, self.topology.max_predecessors))
+        if of_space == "elman":
+            with torch.no_grad():
+                for w in self.spatial.weight_hh:
+                    nn.init.orthogonal_(w).div_(max(1, self.topology.max_predecessors))
 
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None
@@ -220,7 +232,8 @@ class STRNN(nn.Module):
             w_ih,
             w_hh,
             bias,
-            activation=self.temporal.activation,
+            activation=getattr(self.temporal, "activation", "tanh"),
+            cell=self.temporal_cell,
             lengths=lengths,
             projection=self.temporal_projection.weight[..., : m.shape[1]],
         )

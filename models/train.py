@@ -148,7 +148,7 @@ def _open_run(run: Path, config: Config, restart: bool) -> Iterator[None]:
     A run that ends before its first checkpoint leaves nothing.
     """
     settings = run / checkpoint.CONFIG
-    with hold(run, lambda: checkpoint.exists(run), checkpoint.writes):
+    with hold(run, lambda: _is_run(run), checkpoint.writes):
         if checkpoint.exists(run) and not restart:
             changed = difference(load_whole(settings), config)
             if changed:
@@ -161,6 +161,17 @@ def _open_run(run: Path, config: Config, restart: bool) -> Iterator[None]:
         finally:
             if not checkpoint.exists(run):
                 checkpoint.drop(run)
+
+
+def _is_run(run: Path) -> bool:
+    """Whether a run has written here, by a pointer to a checkpoint; a damaged one has settings."""
+    if checkpoint.is_readable(run):
+        return True
+    try:
+        load_whole(run / checkpoint.CONFIG)
+    except ConfigError:
+        return False
+    return checkpoint.exists(run)
 
 
 def _begin(run: Path, config: Config, restart: bool) -> None:

@@ -13,6 +13,9 @@ import torch
 from .notation import ACTIVATIONS, CELLS
 from .topology import Topology
 
+#: The mode of make_fx and linearize, whose tensors have no values to look at.
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+
 
 class ArgumentError(ValueError, TypeError, RuntimeError):
     """An argument has the wrong type, shape, dtype, device or value.
@@ -171,19 +174,19 @@ def lengths(function: str, value: object, B: int, T: int) -> torch.Tensor:
             f"{function}: lengths must have shape (B,) = ({B},), got {_shape(value)}"
         )
     value = value.long()
-    if torch.compiler.is_compiling() or value.device.type not in ("cpu", "meta"):
+    is_traced = torch.compiler.is_compiling() or torch._C._get_dispatch_mode(_PROXY) is not None
+    if is_traced or value.device.type not in ("cpu", "meta"):
         in_range = ((value >= 0) & (value <= T)).all()
         torch._assert_async(in_range, f"{function}: lengths must be in 0..T")
         return value
     known = value
-    while torch._C._functorch.is_batchedtensor(known):
+    while torch._C._functorch.is_functorch_wrapped_tensor(known):
         known = torch._C._functorch.get_unwrapped(known)
     if type(known) is torch.Tensor and known.device.type == "cpu" and known.numel():
-        low, high = known.aminmax()
+        with torch._C._DisableFuncTorch():  # the values of a batch are no secret here
+            low, high = (int(v) for v in known.aminmax())
         if low < 0 or high > T:
-            raise ArgumentError(
-                f"{function}: lengths must be in 0..T = 0..{T}, got {int(low)}..{int(high)}"
-            )
+            raise ArgumentError(f"{function}: lengths must be in 0..T = 0..{T}, got {low}..{high}")
     return value
 
 

@@ -130,44 +130,62 @@ def sweep(
         of_input = live(None if mask is None else mask[..., None], x)
     else:
         of_input = torch.einsum("bnc,dgc->bndg", live(mask, x), w_ih) + of_input_bias
-    all_h, all_c, all_h_n, all_c_n = [], [], [], []
-    for d, (levels, before) in enumerate(visits(program, N, D, sizes[0])):
-        h: dict[int, Tensor] = {}
-        c: dict[int, Tensor] = {}
-        nothing = of_input.new_zeros(B, H)
-        starts = (h0, c0 if carries else h0)
-        for level in levels:
+    # Of an lstm h and c, of other cells, which carry h, that alone.
+    starts = (h0, c0) if carries else (h0,)
+    every: list[list[Tensor]] = [[] for _ in starts]
+    last: list[list[Tensor]] = [[] for _ in starts]
+    for d, direction in enumerate(visits(program, N, D, sizes[0])):
+        known: list[list[Tensor]] = [[] for _ in starts]  # of each level so far, (B, nodes, H)
+        row = {n: i for i, n in enumerate(direction.order)}
+        for level in direction.levels:
+            before = [[row[p] for p in direction.before[n]] for n in level]
             reached = []
-            for states, start in zip((h, c), starts, strict=True):
-                sums = []
-                for n in level:
-                    total = sum((states[p] for p in before[n]), nothing)
-                    if mean and len(before[n]) > 1:
-                        total = total / len(before[n])
-                    if start is not None and entry is not None:
-                        enters = (entry[:, d] == n)[:, None]
-                        total = total + torch.where(enters, start[:, d], 0)
-                    elif start is not None and not before[n]:
-                        total = total + start[:, d]
-                    sums.append(total)
-                reached.append(torch.stack(sums, 1))
-            q, m = reached
-            of_state = q @ w_hh[d].T + of_state_bias[d]
-            state = step(cell, of_input[:, level, d], of_state, m)
-            for known, value in zip((h, c), state, strict=True):
-                value = live(None if mask is None else mask[:, level], value)
-                known.update(zip(level, value.unbind(1), strict=True))
-        at = last_visit(mask, [n for level in levels for n in level], B, x.device)
-        for known, start, every, last in (
-            (h, h0, all_h, all_h_n), (c, starts[1], all_c, all_c_n),
-        ):  # fmt: skip
-            every.append(torch.stack([known[n] for n in range(N)], 1))
-            last.append(last_state(every[-1], None if start is None else start[:, d], at))
-    h = torch.stack(all_h, 2)
-    return States(
-        h,
-        None if projection is None else sparse_projection(h, projection),
-        torch.stack(all_c, 2),
-        torch.stack(all_h_n),
-        torch.stack(all_c_n),
-    )
+            for states, start in zip(known, starts, strict=True):
+                total = _sum_predecessors(states, before, mean, of_input[:, :1, d, :H])
+                if start is not None:
+                    enters = _entering(entry, d, level, before, x.device)
+                    total = total + torch.where(enters, start[:, None, d], 0)
+                reached.append(total)
+            of_state = reached[0] @ w_hh[d].T + of_state_bias[d]
+            state = step(cell, of_input[:, level, d], of_state, reached[-1])
+            for states, value in zip(known, state, strict=False):
+                states.append(live(None if mask is None else mask[:, level], value))
+        at = last_visit(mask, direction.order, B, x.device)
+        nodes = torch.tensor([row[n] for n in range(N)], device=x.device)
+        for k, start in enumerate(starts):
+            every[k].append(torch.cat(known[k], 1).index_select(1, nodes))
+            last[k].append(last_state(every[k][-1], None if start is None else start[:, d], at))
+    h, c = torch.stack(every[0], 2), torch.stack(every[-1], 2)
+    s = None if projection is None else sparse_projection(h, projection)
+    return States(h, s, c, torch.stack(last[0]), torch.stack(last[-1]))
+
+
+def _sum_predecessors(states, before, mean, like):
+    """Sums or means (B, nodes, H) over the rows `before` of each node; rows count from level 0.
+
+    `like` (B, 1, H) is what a state looks like.
+    """
+    nothing = torch.zeros_like(like)
+    P = max(map(len, before))
+    if P == 0:
+        return nothing.expand(-1, len(before), -1)
+    # Only the levels that are read, with a row of zeros in front for nodes with fewer than P.
+    first, skipped = 0, 0
+    while skipped + states[first].shape[1] <= min(min(rows) for rows in before if rows):
+        skipped += states[first].shape[1]
+        first += 1
+    known = torch.cat([nothing, *states[first:]], 1)
+    index = [[r - skipped + 1 for r in rows] + [0] * (P - len(rows)) for rows in before]
+    read = known.index_select(1, torch.tensor(index, device=known.device).flatten())
+    total = read.unflatten(1, (len(before), P)).sum(2)
+    if not mean:
+        return total
+    counts = [[max(1, len(rows))] for rows in before]
+    return total / torch.tensor(counts, device=total.device, dtype=total.dtype)
+
+
+def _entering(entry, d, level, before, device):
+    """Where h0 and c0 enter a level, bool (B or 1, nodes, 1)."""
+    if entry is None:
+        return torch.tensor([[[not rows] for rows in before]], device=device)
+    return (entry[:, d, None] == torch.tensor(level, device=device))[..., None]

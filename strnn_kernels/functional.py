@@ -5,6 +5,8 @@ A recurrence is a topology, weights and a cell; a time axis is the chain, a grid
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from . import checks, composed, reference, registration
@@ -59,7 +61,7 @@ def sweep(
     backend = select(name, u.device, u.dtype)
     if backend.name == "reference":
         return reference.sweep(u, w, topology, activation=activation, mask=mask, h0=h0)
-    tables = registration.topology_tables(topology, u.device, backend.order)
+    tables = registration.tables_for(topology, u, backend.order)
     return registration.sweep(
         backend, u, [], [], [w], mask, h0, None, None, None, tables, cell
     ).output
@@ -94,7 +96,7 @@ def gated_sweep(
     backend = select(name, g.device, g.dtype)
     if backend.name == "reference":
         return reference.gated_sweep(g, gate, w, topology)
-    tables = registration.topology_tables(topology, g.device, backend.order)
+    tables = registration.tables_for(topology, g, backend.order)
     return registration.gated_sweep(backend, g, gate, w, tables)
 
 
@@ -161,7 +163,7 @@ def spatial_rnn(
     """The sweep of u = w_ih x + bias, fused: h = mask * act(w_ih x + bias + w_hh sum_pred h).
 
     Gated cells read q = reduce of h over the predecessors, and m = reduce of what they carry (h of
-    a gru, c of an lstm), with gates in torch's order:
+    a gru, c of an lstm), with gates in torch's order::
 
         gru:  r, z = sigmoid of theirs;  n = tanh(W_in x + b_in + r * (W_hn q + b_hn))
               h = (1 - z) * n + z * m
@@ -213,7 +215,7 @@ def spatial_rnn(
             x, w_ih, w_hh, bias, topology, activation=activation, mask=mask, projection=projection,
             cell=cell, reduce=reduce,
         )  # fmt: skip
-    tables = registration.topology_tables(topology, x.device, backend.order)
+    tables = registration.tables_for(topology, x, backend.order)
     return registration.sweep(
         backend, x, [w_ih], [] if bias is None else [bias], [w_hh], mask, None, None, None,
         projection, tables, code, mean,
@@ -303,6 +305,10 @@ def layer(
 
     Weights are lists as in :mod:`strnn_kernels.schema`: a module's own Parameters, unstacked.
     """
+    if is_autocast(x):
+        x, h0, c0, projection, *weights = _autocast(x, h0, c0, projection, *w_ih, *bias, *w_hh)
+        i, j = len(w_ih), len(w_ih) + len(bias)
+        w_ih, bias, w_hh = weights[:i], weights[i:j], weights[j:]
     B, T, _ = x.shape
     mask = entry = None
     if lengths is not None:
@@ -340,7 +346,9 @@ def _reference_layer(
             bidirectional=D == 2, **options, **more,
         )  # fmt: skip
 
-    c = h_n = c_n = None
+    c: Any = None
+    h_n: Any = None
+    c_n: Any = None
     if name == "lstm":
         h, c = run(return_carry=True)
     else:
@@ -355,14 +363,20 @@ def _reference_layer(
     return registration.States(output, c, h_n, c_n)
 
 
+def is_autocast(x) -> bool:
+    """Whether a call with x chooses its own dtype."""
+    return (
+        torch._C._is_any_autocast_enabled()  # quicker than to ask for a device's
+        and isinstance(x, torch.Tensor)
+        and x.device.type != "meta"
+        and torch.is_autocast_enabled(x.device.type)
+    )
+
+
 def _autocast(*tensors):
     """Under autocast, floats in the dtype that it asks for; accumulation stays float32."""
     first = tensors[0]
-    if (
-        not isinstance(first, torch.Tensor)
-        or first.device.type == "meta"
-        or not torch.is_autocast_enabled(first.device.type)
-    ):
+    if not is_autocast(first):
         return tensors
     dtype = torch.get_autocast_dtype(first.device.type)
     halves = (torch.float32, torch.bfloat16, torch.float16)

@@ -23,16 +23,13 @@ def _version(package: str) -> str:
 
 def _gpus() -> str:
     if not torch.cuda.is_available():
-        built = (
-            f"torch is built for CUDA {torch.version.cuda}"
-            if torch.version.cuda
-            else "torch is built without CUDA"
-        )
-        return f"none ({built})"
+        built = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip}
+        found = [f"for {name} {version}" for name, version in built.items() if version]
+        return f"none (torch is built {found[0] if found else 'without CUDA'})"
     names = []
     for i in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(i)
-        names.append(f"{torch.cuda.get_device_name(i)} (sm_{major}{minor})")
+        gpu = torch.cuda.get_device_properties(i)
+        names.append(f"{gpu.name} ({getattr(gpu, 'gcnArchName', f'sm_{gpu.major}{gpu.minor}')})")
     return ", ".join(names)
 
 
@@ -45,7 +42,8 @@ def _cuda_plan(dtype: str) -> str:
     except ImportError:
         return "unknown: the planner was not compiled"
     gpu = torch.cuda.get_device_properties(0)
-    shared = (gpu.shared_memory_per_block_optin, gpu.shared_memory_per_multiprocessor)
+    per_block = gpu.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    shared = (per_block, gpu.shared_memory_per_multiprocessor)
     device = (gpu.major * 10 + gpu.minor, gpu.multi_processor_count, *shared)
     sizes = {"B": 288, "N": 62, "D": 4, "C": 5, "H": 30, "K": 10, "groups": 13, "slots": 13}
     kind = {"dtype": dtype, "is_backward": False, "is_gated": False}

@@ -18,7 +18,7 @@ import torch
 
 from .backends import BACKENDS
 from .checks import ArgumentError
-from .notation import CELLS, bias_rows, gates
+from .notation import CELLS
 
 #: The places of torch's gates in the order of ONNX: z, r, h of a GRU and i, o, f, c of an LSTM.
 _ORDER = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
@@ -65,49 +65,43 @@ def _sweep(
     name = CELLS[cell]
     H, D = w_hh[0].shape[-1], w_hh[0].shape[0] if len(w_hh[0].shape) == 3 else len(w_hh)
 
-    def by_gate(weight, rows):
-        """The gates of a tensor (D, G H, ...) in ONNX's order."""
+    def rows(weight, order):
+        """Blocks of H rows of a tensor (D, rows, ...), in the order given."""
         if name not in _ORDER:
             return weight
-        parts = op.Split(weight, axis=1, num_outputs=rows)
-        return op.Concat(*(parts[k] for k in _ORDER[name]), axis=1)
+        return op.Gather(weight, [k * H + i for k in order for i in range(H)], axis=1)
 
     def stacked(weights):
         if len(weights[0].shape) == 3:
             return weights[0]
         return op.Concat(*(op.Unsqueeze(w, [0]) for w in weights), axis=0)
 
-    def biases():
-        """(D, 2 G H): b_ih, then b_hh."""
-        if len(bias) > 1:
-            b_ih, b_hh = (
-                op.Concat(*(op.Unsqueeze(b, [0]) for b in bias[k::2]), axis=0) for k in (0, 1)
-            )
-        else:
-            rows = op.Split(bias[0], axis=1, num_outputs=bias_rows(cell))
-            rows = [rows] if bias_rows(cell) == 1 else list(rows)
-            zero = op.Sub(rows[0], rows[0])
-            if name == "gru":
-                b_ih = op.Concat(*rows[:3], axis=1)
-                b_hh = op.Concat(zero, zero, rows[3], axis=1)
-            else:
-                b_ih = bias[0]
-                b_hh = op.Sub(b_ih, b_ih)
-        return op.Concat(by_gate(b_ih, gates(cell)), by_gate(b_hh, gates(cell)), axis=1)
-
+    order = _ORDER.get(name, (0,))
+    biases = None  # (D, 2 G H): b_ih, then b_hh
+    if len(bias) > 1:
+        pairs = [rows(stacked(bias[k::2]), order) for k in (0, 1)]
+        biases = op.Concat(*pairs, axis=1)
+    elif bias:
+        # One for both; only the new gate of a gru, its rows 2 and 3, keeps them apart.
+        of_input = rows(bias[0], order)
+        of_state = op.Sub(of_input, of_input)
+        if name == "gru":
+            of_state = op.Concat(rows(of_state, (0, 1)), rows(bias[0], (3,)), axis=1)
+        biases = op.Concat(of_input, of_state, axis=1)
     lengths = None if mask is None else op.ReduceSum(op.Cast(mask, to=6), [1], keepdims=0)
     start = [None if s is None else op.Transpose(s, perm=[1, 0, 2]) for s in (h0, c0)]
     inputs = [
         op.Transpose(x, perm=[1, 0, 2]),
-        by_gate(stacked(w_ih), gates(cell)),
-        by_gate(stacked(w_hh), gates(cell)),
-        biases() if bias else None,
+        rows(stacked(w_ih), order),
+        rows(stacked(w_hh), order),
+        biases,
         lengths,
         start[0],
     ]
     options: dict[str, Any] = {"hidden_size": H}
     options["direction"] = "bidirectional" if D == 2 else "forward"
-    c_n = None
+    nothing = op.Constant(value_float=0.0)  # for outputs that nobody wants, and nobody reads
+    c_n = nothing
     if name == "lstm":
         y, h_n, c_n = op.LSTM(*inputs, start[1], **options)
     elif name == "gru":
@@ -118,6 +112,5 @@ def _sweep(
             options |= {"activation_alpha": [1.0] * D, "activation_beta": [0.0] * D}
         y, h_n = op.RNN(*inputs, **options)
     h = op.Transpose(y, perm=[2, 0, 1, 3])  # (T, D, B, H) -> (B, T, D, H)
-    s = h if projection is None else _sparse_projection(h, projection)
-    # What is not wanted has no elements in the op, and no reader: anything stands for it.
-    return h, s, h, h_n, h_n if c_n is None else c_n, h
+    s = nothing if projection is None else _sparse_projection(h, projection)
+    return h, s, nothing, h_n, c_n, nothing

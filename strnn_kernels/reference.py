@@ -76,17 +76,18 @@ def _recur(
     of_node = live(None if mask is None else mask[..., None], of_input).unbind(1)
     directions = []
     for d in range(D):
-        start = of_input.new_zeros(B, w_hh.shape[2]) if h0 is None else h0[:, d]
+        zero = of_input.new_zeros(B, w_hh.shape[2])
+        start = zero if h0 is None else h0[:, d]
         h: dict[int, Tensor] = {}
         carried: dict[int, Tensor] = {}
         for level in topology.levels(d):
             for n in level:
                 before = topology.predecessors(d, n)
-                q, m = sum(h[p] for p in before), sum(carried[p] for p in before)
+                q, m = (sum((of[p] for p in before), zero) for of in (h, carried))
                 if mean and before:
                     q, m = q / len(before), m / len(before)
                 if not before:
-                    q, m = start, torch.zeros_like(start) if CELLS[cell] == "lstm" else start
+                    q, m = start, zero if CELLS[cell] == "lstm" else start
                 of_state = q @ w_hh[d].T + bias[d]
                 state = step(cell, of_node[n][:, d], of_state, m)
                 h[n], carried[n] = (live(None if mask is None else mask[:, n], v) for v in state)
@@ -144,7 +145,7 @@ def gated_sweep(g: Tensor, gate: Tensor, w: Tensor, topology: Topology) -> Tenso
                 a = of_node[n][:, d]
                 predecessors = [y[p] for p in topology.predecessors(d, n)]
                 if predecessors:
-                    a = a + sum(predecessors) @ w[d].T
+                    a = a + sum(predecessors[1:], predecessors[0]) @ w[d].T
                 y[n] = gate_of_node[n][:, d] * a
         directions.append(torch.stack([y[n] for n in range(N)], dim=1))
     return torch.stack(directions, dim=2)

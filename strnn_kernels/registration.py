@@ -27,6 +27,8 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import register_flop_formula
 
 from . import composed
@@ -39,7 +41,7 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 _under_transform = torch._C._are_functorch_transforms_active
 
 #: In place of the tables of a chain, which the ops make themselves.
-NO_TABLES = (None, None, [])
+NO_TABLES = (None, None, [0, 0, 0, 0])
 
 
 class States(NamedTuple):
@@ -57,9 +59,18 @@ def sweep(
 ) -> States:  # fmt: skip
     """The sweep of ``schema.OPS``: h, or with a projection s, and what else is to be kept.
 
-    ``tables`` are those of :func:`topology_tables`, or ``NO_TABLES`` for a chain; ``w_ih``,
+    ``tables`` are those of :func:`tables_for`, or ``NO_TABLES`` for a chain; ``w_ih``,
     ``bias`` and ``w_hh`` lists as in the schema.
     """
+    if tables[0] is not None and torch.onnx.is_in_onnx_export():
+        # ONNX has no operator for a graph: its levels, in torch's ops. The table is no part of the
+        # model, so no tracer may see it.
+        with _disable_current_modes():
+            program = tables[0].numpy()
+        found = composed.sweep(
+            x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, program, tables[2], cell, mean
+        )
+        return States(found.h if projection is None else found.s, *found[2:])
     if not backend.has_cells:
         w_ih, w_hh = (_one(composed.stacked(cell, w)) for w in (w_ih, w_hh))
         bias = _one(composed.stacked(cell, bias, bias=True))
@@ -103,7 +114,8 @@ def sparse_projection(backend: Backend, h, weight):
 
 
 def _needs_grad(tensors) -> bool:
-    if torch.is_grad_enabled():
+    # A trace is made for both, with gradients and without.
+    if torch.is_grad_enabled() or torch.jit.is_tracing():
         for t in tensors:
             if t is not None and t.requires_grad:
                 return True
@@ -113,6 +125,19 @@ def _needs_grad(tensors) -> bool:
 def topology_tables(topology: Topology, device: torch.device, order: str):
     """What the ops take for a topology: its table, that of its reverse, and their sizes."""
     return _handle_tables(topology.handle, device, order)
+
+
+def tables_for(topology: Topology, x: torch.Tensor, order: str):
+    """The tables where x is.
+
+    Beside tensors without data (of a FakeTensorMode, or of make_fx) they are made anew, so that the
+    mode, and what it traces, sees them come: real tensors it would refuse.
+    """
+    tables = topology_tables(topology, x.device, order)
+    if torch.compiler.is_compiling() or not isinstance(x, FakeTensor):
+        return tables
+    *programs, sizes = tables
+    return *(torch.tensor(p.tolist(), dtype=p.dtype, device=x.device) for p in programs), sizes
 
 
 @torch.compiler.assume_constant_result
@@ -133,7 +158,7 @@ def _tables(topology, device, order):
 
 
 def _call(backend: Backend, name: str, args, needs_grad: bool):
-    if torch.compiler.is_compiling() or _is_functionalizing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_functionalizing():
         return getattr(getattr(torch.ops, backend.namespace), f"{name}_fwd")(*args)
     op = _OPS[backend.name][name]
     if _under_transform():
@@ -157,14 +182,26 @@ def _is_functionalizing() -> bool:
     return top.key() == torch._C._functorch.TransformType.Functionalize
 
 
+class _Leaf(tuple):
+    """A tuple into which torch.func does not look: it takes one tangent for each argument."""
+
+    __slots__ = ()
+
+
 def _flat(args):
     """Arguments without lists of tensors, which autograd functions do not see; last: how it was."""
     flat, lengths = [], []
     for a in args:
-        is_list = isinstance(a, list | tuple) and (not a or isinstance(a[0], torch.Tensor))
-        lengths.append(len(a) if is_list else None)
-        flat.extend(a) if is_list else flat.append(a)
-    return *flat, tuple(lengths)
+        if not isinstance(a, (list, tuple)):
+            lengths.append(None)
+            flat.append(a)
+        elif not a or isinstance(a[0], torch.Tensor):
+            lengths.append(len(a))
+            flat.extend(a)
+        else:
+            lengths.append(None)
+            flat.append(_Leaf(a))
+    return *flat, _Leaf(lengths)
 
 
 def _nested(flat):
@@ -661,6 +698,33 @@ def _vmap_rule(op: Callable) -> Callable:
     return rule
 
 
+def _grads_batched_rule(op: Callable) -> Callable:
+    """The same for torch.autograd.grad(is_grads_batched=True), which has a vmap of its own."""
+    rule = _vmap_rule(op)
+    batched = torch._C._dispatch_key_parse("Batched")
+
+    def legacy_rule(*args):
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        *flat, lengths = _flat(args)
+        dims = [
+            0 if isinstance(a, torch.Tensor) and torch._C._dispatch_keys(a).has(batched) else None
+            for a in flat
+        ]
+        flat = [
+            a if d is None else torch._remove_batch_dim(a, level, 1, 0)
+            for a, d in zip(flat, dims, strict=True)
+        ]
+        size = next(a.shape[0] for a, d in zip(flat, dims, strict=True) if d == 0)
+        info = SimpleNamespace(batch_size=size)
+        values, _ = rule(info, _nested((*dims, lengths)), *_nested((*flat, lengths)))
+        if isinstance(values, torch.Tensor):
+            return torch._add_batch_dim(values, 0, level)
+        return tuple(torch._add_batch_dim(value, 0, level) for value in values)
+
+    return legacy_rule
+
+
 def _flat_dims(in_dims, lengths):
     flat = []
     for dims, length in zip(in_dims, lengths, strict=True):
@@ -679,6 +743,7 @@ def _register(backend: Backend) -> dict[str, SimpleNamespace]:
     raw = {op.name: getattr(getattr(torch.ops, backend.namespace), op.name).default for op in OPS}
     for name, op in raw.items():
         torch.library.register_vmap(f"{backend.namespace}::{name}", _vmap_rule(op), lib=library)
+        library.impl(name, _grads_batched_rule(op), "Batched")
     for op in OPS:
         register_flop_formula(raw[op.name].overloadpacket, get_raw=True)(op.flops)
     _LIBRARIES.append(library)

@@ -626,7 +626,8 @@ CONFORMANCE = (
 #: What a backend without gated cells is held against.
 ELMAN_CASES = tuple(case for case in CONFORMANCE if not case.needs_cells)
 
-#: The sizes of the field. S: space, T: time. T4 is T2 with sequences of their own lengths.
+#: The sizes of the field. S: space, T: time; G, L: the same with a gru, an lstm. 4 is 2 with
+#: sequences of their own lengths, 5 one live sequence, 6 one step of it.
 BENCHMARKS = (
     _space("S1", _cap, B=144, C=5, H=30, K=10, slices=9),
     _space("S2", _grid(32, 32), B=16, C=64, H=64),
@@ -635,6 +636,23 @@ BENCHMARKS = (
     _time("T2", _chain(128), B=32, C=128, H=128),
     _time("T3", _chain(512), B=8, C=256, H=256),
     _time("T4", _chain(128), B=32, C=128, H=128, has_lengths=True),
+    _time("T5", _chain(64), B=1, C=64, H=64),
+    _time("T6", _chain(1, bidirectional=False), B=1, C=64, H=64, has_h0=True),
+    _time("G1", _chain(9), B=64, C=30, H=30, cell="gru"),
+    _time("G2", _chain(128), B=32, C=128, H=128, cell="gru"),
+    _time("G3", _chain(512), B=8, C=256, H=256, cell="gru"),
+    _time("G4", _chain(128), B=32, C=128, H=128, cell="gru", has_lengths=True),
+    _time("G5", _chain(64), B=1, C=64, H=64, cell="gru"),
+    _time("G6", _chain(1, bidirectional=False), B=1, C=64, H=64, cell="gru", has_h0=True),
+    _time("L1", _chain(9), B=64, C=30, H=30, cell="lstm"),
+    _time("L2", _chain(128), B=32, C=128, H=128, cell="lstm"),
+    _time("L3", _chain(512), B=8, C=256, H=256, cell="lstm"),
+    _time("L4", _chain(128), B=32, C=128, H=128, cell="lstm", has_lengths=True),
+    _time("L5", _chain(64), B=1, C=64, H=64, cell="lstm"),
+    _time(
+        "L6", _chain(1, bidirectional=False), B=1, C=64, H=64, cell="lstm", has_h0=True, has_c0=True
+    ),
+    _space("L-S2", _grid(32, 32), B=16, C=64, H=64, cell="lstm"),
 )
 
 
@@ -657,7 +675,7 @@ def sweep_backward_arguments(
     x: Tensor, h: Tensor, w_hh: Tensor, tables: tuple, cell: int, *, dh: Tensor | None = None,
     ds: Tensor | None = None, dc: Tensor | None = None, dh_n: Tensor | None = None,
     dc_n: Tensor | None = None, saved: Tensor | None = None, need_dx: bool = True,
-    allow_tf32: bool = False, mean: bool = False, **inputs: Tensor | None,
+    allow_tf32: bool = False, mean: bool = False, **inputs: Any,
 ) -> tuple:  # fmt: skip
     """The same for the raw op sweep_bwd; `inputs` as `sweep_arguments` takes them."""
     _, *tensors = sweep_arguments(x, w_hh, tables, cell, **inputs)[:9]

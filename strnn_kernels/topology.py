@@ -505,9 +505,9 @@ def _from_positions(
 def _grid(rows: int, cols: int, neighbourhood: str, mask: bytes | None) -> Topology:
     label = f"grid {rows} x {cols}, {neighbourhood}"
     if mask is not None:
-        mask = np.frombuffer(mask, np.bool_).reshape(rows, cols)
+        cells = np.frombuffer(mask, np.bool_).reshape(rows, cols)
         return _from_positions(
-            np.argwhere(mask).astype(np.int32), neighbourhood, label=f"{label}, masked"
+            np.argwhere(cells).astype(np.int32), neighbourhood, label=f"{label}, masked"
         )
     num_edges = sum(
         (rows - abs(d_row)) * (cols - abs(d_col))

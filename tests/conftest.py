@@ -12,6 +12,8 @@ import torch
 
 import strnn_kernels as sk
 
+# Or deterministic mode warns of every product on a GPU, and a warning is an error here.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Empty tensors, also those that C++ allocates, are filled with NaN: an unwritten output shows.
 torch.use_deterministic_algorithms(True, warn_only=True)
 

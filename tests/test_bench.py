@@ -86,7 +86,11 @@ def test_compare(result):
             row["q1_ms"], row["q3_ms"] = row["median_ms"] * 0.99, row["median_ms"] * 1.01
     table, drift = compare.compare(result, slower)
     assert drift == pytest.approx(1.0)
-    assert {(line[1], line[-1]) for line in table} == {("cpu", "SLOWER"), ("nn.RNN", "same")}
+    assert {(line[1], line[-1]) for line in table} == {
+        ("cpu", "SLOWER"),
+        ("module", "SLOWER"),
+        ("nn.RNN", "same"),
+    }
 
 
 def test_wrong_numbers_are_not_timed():

@@ -105,6 +105,29 @@ def test_widths(H, dtype):
 
 
 @each_dtype
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("H", [5, 15, 33, 64, 130])
+def test_widths_of_gated_cells(H, cell, dtype):
+    """Blocks that end inside a register, at its end, and inside a panel of the product."""
+    grid, chain = (lambda: sk.Topology.grid(3, 4)), (lambda: sk.Topology.chain(5))
+    options = {"cell": cell, "H": H}
+    check(Case("space", "spatial_rnn", grid, B=5, C=6, K=3, has_mask=True, **options), dtype)
+    options |= {"has_h0": True, "has_c0": cell == "lstm"}
+    check(Case("time", "temporal_rnn", chain, B=4, C=7, has_lengths=True, **options), dtype)
+    check(Case("live", "temporal_rnn", chain, B=1, C=H, **options), dtype)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_gated_cells_over_many_chunks(cell):
+    chain, grid = (lambda: sk.Topology.chain(150)), (lambda: sk.Topology.grid(13, 17))
+    options = {"cell": cell, "H": 20}
+    check(
+        Case("long", "temporal_rnn", chain, B=17, C=129, has_lengths=True, **options), torch.float64
+    )
+    check(Case("big", "spatial_rnn", grid, B=2, C=3, K=4, **options), torch.float64)
+
+
+@each_dtype
 @pytest.mark.parametrize("op", ["spatial_rnn", "sweep", "gated_sweep"])
 def test_one_node(op, dtype):
     check(Case("n1", op, lambda: sk.Topology.grid(1, 1), B=3, C=4, H=19), dtype)

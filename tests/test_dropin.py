@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import io
-import itertools
 import pickle
 import warnings
 import weakref
@@ -15,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, hessian, jacfwd, jacrev, jvp, vmap
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -120,7 +119,7 @@ WRONG = (
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
 def test_wrong_options_raise_what_torch_raises(name, wrong):
     options = {"input_size": C, "hidden_size": H, **wrong}
-    with pytest.raises(Exception) as theirs:  # noqa: B017, PT011
+    with pytest.raises(Exception) as theirs:
         getattr(nn, name)(**options)
     with pytest.raises(theirs.type):
         getattr(sk, name)(**options)
@@ -295,9 +294,9 @@ def test_wrong_arguments_raise_what_torch_raises(name, randn):
         (x[:, 0], good),
         (packed, wrap(randn(1, B + 1, H))),
         (PackedSequence(packed.data[:, 1:], packed.batch_sizes),),
-        *([(x, good[0]), (x, (good[0], randn(1, B, H + 1)))] if name == "LSTM" else []),
+        *([(x, randn(2, B, H)), (x, (good[0], randn(1, B, H + 1)))] if name == "LSTM" else []),
     ):
-        with pytest.raises(Exception) as expected:  # noqa: B017, PT011
+        with pytest.raises(Exception) as expected:
             theirs(*arguments)
         with pytest.raises(expected.type):
             ours(*arguments)
@@ -538,12 +537,19 @@ def as_function(layer, hx=None, **options):
 
     def call(x, *values):
         given = (x,) if hx is None else (x, hx)
-        return tuple(flat(functional_call(layer, dict(zip(names, values)), given, options)))
+        return tuple(
+            flat(functional_call(layer, dict(zip(names, values, strict=True)), given, options))
+        )
 
     return call, [p for _, p in layer.named_parameters()]
 
 
+# Torch's own, at the first use of its formulas for forward mode.
+forward_mode = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+
+
 @each
+@forward_mode
 @pytest.mark.parametrize("lengths", [None, [2, 3]], ids=["full", "lengths"])
 def test_gradcheck(name, lengths, randn):
     layer = ours_of(name, 2, 2, num_layers=2, bidirectional=name == "RNN")
@@ -556,8 +562,11 @@ def test_gradcheck(name, lengths, randn):
 
 
 @each
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
+@forward_mode
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # linearize's own
+@pytest.mark.parametrize("lengths", [None, torch.tensor([1, 3])], ids=["full", "lengths"])
 def test_function_transforms(name, lengths, randn):
+    B, T = 2, 3
     _, ours = pair(name, 2, 2)
     call, parameters = as_function(ours, lengths=lengths)
     values = [p.detach() for p in parameters]
@@ -569,8 +578,9 @@ def test_function_transforms(name, lengths, randn):
     expected, tangent = torch.autograd.functional.jvp(output, x, t)
     got = jvp(output, (x,), (t,))
     assert_close(got, (expected, tangent))
-    linear, push = torch.func.linearize(output, x)
-    assert_close((linear, push(t)), (expected, tangent))
+    if name != "GRU":  # it takes seconds, and what it calls is what it calls of an LSTM
+        linear, push = torch.func.linearize(output, x)
+        assert_close((linear, push(t)), (expected, tangent))
     assert_close(jacfwd(output)(x), jacrev(output)(x))
     assert_close(torch.func.functionalize(output)(x), expected)
     w = values[1]
@@ -578,8 +588,10 @@ def test_function_transforms(name, lengths, randn):
     def loss(w):
         return call(x, values[0], w, *values[2:])[0].pow(2).sum()
 
-    both = torch.autograd.functional.hessian(loss, w)
-    assert_close(hessian(loss)(w), both)
+    _, expected = torch.autograd.functional.hvp(loss, w, torch.ones_like(w))
+    assert_close(jvp(torch.func.grad(loss), (w,), (torch.ones_like(w),))[1], expected)
+    if name == "RNN":  # of gated cells the same, of a size at which it takes seconds
+        assert_close(hessian(loss)(w).sum((2, 3)), expected)
 
 
 @each
@@ -618,6 +630,7 @@ def test_repeated_is_the_same_to_the_bit(name):
 
 
 @each
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
 def test_saved_tensors_hooks_checkpoints_and_anomalies(name, randn):
     theirs, ours = pair(name, num_layers=2, dropout=0.5)
     x = randn(T, B, C)
@@ -627,13 +640,8 @@ def test_saved_tensors_hooks_checkpoints_and_anomalies(name, randn):
         return torch.autograd.grad(total(run(layer, x)), [x, *layer.parameters()])
 
     expected = gradients(theirs, lambda layer, x: layer(x))
-    for reentrant in (False, True):
-        again = (
-            gradients(ours, lambda m, x, r=reentrant: checkpoint(m, x, use_reentrant=r))
-            if not reentrant
-            else None
-        )
-        assert again is None or assert_close(again, expected) is None
+    again = gradients(ours, lambda m, x: checkpoint(m, x, use_reentrant=False))
+    assert_close(again, expected)
     with torch.autograd.graph.save_on_cpu(), torch.autograd.detect_anomaly(check_nan=True):
         assert_close(gradients(ours, lambda layer, x: layer(x)), expected)
 
@@ -755,6 +763,16 @@ def test_export_for_any_time(name, randn):
 
 
 @each
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_traced_for_any_time(name, randn):
+    ours = ours_of(name, num_layers=2, bidirectional=True)
+    traced = torch.jit.trace(ours, randn(T, B, C))
+    x = randn(T + 3, B, C)
+    found = [torch.autograd.grad(total(m(x)), [x, *ours.parameters()]) for m in (traced, ours)]
+    assert_close(found[0], found[1])
+
+
+@each
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_also_over_lengths(name, randn):
     ours = ours_of(name, batch_first=True)
@@ -767,8 +785,10 @@ def test_vmap_also_over_lengths(name, randn):
         return tuple(flat(ours(x, lengths=lengths)))
 
     for given in ((x,), (x, lengths)):
-        each_alone = [call(*one) for one in zip(*given)]
-        assert_close(vmap(call)(*given), tuple(torch.stack(t) for t in zip(*each_alone)))
+        each_alone = [call(*one) for one in zip(*given, strict=True)]
+        assert_close(
+            vmap(call)(*given), tuple(torch.stack(t) for t in zip(*each_alone, strict=True))
+        )
     assert_close(vmap(call, (None, 0))(x[0], lengths)[0][1], call(x[0], lengths[1])[0])
 
 

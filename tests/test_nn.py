@@ -81,12 +81,18 @@ def test_to_rnn_and_back(kind, randn):
     assert layer.weight_hh_l0.any(), "a copy, not a view"
 
 
-def test_from_rnn_takes_dtype_mode_and_layout():
-    rnn = nn.RNN(C, H, batch_first=False, nonlinearity="tanh", dtype=torch.float64).eval()
+@pytest.mark.parametrize("is_batch_first", [False, True])
+def test_from_rnn_takes_dtype_mode_layout_and_frozen_weights(is_batch_first):
+    rnn = nn.RNN(C, H, batch_first=is_batch_first, nonlinearity="tanh", dtype=torch.float64).eval()
+    rnn.weight_hh_l0.requires_grad_(False)
     layer = sk.TemporalRNN.from_rnn(rnn)
     assert not layer.training and layer.weight_hh_l0.dtype == torch.float64
-    x = torch.randn(B, T, C, dtype=torch.float64)
-    torch.testing.assert_close(layer(x)[0], rnn(x.transpose(0, 1))[0].transpose(0, 1))
+    assert [p.requires_grad for p in layer.parameters()] == [
+        p.requires_grad for p in rnn.parameters()
+    ]
+    x = torch.randn(C, C, C, dtype=torch.float64)  # a cube: nothing fails when sizes are swapped
+    torch.testing.assert_close(layer(x), rnn(x))
+    torch.testing.assert_close(layer.to_rnn()(x), rnn(x))
 
 
 def test_the_start_is_that_of_nn_rnn():
@@ -302,6 +308,46 @@ def test_the_gradient_goes_from_corner_to_corner():
             through = dx[0, start, 0] / layer.weight_ih[d, unit, 0]
             assert 1e-3 < through < 1, (activation, d, through)
             assert 0 < (dx / layer.weight_ih[d, unit]).sum() <= 2 * SIDE * SIDE
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("neighbourhood", ["corner", "cross", "line"])
+def test_the_start_of_gated_cells_neither_explodes_nor_dies(cell, neighbourhood):
+    """Torch's start would keep half of what is carried a level: 1e-10 from corner to corner."""
+    grid = sk.Topology.grid(SIDE, SIDE, neighbourhood=neighbourhood)
+    layer = sk.SpatialRNN(3, 16, grid, cell=cell)
+    x = torch.randn(2, SIDE * SIDE, 3, requires_grad=True)
+    h = layer(x)
+    assert h.isfinite().all() and h.abs().max() <= 1
+    deep = torch.tensor(grid.level[0].tolist()) >= grid.num_levels * 3 // 4
+    far, near = h[:, deep, 0].std(), h[:, ~deep, 0].std()
+    assert near / 3 < far < 3 * near
+    first = torch.tensor(grid.level[0].tolist()) == 0
+    last = torch.tensor(grid.level[0].tolist()) == grid.num_levels - 1
+    (dx,) = torch.autograd.grad(h[:, last, 0].sum(), x, retain_graph=True)
+    (near,) = torch.autograd.grad(h[:, first, 0].sum(), x)
+    ratio = dx[:, first].abs().amax() / near[:, first].abs().amax()
+    assert 1e-3 < ratio < 10, ratio
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("reduce", [None, "sum"])
+def test_gated_spatial_layers_equal_the_reference(cell, reduce, randn, gradients):
+    layer = sk.SpatialRNN(C, H, GRID, cell=cell, reduce=reduce, projection_size=2).double()
+    x, mask = randn(B, 12, C), torch.rand(B, 12) > 0.3
+    expected = sk.reference.spatial_rnn(
+        *(x, layer.weight_ih, layer.weight_hh, layer.bias, GRID),
+        mask=mask,
+        projection=layer.projection.weight,
+        cell=cell,
+        reduce=reduce,
+    )
+    actual = layer(x, mask)
+    torch.testing.assert_close(actual, expected)
+    leaves = [x, *layer.parameters()]
+    for a, e in zip(gradients(actual, leaves), gradients(expected, leaves), strict=True):
+        torch.testing.assert_close(a, e)
+    assert f"cell={cell}" in repr(layer)
 
 
 def test_the_start_follows_the_number_of_predecessors():

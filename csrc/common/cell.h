@@ -56,7 +56,7 @@ struct ElmanCell {
   STRNN_CELL_INLINE static void save(const V*, V, V*) {}
   template <typename V>
   STRNN_CELL_INLINE static CellGradient<V, 1> backward(const V*, V h, V dh, V) {
-    if constexpr (kActivation == kRelu) return {{(h > 0 ? V{} + 1 : V{}) * dh}, V{}};
+    if constexpr (kActivation == kRelu) return {{(h <= 0 ? V{} : V{} + 1) * dh}, V{}};
     if constexpr (kActivation == kTanh) return {{(1 - h * h) * dh}, V{}};
     if constexpr (kActivation == kSigmoid) return {{h * (1 - h) * dh}, V{}};
     return {{dh}, V{}};

@@ -1,14 +1,14 @@
 // Arguments of the sweep, as every native backend receives them: raw pointers, contiguous, all of
 // one dtype.
 //
-//   a[b,n,d] = w_ih[d] x[b,n] + bias[d] + w_hh[d] q        (C > 0; with C = 0, x holds w_ih x itself)
-//   q[b,n,d] = sum_{p in pred(d,n)} h[b,p,d], or their mean; m the same of what is carried
+//   a[b,n,d] = w_ih[d] x[b,n] + bias[d] + w_hh[d] q        (C > 0; with C = 0, x holds w_ih x
+//   itself) q[b,n,d] = sum_{p in pred(d,n)} h[b,p,d], or their mean; m the same of what is carried
 //   h[b,n,d], carried = mask[b,n] * cell(a, m)
 //   s[b,d,k] = sum_n projection[d,k,n] h[b,n,d]            (K > 0)
 //
-// h0[b,d] (and c0, of what is carried) is one more predecessor of the nodes of direction d that have
-// none; with entry, of node entry[b,d] alone. h_n, c_n: the state at each direction's last visit that
-// the mask leaves.
+// h0[b,d] (and c0, of what is carried) is one more predecessor of the nodes of direction d that
+// have none; with entry, of node entry[b,d] alone. h_n, c_n: the state at each direction's last
+// visit that the mask leaves.
 #pragma once
 #include "program.h"
 
@@ -58,11 +58,11 @@ struct SweepForward : Sweep {
   Program program;   // of the topology
   const void* gate;  // (B, N, D, H) or null; given: h = gate * (u + w_hh sum), no activation
   void* h;           // (B, N, D, H) or null: not kept
-  void* pre;  // (B, N, D, H) or null: u + w_hh sum, what the gate or the activation is applied to
-  void* s;    // (B, D, K, H) or null with K = 0
-  void* c;    // (B, N, D, H) or null: what is carried
-  void* h_n;  // (D, B, H) or null
-  void* c_n;  // (D, B, H) or null
+  void* pre;    // (B, N, D, H) or null: u + w_hh sum, what the gate or the activation is applied to
+  void* s;      // (B, D, K, H) or null with K = 0
+  void* c;      // (B, N, D, H) or null: what is carried
+  void* h_n;    // (D, B, H) or null
+  void* c_n;    // (D, B, H) or null
   void* saved;  // (B, N, D, R H) or null, see saved_of
 };
 

@@ -24,6 +24,8 @@ constexpr int kMaxTileRows = 8;
 constexpr int kMaxTileRows = 6;
 #endif
 constexpr int kPanelVecs = 2;
+// Sums that a processor needs at a time: two additions in a cycle, done four cycles later.
+constexpr int kMinSums = 8;
 // Terms of a sum that are added one after the other; longer sums are sums of such sums, which round
 // less.
 constexpr int64_t kMaxTerms = 256;
@@ -56,6 +58,7 @@ struct Gemm {
   T* c;
   int64_t ldc;
   Product<T> second = {};
+  bool from_the_end = false;  // panels of B in falling order
 };
 
 #if defined(__aarch64__)
@@ -122,6 +125,29 @@ STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel, V (
   }
   const T* b = p.b + panel * p.panel_step + first * p.ldb;
   const int64_t row_step = p.row_step, k_step = p.k_step, ldb = p.ldb;
+  if constexpr (MR * NV * 2 <= kMinSums) {
+    // Too few sums to hide the latency of an addition: each in parts, of every kParts-th term.
+    constexpr int kParts = kMinSums / (MR * NV);
+    V part[kParts][MR][NV] = {};
+    for (; first + kParts <= p.K; first += kParts) {
+#pragma GCC unroll 8
+      for (int q = 0; q < kParts; ++q, b += ldb)
+#pragma GCC unroll 4
+        for (int i = 0; i < MR; ++i) {
+          const V am = splat<T, V>(base[i / 3][q * k_step + (i % 3) * row_step]);
+#pragma GCC unroll 2
+          for (int v = 0; v < NV; ++v) part[q][i][v] += am * load<T, V>(b + v * kWidth);
+        }
+#pragma GCC unroll 8
+      for (int g = 0; g < (MR + 2) / 3; ++g) base[g] += kParts * k_step;
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < kParts; ++q)
+#pragma GCC unroll 4
+      for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) acc[i][v] += part[q][i][v];
+  }
   for (int64_t k = first; k < p.K; ++k) {
     V bv[NV];
 #pragma GCC unroll 2
@@ -160,13 +186,14 @@ STRNN_INLINE void gemm_tile(const Gemm<T>& g, int64_t m, int64_t panel) {
 
 template <typename T, int MR>
 STRNN_NOINLINE void gemm_rows(const Gemm<T>& g, int64_t m, int64_t width) {
-  int64_t panel = 0;
-  for (; width > kLanes<T>; width -= kPanel<T>, ++panel)
-    gemm_tile<T, Vec<T>, MR, kPanelVecs>(g, m, panel);
+  const int64_t panels = (width + kLanes<T> - 1) / kPanel<T>;
+  for (int64_t i = 0; i < panels; ++i)
+    gemm_tile<T, Vec<T>, MR, kPanelVecs>(g, m, g.from_the_end ? panels - 1 - i : i);
+  width -= panels * kPanel<T>;
   if (width > kLanes<T> / 2)
-    gemm_tile<T, Vec<T>, MR, 1>(g, m, panel);
+    gemm_tile<T, Vec<T>, MR, 1>(g, m, panels);
   else if (width > 0)
-    gemm_tile<T, HalfVec<T>, MR, 1>(g, m, panel);
+    gemm_tile<T, HalfVec<T>, MR, 1>(g, m, panels);
 }
 
 template <typename T, int... I>

@@ -264,9 +264,6 @@ class SweepBackwardKernel {
     const auto row_of = [](const void* input, int64_t at) {
       return input ? static_cast<const S*>(input) + at : nullptr;
     };
-    const auto add = [](Vec<T>& to, const S* from, int64_t j, int64_t lanes) {
-      if (from) to += load_partial<S, T>(from + j, lanes);
-    };
     S* output = a_.C ? nullptr : static_cast<S*>(a_.dx);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = tile.node(i);
@@ -274,6 +271,7 @@ class SweepBackwardKernel {
       // The mean over the predecessors of the forward sweep, which are the successors here.
       const int64_t count = tile.num_successors(i);
       const T factor = a_.mean && count > 1 ? T(1) / count : T(1);
+      if (tile.last) add_last(tile, i, m, row, buffers);
       for (int64_t r = 0; r < m; ++r, ++row, slot += slot ? slot_pitch_ : 0) {
         T* da = buffers.da + row * pitch_;
         const int64_t at = ((tile.b_of[r] * a_.N + n) * a_.D + tile.d) * H;
@@ -284,13 +282,8 @@ class SweepBackwardKernel {
           continue;
         }
         const T *h = buffers.h + row * ld_, *dh = buffers.dh + row * ld_;
-        const T* sum = buffers.sum + row * slot_pitch_;
-        const int64_t last_at = (tile.d * a_.B + tile.b_of[r]) * H;
-        const bool is_last = tile.is_last(i, r);
+        T* sum = buffers.sum + row * slot_pitch_;
         const S *dc = row_of(a_.dc, at), *saved = row_of(a_.saved, at * Cell::kSaved);
-        const S* dh_n = is_last ? row_of(a_.dh_n, last_at) : nullptr;
-        const S* dc_n = is_last ? row_of(a_.dc_n, last_at) : nullptr;
-        T* initial = tile.is_entry(n, !slot, r) ? buffers.dinitial + r * slot_pitch_ : nullptr;
         for (int64_t j = 0; j < H; j += kLanes<T>) {
           const int64_t lanes = std::min<int64_t>(kLanes<T>, H - j);
           Vec<T> values[Cell::kSaved + 1], dh_j = load(dh + j), dc_j{};
@@ -301,30 +294,57 @@ class SweepBackwardKernel {
             for (int k = 0; k < Cell::kSaved; ++k)
               values[k] = load_lanes<S, T>(saved + k * H + j, lanes);
           }
-          add(dh_j, dh_n, j, lanes);
           if constexpr (Cell::kCarry == Carry::kState) dh_j += load(sum + carried + j);
           if constexpr (Cell::kCarry == Carry::kCell) {
             dc_j = load(sum + carried + j);
-            add(dc_j, dc, j, lanes);
-            add(dc_j, dc_n, j, lanes);
+            if (dc) dc_j += load_lanes<S, T>(dc + j, lanes);
           }
           const auto gradient = Cell::backward(values, load(h + j), dh_j, dc_j);
           for (int b = 0; b < Cell::kBlocks; ++b) store(da + b * width_ + j, gradient.a[b]);
           if constexpr (kIsGated)
             store_lanes<S, T>(static_cast<S*>(a_.dgate) + at + j, lanes, gradient.m);
-          for (int b = 0; b < Cell::kGates; ++b) {
-            const Vec<T> y = gradient.a[kFirst + b];
-            if (slot) store(slot + b * width_ + j, factor * y);
-            if (initial) store(initial + b * width_ + j, load(initial + b * width_ + j) + y);
-          }
+          if (slot)
+            for (int b = 0; b < Cell::kGates; ++b)
+              store(slot + b * width_ + j, factor * gradient.a[kFirst + b]);
           if constexpr (Cell::kCarry != Carry::kNothing) {
-            T* to = initial + carried + j;
+            store(sum + carried + j, gradient.m);  // in place, for what follows
             if (slot) store(slot + carried + j, factor * gradient.m);
-            if (initial) store(to, load(to) + gradient.m);
           }
           if (output) store_lanes<S, T>(output + at + j, lanes, gradient.a[0]);
         }
       }
+      if (has_initial_) add_initial(tile, i, m, row - m, buffers);
+    }
+  }
+
+  // What came for the last states, to those of visit i.
+  void add_last(const Tile<S>& tile, int64_t i, int64_t m, int64_t row,
+                const Buffers& buffers) const {
+    const auto add = [&](const void* from, int64_t r, T* to) {
+      if (!from) return;
+      const S* of_row = static_cast<const S*>(from) + (tile.d * a_.B + tile.b_of[r]) * a_.H;
+      for (int64_t j = 0; j < a_.H; ++j) to[j] += to_acc(of_row[j]);
+    };
+    for (int64_t r = 0; r < m; ++r, ++row) {
+      if (tile.last[r] != i) continue;
+      add(a_.dh_n, r, buffers.dh + row * ld_);
+      add(a_.dc_n, r, buffers.sum + row * slot_pitch_ + cell_.gates * width_);
+    }
+  }
+
+  // da of the state's side and dm of visit i, to the rows whose h0 and c0 entered there.
+  void add_initial(const Tile<S>& tile, int64_t i, int64_t m, int64_t row,
+                   const Buffers& buffers) const {
+    const int64_t columns = cell_.gates * width_;
+    const auto add = [](const T* from, int64_t count, T* to) {
+      for (int64_t j = 0; j < count; j += kLanes<T>) store(to + j, load(to + j) + load(from + j));
+    };
+    for (int64_t r = 0; r < m; ++r, ++row) {
+      const int64_t n = tile.node(i);
+      if (tile.is_masked(n, r) || !tile.is_entry(n, tile.num_successors(i) == 0, r)) continue;
+      T* to = buffers.dinitial + r * slot_pitch_;
+      add(buffers.da + row * pitch_ + cell_.first_state_block() * width_, columns, to);
+      if (has_carry()) add(buffers.sum + row * slot_pitch_ + columns, width_, to + columns);
     }
   }
 

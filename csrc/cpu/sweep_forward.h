@@ -31,7 +31,10 @@ class SweepForwardKernel {
     tiling_ = Tiling::choose(a, a.program, flops, slot_pitch_ * sizeof(T),
                              (pitch_ + slot_pitch_ + ldc_) * sizeof(T), num_threads);
     num_chunks_ = (a.N + tiling_.chunk - 1) / tiling_.chunk;
-    input_apart_ = a.C && cell_.blocks != cell_.gates;
+    // In the pass of the recurrent product where both add to the same blocks and its rows are
+    // enough for x U^T too.
+    input_apart_ =
+        a.C && (cell_.blocks != cell_.gates || tiling_.rows * a.N < kGoodRows / 2 * a.program.G);
     has_initial_ = a.h0 || a.c0;
     has_last_ = a.h_n || a.c_n;
   }
@@ -65,8 +68,9 @@ class SweepForwardKernel {
       for (int64_t i = 0; i < N; ++i)
         projection[dk * N + i] =
             to_acc(static_cast<const S*>(a_.projection)[dk * N + a_.program.node[dk / K * N + i]]);
-    is_dense_ = N * D * K - std::count(projection, projection + D * K * N, T(0)) >=
-                kDenseProjection * D * K * N;
+    // Without a zero the projection is a product with all weights: gemm makes more of its loads
+    // than a list of non-zeros can. A zero is not read, so a state behind it may be infinite.
+    is_dense_ = std::find(projection, projection + D * K * N, T(0)) == projection + D * K * N;
     if (is_dense_) return;
     int64_t count = 0, run = 0;
     for (int64_t d = 0; d < D; ++d)
@@ -190,6 +194,16 @@ class SweepForwardKernel {
     }
   }
 
+  // The states of visit i, in their rows of pre, to the rows of which it is the last.
+  void hand_out(const Tile<S>& tile, int64_t i, int64_t m, const T* pre) const {
+    for (int64_t r = 0; r < m; ++r, pre += pitch_) {
+      if (tile.last[r] != i) continue;
+      const int64_t at = (tile.d * a_.B + tile.b_of[r]) * a_.H;
+      if (a_.h_n) store_row<S, T>(pre, a_.H, static_cast<S*>(a_.h_n) + at);
+      if (a_.c_n) store_row<S, T>(pre + width_, a_.H, static_cast<S*>(a_.c_n) + at);
+    }
+  }
+
   // The last state of rows without a visit.
   void hand_out_initial(const Tile<S>& tile) const {
     const auto hand_out = [&](const void* initial, void* last, int64_t r) {
@@ -283,7 +297,9 @@ class SweepForwardKernel {
                  takes_input ? 0 : pitch_,
                  to,
                  pitch_,
-                 takes_input ? input_product(tile.d, row, buffers) : Product<T>{}});
+                 takes_input ? input_product(tile.d, row, buffers) : Product<T>{},
+                 // There and back, so that the next visit finds the last panels in the cache.
+                 begin % 2 != 0});
     return sum;
   }
 
@@ -310,7 +326,7 @@ class SweepForwardKernel {
     constexpr bool kIsGated = std::is_same_v<Cell, GatedCell>;
     const int64_t H = a_.H;
     T* pre = buffers.pre + row * pitch_;
-    T* state = a_.K ? buffers.states + row * ld_ : nullptr;
+    T* state = a_.K && Cell::kBlocks > 1 ? buffers.states + row * ld_ : nullptr;
     const T* carried = sum + (Cell::kCarry == Carry::kCell ? width_ : 0);
     const auto row_of = [](void* output, int64_t at) {
       return output ? static_cast<S*>(output) + at : nullptr;
@@ -320,11 +336,8 @@ class SweepForwardKernel {
       T* slot = tile.slot(i);
       for (int64_t r = 0; r < m; ++r, pre += pitch_, carried += slot_pitch_) {
         const int64_t at = ((tile.b_of[r] * a_.N + n) * a_.D + tile.d) * H;
-        const int64_t last_at = tile.is_last(i, r) ? (tile.d * a_.B + tile.b_of[r]) * H : -1;
         const bool is_masked = tile.is_masked(n, r);
         S *h = row_of(a_.h, at), *c = row_of(a_.c, at);
-        S* h_n = last_at < 0 ? nullptr : row_of(a_.h_n, last_at);
-        S* c_n = last_at < 0 ? nullptr : row_of(a_.c_n, last_at);
         S* saved = is_masked ? nullptr : row_of(a_.saved, at * Cell::kSaved);
         if (kIsGated && a_.pre) store_row<S, T>(pre, H, static_cast<S*>(a_.pre) + at);
         for (int64_t j = 0; j < H; j += kLanes<T>) {
@@ -345,19 +358,20 @@ class SweepForwardKernel {
                   store_lanes<S, T>(saved + k * H + j, lanes, values[k]);
               }
           }
+          store(pre + j, y.h);  // in place, for what follows
           if (state) store(state + j, y.h);
           if (slot) store(slot + j, y.h);
           if (h) store_lanes<S, T>(h + j, lanes, y.h);
-          if (h_n) store_lanes<S, T>(h_n + j, lanes, y.h);
           if constexpr (Cell::kCarry == Carry::kCell) {
             if (slot) store(slot + width_ + j, y.c);
             if (c) store_lanes<S, T>(c + j, lanes, y.c);
-            if (c_n) store_lanes<S, T>(c_n + j, lanes, y.c);
+            store(pre + width_ + j, y.c);
           }
         }
         if (slot) slot += slot_pitch_;
         if (state) state += ld_;
       }
+      if (tile.last) hand_out(tile, i, m, pre - m * pitch_);
     }
   }
 
@@ -379,10 +393,6 @@ class SweepForwardKernel {
       add_scaled(nonzeros_ + ptr[k], nonzeros_ + ptr[k + 1], m * ld_, buffers.states, m * ld_,
                  false, buffers.s + k * rows * ld_);
   }
-
-  // From this share of non-zero weights on, the projection is a product with all of them: gemm
-  // makes more of its loads than a list of non-zeros can.
-  static constexpr double kDenseProjection = 0.7;
 
   const SweepForward& a_;
   CellWidths cell_;

@@ -32,7 +32,7 @@
 constexpr int64_t kCacheBytes = 256 * 1024;
 // Rows that a product needs to run near its best (see gemm.h), and rows of a chunk.
 constexpr int64_t kGoodRows = kMaxTileRows;
-constexpr int64_t kMaxChunkRows = 256;
+constexpr int64_t kMinChunkRows = 4 * kGoodRows, kMaxChunkRows = 256;
 // Rows that a loop over the rows of memory asks for ahead of the one it is at.
 constexpr int64_t kPrefetchRows = 16;
 // Below this many operations for each, a second thread costs more than it brings: opening a
@@ -97,13 +97,20 @@ struct GatedCell {
 template <typename S, typename T>
 void pack_columns(const S* w, int64_t K, int64_t H, int gates, const int* gate_of, int64_t width,
                   T* to) {
-  for (int64_t n0 = 0; n0 < gates * width; n0 += kPanel<T>, to += K * kPanel<T>)
-    for (int64_t column = 0; column < kPanel<T>; ++column) {
-      const int64_t gate = (n0 + column) / width, j = (n0 + column) % width;
-      const bool exists = gate < gates && j < H;
-      const S* row = exists ? w + (gate_of[gate] * H + j) * K : w;
-      for (int64_t k = 0; k < K; ++k) to[k * kPanel<T> + column] = exists ? to_acc(row[k]) : T(0);
+  // Registers of columns, each of one block.
+  for (int64_t n = 0; n < (gates * width + kPanel<T> - 1) / kPanel<T> * kPanel<T>; n += kLanes<T>) {
+    const int64_t gate = n / width, j = n % width;
+    const int64_t count = gate < gates ? std::min<int64_t>(kLanes<T>, H - j) : 0;
+    const S* rows = count ? w + (gate_of[gate] * H + j) * K : w;
+    T* column = to + n / kPanel<T> * K * kPanel<T> + n % kPanel<T>;
+    for (int64_t k = 0; k < K; k += kLanes<T>) {
+      const int64_t lanes = std::min<int64_t>(kLanes<T>, K - k);
+      Vec<T> square[kLanes<T>] = {};
+      for (int64_t c = 0; c < count; ++c) square[c] = load_lanes<S, T>(rows + c * K + k, lanes);
+      transpose<T>(square, std::make_integer_sequence<int, kLanes<T>>{});
+      for (int64_t i = 0; i < lanes; ++i) store(column + (k + i) * kPanel<T>, square[i]);
     }
+  }
 }
 // or as it is, so that row gate * width + j of B is; K here is the number of columns.
 template <typename S, typename T>
@@ -141,7 +148,7 @@ struct Tiling {
     t.rows = std::max<int64_t>(1, (a.B + tiles - 1) / tiles);
     t.num_tiles = (a.B + t.rows - 1) / t.rows;
     const int64_t chunk_rows =
-        std::clamp<int64_t>(kCacheBytes / bytes_per_chunk_row, kGoodRows, kMaxChunkRows);
+        std::clamp<int64_t>(kCacheBytes / bytes_per_chunk_row, kMinChunkRows, kMaxChunkRows);
     t.chunk = std::clamp<int64_t>(chunk_rows / t.rows, 1, a.N);
     t.num_workers = std::clamp<int64_t>(t.num_tiles * a.D, 1, t.num_workers);
     return t;
@@ -216,7 +223,6 @@ struct Tile {
   }
   int64_t group(int64_t g) const { return program.group_ptr[d * (program.G + 1) + g]; }
   bool is_masked(int64_t n, int64_t r) const { return mask && !mask[n * rows + r]; }
-  bool is_last(int64_t i, int64_t r) const { return last && last[r] == i; }
   // Where row r's h0, and c0, enter: at node n, which has no predecessors if is_source.
   bool is_entry(int64_t n, bool is_source, int64_t r) const {
     return (a.h0 || a.c0) && (a.entry ? a.entry[b_of[r] * a.D + d] == n : is_source);

@@ -243,6 +243,31 @@ STRNN_INLINE void store_lanes(S* p, int64_t lanes, Vec<T> v) {
     store_partial<S, T>(p, lanes, v);
 }
 
+// Lanes I of a and b, which follow a's.
+template <typename T, int... I>
+STRNN_INLINE Vec<T> lanes_of(Vec<T> a, Vec<T> b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, VecBits<T>{I...});
+#endif
+}
+
+// Transposes a square of as many registers as they have lanes: squares of kStep off the diagonal of
+// those of twice the size change places.
+template <typename T, int kStep = 1, int... I>
+STRNN_INLINE void transpose(Vec<T>* rows, std::integer_sequence<int, I...> lanes) {
+  constexpr int kCount = sizeof...(I);
+#pragma GCC unroll 16
+  for (int i = 0; i < kCount; ++i) {
+    if (i & kStep) continue;
+    const Vec<T> a = rows[i], b = rows[i + kStep];
+    rows[i] = lanes_of<T, (I & kStep ? kCount + I - kStep : I)...>(a, b);
+    rows[i + kStep] = lanes_of<T, (I & kStep ? kCount + I : I + kStep)...>(a, b);
+  }
+  if constexpr (kStep * 2 < kCount) transpose<T, kStep * 2>(rows, lanes);
+}
+
 // Asks for the cache lines of n stored values, of which the last may lie in one more. The rows of
 // neighbouring visits lie far apart, so the processor does not foresee them.
 template <typename S>

@@ -54,7 +54,7 @@ template <typename T>
 __device__ __forceinline__ T derivative(int activation, T h) {
   switch (activation) {
     case kRelu:
-      return h > 0 ? T(1) : T(0);
+      return h <= 0 ? T(0) : T(1);
     case kTanh:
       return T(1) - h * h;
     case kSigmoid:

@@ -10,8 +10,6 @@ namespace strnn::cuda {
 constexpr int64_t kDefaultShared = 48 * 1024;  // what a kernel may use without asking
 constexpr int kPortableCluster = 8;            // and the blocks of a cluster
 
-#ifndef STRNN_CUDA_HOST
-
 inline void check_launch(cudaError_t error, const char* kernel, dim3 grid, int threads,
                          int64_t shared_bytes, int cluster) {
   if (error == cudaSuccess) return;
@@ -57,20 +55,5 @@ void launch(const char* name, Kernel kernel, dim3 grid, int threads, int64_t sha
   config.attrs = &dimension, config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, kernel, args));
 }
-
-#else
-
-template <typename Kernel, typename Args>
-void launch(const char* name, Kernel kernel, dim3 grid, int threads, int64_t shared_bytes, void*,
-            const Args& args, int cluster = 1) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  const int findings =
-      emu::launch(emu::Launch{grid, dim3(threads), static_cast<size_t>(shared_bytes),
-                              static_cast<unsigned>(cluster)},
-                  [=] { kernel(args); });
-  if (findings) throw std::runtime_error(std::string(name) + ": " + emu_report());
-}
-
-#endif
 
 }  // namespace strnn::cuda

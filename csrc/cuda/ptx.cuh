@@ -1,7 +1,4 @@
-// All inline PTX of the package, and the few other things that differ between a GPU and the CPU
-// that executes these sources in tests (tests/cuda_host defines STRNN_CUDA_HOST and force-includes
-// its stand-ins). Each function has the same meaning in both branches; the first run on a GPU
-// compares them (tests/cuda_host/README.md).
+// All inline PTX of the package.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -18,8 +15,6 @@
 namespace strnn::cuda {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
-
-#ifndef STRNN_CUDA_HOST
 
 #define STRNN_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
@@ -182,62 +177,5 @@ struct Carver {
     return taken;
   }
 };
-
-#else
-
-#define STRNN_DYNAMIC_SHARED(name) unsigned char* name = emu::dyn_smem()
-
-template <int kBytes>
-inline void cp_async(void* to, const void* from) {
-  emu::cp_async(to, from, kBytes, kBytes);
-}
-template <typename T>
-T keep(T x) {
-  return x;
-}
-inline void cp_async_commit() { emu::cp_commit(); }
-template <int kPending>
-inline void cp_async_wait() {
-  emu::cp_wait(kPending);
-}
-
-inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                     const float (&c)[4]) {
-  emu::mma(emu::Operands::kBFloat16, d, a, b0, b1, c);
-}
-inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                    const float (&c)[4]) {
-  emu::mma(emu::Operands::kHalf, d, a, b0, b1, c);
-}
-inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                     const float (&c)[4]) {
-  emu::mma(emu::Operands::kTf32, d, a, b0, b1, c);
-}
-inline uint32_t to_tf32(float x) { return emu::to_tf32(x); }
-inline float tanh_approx(float x) { return emu::tanh_approx(x); }
-inline uint32_t transpose_8x8(uint32_t x) { return emu::transpose_8x8(x); }
-inline void load_transposed(uint32_t (&r)[4], const void* row) {
-  uint32_t mine[4];
-  for (int i = 0; i < 4; ++i) mine[i] = static_cast<const uint32_t*>(row)[i];
-  emu::load_transposed(r, row, mine);
-}
-inline void ldmatrix_x4(uint32_t (&to)[4], const void* row) { emu::ldmatrix_x4(to, row); }
-inline unsigned cluster_rank() { return emu::cluster_rank(); }
-inline unsigned cluster_size() { return emu::cluster_size(); }
-inline void cluster_arrive() { emu::cluster_arrive(); }
-inline void cluster_wait() { emu::cluster_wait(); }
-inline void store_cluster(void* to, unsigned rank, uint2 value) {
-  *static_cast<uint2*>(emu::cluster_map(to, rank)) = value;
-}
-
-struct Carver {
-  unsigned char* at;
-  template <typename T>
-  T* take(int64_t count) {
-    return count ? static_cast<T*>(emu::carve(count * sizeof(T))) : nullptr;
-  }
-};
-
-#endif
 
 }  // namespace strnn::cuda

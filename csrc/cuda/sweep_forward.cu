@@ -165,7 +165,7 @@ void run(const SweepForward& a, Dtype dtype, const Device& device, Workspace wor
       if (a.C)
         input_product<S>(a, scratch.u, stream), kept.x = scratch.u;
       else
-        kept.bias = nullptr;
+        kept.bias = {};
     }
     if (plan.family == Family::kWarpPerRow)
       sweep_forward_warp(kept, plan, stream);

@@ -92,7 +92,6 @@ void run(const SweepForward& a, const SweepSizes& sizes, const Plan& plan, void*
 
 }  // namespace
 
-#ifndef STRNN_CUDA_HOST
 int64_t max_cluster() {
   const auto kernel = sweep_forward_cluster_kernel<__nv_bfloat16, 16>;
   const auto check = [](cudaError_t error) {
@@ -110,7 +109,6 @@ int64_t max_cluster() {
   check(cudaOccupancyMaxPotentialClusterSize(&size, kernel, &config));
   return size;
 }
-#endif
 
 int64_t cluster_weights_bytes(int64_t D, int64_t H, const Plan& plan) {
   return cluster_weights(D, H, plan).count() * static_cast<int64_t>(sizeof(uint4));

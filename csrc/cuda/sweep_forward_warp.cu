@@ -46,7 +46,8 @@ __global__ void __launch_bounds__(kWarpMaxThreads, 2)
   const WarpProgram program(a.program, d, records);
 
   float w[kLanes], w_ih[kC ? kC : 1];
-  const float* w_row = static_cast<const float*>(a.w_hh.first) + (static_cast<int64_t>(d) * H + lane) * H;
+  const float* w_row =
+      static_cast<const float*>(a.w_hh.first) + (static_cast<int64_t>(d) * H + lane) * H;
 #pragma unroll
   for (int k = 0; k < kLanes; ++k) w[k] = lane < H && k < H ? w_row[k] : 0;
   const int C = static_cast<int>(a.C);
@@ -54,7 +55,8 @@ __global__ void __launch_bounds__(kWarpMaxThreads, 2)
       static_cast<const float*>(a.w_ih.first) + (static_cast<int64_t>(d) * H + lane) * C;
 #pragma unroll
   for (int c = 0; c < kC; ++c) w_ih[c] = lane < H && c < C ? w_ih_row[c] : 0;
-  const float bias = kC && a.bias.first && lane < H ? static_cast<const float*>(a.bias.first)[d * H + lane] : 0;
+  const float bias =
+      kC && a.bias.first && lane < H ? static_cast<const float*>(a.bias.first)[d * H + lane] : 0;
 
   const int64_t b = static_cast<int64_t>(blockIdx.x) * warps + warp;
   if (b >= a.B) return;

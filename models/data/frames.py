@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from strnn_models.data.records import DataError, listed
-from strnn_models.files import open_regular
+from strnn_models.files import read_bytes
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
@@ -94,11 +95,13 @@ def open_image(path: Path, formats: Sequence[str] = FORMATS) -> Iterator[Image]:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(), open_regular(path, MOST_BYTES) as file:
+        # Of a file, Pillow asks for as many bytes as a chunk claims to have, and Python makes room.
+        content = io.BytesIO(read_bytes(path, MOST_BYTES))
+        with warnings.catch_warnings():
             # Of what is not pixels; and of sizes, which are checked here.
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file, formats=formats) as image:
+            with Image.open(content, formats=formats) as image:
                 if image.width * image.height > MOST_PIXELS:
                     size = f"{image.width} x {image.height} pixels"
                     raise ValueError(f"{size} are more than {MOST_PIXELS}")
@@ -111,7 +114,7 @@ def open_image(path: Path, formats: Sequence[str] = FORMATS) -> Iterator[Image]:
 
 
 def check_frame(path: Path) -> None:
-    """Looks at the first and last bytes of an image file: quick, finds empty and cut-off files.
+    """Looks at the first and last bytes of an image: quick, finds empty and cut-off files.
 
     Where the end of the format is not among the last bytes, all is decoded: a file may have more
     after it. Whether it is cut off is for the decoder to say.
@@ -121,10 +124,7 @@ def check_frame(path: Path) -> None:
     """
     with open_image(path) as image:
         end = _ENDS.get(image.format)
-        with open_regular(path, MOST_BYTES) as file:
-            file.seek(max(0, path.stat().st_size - 64))
-            tail = file.read(64)
-        if end is not None and end not in tail:
+        if end is not None and end not in read_bytes(path, MOST_BYTES)[-64:]:
             image.verify() if image.format == "PNG" else image.load()
 
 

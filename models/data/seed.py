@@ -217,8 +217,9 @@ def _band_features(path: Path, name: str, eeg: NDArray, window: int) -> NDArray[
     """Signals (62, samples) -> differential entropy (62, T, 5) in windows of so many seconds."""
     signals = torch.from_numpy(float32(path, name, eeg)).double()
     try:
-        # A few electrodes at a time: the filters need several times the memory of a signal.
-        de = [differential_entropy(part, RATE, window=window) for part in signals.split(8)]
+        # A few electrodes of a long signal at a time: the filters need several times its memory.
+        parts = signals.split(max(1, (1 << 22) // max(1, signals.shape[1])))
+        de = [differential_entropy(part, RATE, window=window) for part in parts]
     except ValueError as error:
         raise DataError(path, name, str(error)) from error
     return torch.cat(de, dim=1).transpose(0, 1).numpy()

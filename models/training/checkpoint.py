@@ -94,6 +94,11 @@ def exists(run: Path) -> bool:
     return (run / POINTER).exists() or (run / BEFORE).exists()
 
 
+def is_readable(run: Path) -> bool:
+    """Whether a pointer of the folder is one that a run has written."""
+    return any(_known(run / name)[0] for name in (POINTER, BEFORE))
+
+
 def drop(run: Path) -> None:
     """Deletes the files of a run, by their names."""
     epochs = [_known(run / name)[0] for name in (BEFORE, POINTER)]

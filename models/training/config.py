@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -104,10 +105,12 @@ class Config:
         # Each epoch's order of the items has a seed of 64 bits made of this one.
         if not 0 <= self.seed < 2**40:
             raise ConfigError(f"seed must be in 0..2**40, got {self.seed}")
-        counts = ("patience", "workers", "threads")
-        for name in ("lr", "momentum", "weight_decay", "clip_norm", *counts):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        most = dict.fromkeys(("lr", "momentum", "weight_decay", "clip_norm"), 1e30)
+        most |= {"patience": 2**63 - 1, "workers": 1024, "threads": 1024}
+        for name, limit in most.items():
+            if not 0 <= getattr(self, name) <= limit:
+                got = f"got {getattr(self, name)}"
+                raise ConfigError(f"{name} must not be negative or above {limit}, {got}")
         return self
 
     def to_yaml(self) -> str:
@@ -206,6 +209,8 @@ def _check_sizes(value: Any) -> None:
             _check_sizes(each)
     elif isinstance(value, int) and value.bit_length() > 63:
         raise ConfigError(f"a whole number must have at most 63 bits, one has {value.bit_length()}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"a number must be finite, one is {value}")
     elif isinstance(value, str | bytes) and len(value) > MOST_TEXT:
         raise ConfigError(f"a text must have at most {MOST_TEXT} characters, one has {len(value)}")
 
@@ -262,7 +267,8 @@ def _number(value: Any) -> Any:
     """YAML 1.1 takes 1e-3, without a point, for text."""
     if isinstance(value, str) and value[:1] in "+-.0123456789" and value[:1]:
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
-            pass
+            return value
+        return number if math.isfinite(number) else value
     return value

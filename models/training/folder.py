@@ -49,8 +49,9 @@ def hold(folder: Path, mark: Callable[[], bool], writes: Callable[[str], bool]) 
         yield
     finally:
         if lock is not None:
-            for name in (PART, LOCK):
-                (folder / name).unlink(missing_ok=True)
+            (folder / PART).unlink(missing_ok=True)
+            if _is_at(lock, folder / LOCK):
+                (folder / LOCK).unlink()
             _held.discard(lock)
             lock.close()
         with suppress(OSError):  # not empty
@@ -122,10 +123,14 @@ def _lock(folder: Path) -> FileIO:
             ) from None
         except OSError as error:
             print(f"{path}: no lock ({error.strerror}); start no second run here", file=sys.stderr)
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        if _is_at(file, path):
             _held.add(file)
             return file
         file.close()  # whoever held it has just removed it
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def _sign(lock: FileIO, path: Path) -> None:

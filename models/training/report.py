@@ -10,12 +10,15 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from strnn_models.training.folder import hold, write_atomic
 
+#: What a report begins with, so that the next one may replace it.
+MARK = "<!-- written by strnn-eval -->\n"
+
 
 class Report:
     """A Markdown file and its pictures in a folder, written when all of it is there."""
 
     def __init__(self, out: Path, title: str) -> None:
-        self.out, self.parts = out, [f"# {title}"]
+        self.out, self.parts = out, [f"{MARK}# {title}"]
         self.pictures: dict[str, bytes] = {}
 
     def heading(self, text: str) -> None:
@@ -46,7 +49,11 @@ class Report:
         """
         text, table = self.out / "report.md", self.out / "report.json"
         names = {text.name, table.name, *self.pictures}
-        with hold(self.out, table.exists, names.__contains__):
+
+        def is_report() -> bool:
+            return text.is_file() and text.read_bytes().startswith(MARK.encode())
+
+        with hold(self.out, is_report, names.__contains__):
             for name, png in self.pictures.items():
                 write_atomic(self.out / name, png)
             write_atomic(text, "\n\n".join(self.parts) + "\n")

@@ -56,6 +56,8 @@ def cuda_architectures() -> str | None:
 
 
 def _why_no_cuda() -> str | None:
+    if torch.version.hip:
+        return f"torch {torch.__version__} is a build for ROCm: triton runs on AMD's GPUs"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     reason = _load("_C_cuda")

@@ -29,8 +29,14 @@ class SparseProjection(nn.Module):
     """
 
     def __init__(
-        self, num_directions: int, num_nodes: int, projection_size: int, *, device=None, dtype=None
-    ):
+        self,
+        num_directions: int,
+        num_nodes: int,
+        projection_size: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         D = checks.positive(name, "num_directions", num_directions)

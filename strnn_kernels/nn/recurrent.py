@@ -87,6 +87,22 @@ class Recurrent(nn.RNNBase):
         twin._init_flat_weights()
         return twin
 
+    def stacked_parameters(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What ``temporal_rnn`` takes: w_ih (D, G * H, C), w_hh (D, G * H, H), and bias or None.
+
+        Raises:
+            ArgumentError: there is more than one layer.
+        """
+        if self.num_layers != 1:
+            raise checks.ArgumentError(
+                f"{type(self).__name__}.stacked_parameters: num_layers must be 1, "
+                f"got {self.num_layers}"
+            )
+        w_ih, w_hh, *biases = zip(*self.all_weights, strict=True)
+        bias = [of_one for pair in zip(*biases, strict=True) for of_one in pair]
+        cell = _CELLS[self.mode]
+        return torch.stack(w_ih), torch.stack(w_hh), composed.stacked(cell, bias, bias=True)
+
     @classmethod
     def _refusal(cls, rnn: object) -> str | None:
         """Why a layer cannot become one of this class."""
@@ -204,6 +220,7 @@ class Recurrent(nn.RNNBase):
             w_ih = [getattr(self, of_direction[0]) for of_direction in names]
             if not layer:
                 self._check_dtype(name, x, w_ih[0])
+            own = starts if L == 1 else [s[layer * D : (layer + 1) * D] for s in starts]
             states = functional.layer(
                 name,
                 x,
@@ -212,7 +229,7 @@ class Recurrent(nn.RNNBase):
                 [getattr(self, of_direction[1]) for of_direction in names],
                 _CELLS[self.mode],
                 lengths,
-                *(s[layer * D : (layer + 1) * D].transpose(0, 1) for s in starts),
+                *[start.transpose(0, 1) for start in own],
                 keep_last=True,
             )
             x = states.output.flatten(2)
@@ -266,9 +283,7 @@ class Recurrent(nn.RNNBase):
         return is_batched
 
     def _check_dtype(self, name, x, w):
-        if (x.dtype != w.dtype or x.device != w.device) and not torch.is_autocast_enabled(
-            x.device.type
-        ):
+        if (x.dtype != w.dtype or x.device != w.device) and not functional.is_autocast(x):
             raise checks.ArgumentError(
                 f"{name}: {self._input_name} must have the dtype and device of the weights, "
                 f"{w.dtype} on {w.device}, got {x.dtype} on {x.device}"
@@ -294,7 +309,7 @@ class Recurrent(nn.RNNBase):
         for name_of, state in zip(names, given, strict=True):
             # Under autocast the dtypes are made equal.
             dtype = None
-            if isinstance(state, torch.Tensor) and torch.is_autocast_enabled(x.device.type):
+            if isinstance(state, torch.Tensor) and functional.is_autocast(x):
                 dtype = state.dtype
             checks.like(name, name_of, state, letters, sizes, (self._input_name, x), dtype)
         return given if is_batched else [state[:, None] for state in given]
@@ -305,7 +320,7 @@ def _own(output: torch.Tensor) -> torch.Tensor:
 
     So that a caller may change it in place, as the output of torch's own layers.
     """
-    if output.requires_grad:
+    if output.requires_grad or torch.jit.is_tracing():
         return output.clone(memory_format=torch.contiguous_format)
     return output.contiguous()
 
@@ -448,13 +463,6 @@ class TemporalRNN(Recurrent):
                 f"got activation={self.activation!r}"
             )
         return super().to_rnn()
-
-    def stacked_parameters(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """w_ih (D, H, C), w_hh (D, H, H), bias (D, H) or None: what ``temporal_rnn`` takes."""
-        w_ih, w_hh, *biases = zip(*self.all_weights, strict=True)
-        bias = [of_one for pair in zip(*biases, strict=True) for of_one in pair]
-        cell = _CELLS[self.mode]
-        return torch.stack(w_ih), torch.stack(w_hh), composed.stacked(cell, bias, bias=True)
 
     def forward(
         self,

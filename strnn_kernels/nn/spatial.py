@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -63,8 +65,8 @@ class SpatialRNN(nn.Module):
         projection_size: int | None = None,
         cell: str = "elman",
         reduce: str | None = None,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         name = type(self).__name__
@@ -74,7 +76,8 @@ class SpatialRNN(nn.Module):
         checks.reduce(name, cell, reduce)
         self.topology = checks.topology(name, topology)
         self.activation, self.cell, self.reduce = activation, cell, reduce
-        D, GH, like = topology.num_directions, gates(code) * H, {"device": device, "dtype": dtype}
+        D, GH = topology.num_directions, gates(code) * H
+        like: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight_ih = nn.Parameter(torch.empty((D, GH, C), **like))
         self.weight_hh = nn.Parameter(torch.empty((D, GH, H), **like))
         self.bias = nn.Parameter(torch.empty((D, bias_rows(code) * H), **like)) if bias else None

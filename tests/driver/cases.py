@@ -7,13 +7,18 @@ The driver says how the file is built; names are those of the fields in csrc/com
 from __future__ import annotations
 
 import itertools
+import math
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from strnn_kernels import Topology, reference
-from strnn_kernels.notation import CELLS
+from strnn_kernels.notation import CELLS, saved
 from strnn_kernels.testing import CONFORMANCE, NOT_DIFFERENTIABLE, Case, Expected, error_bound
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -25,6 +30,44 @@ LARGE = (
          activation="tanh", has_mask=True),
     Case("large-chain", "temporal_rnn", lambda: Topology.chain(45), B=32, C=30, H=64,
          activation="tanh", has_lengths=True),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleCase(Case):
+    """A layer over time as a module calls it: with two biases, and with the last states.
+
+    Its output joins all that the op can give, flattened.
+    """
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """What the output joins, by the names of the op's fields."""
+        states, last = (self.B, self.N, self.D, self.H), (self.D, self.B, self.H)
+        carried = {"c": states, "c_n": last} if self.cell == "lstm" else {}
+        return {"h": states, "h_n": last} | carried
+
+    def run(self, module: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The output, of a module with the functions of the reference."""
+        states = self.bind(module, inputs)()
+        end = inputs.get("lengths", torch.full((self.B,), self.N)) - 1
+
+        def last(v: torch.Tensor) -> torch.Tensor:
+            return torch.stack([v[torch.arange(self.B), end, 0], *v[:, 0, 1:].unbind(1)])
+
+        of_each = states.unbind(0) if self.returns_carry else [states]
+        return torch.cat([part.flatten() for v in of_each for part in (v, last(v))])
+
+
+MODULES = tuple(
+    ModuleCase(f"module-{cell}-{name}", "temporal_rnn", partial(Topology.chain, 7, **chain),
+               activation="tanh", cell=cell, returns_carry=cell == "lstm",
+               has_c0=cell == "lstm" and options.get("has_h0", False), **options)
+    for cell in ("elman", "gru", "lstm")
+    for name, chain, options in (
+        ("states", {}, {"B": 5, "C": 6, "H": 33, "has_h0": True}),
+        ("lengths", {}, {"B": 9, "C": 3, "H": 17, "has_lengths": True}),
+        ("causal", {"bidirectional": False}, {"B": 1, "C": 65, "H": 64, "has_bias": False}),
+    )
 )  # fmt: skip
 
 
@@ -49,13 +92,28 @@ class Writer:
         data = exact.double().contiguous().numpy().tobytes()
         self.line("out", name, exact.numel(), repr(bound), len(data), data=data)
 
-    def start(self, case: Case, dtype: torch.dtype, cell: int) -> None:
-        sizes = (case.B, case.N, case.D, case.C, case.H, case.K, cell, 0)
+    def start(self, case: Case, dtype: torch.dtype, cell: int, mean: bool = False) -> None:
+        sizes = (case.B, case.N, case.D, case.C, case.H, case.K, cell, int(mean))
         programs = [t.program("levels") for t in (case.topology, case.topology.reversed())]
         counts = [n for p in programs for n in (p.num_groups, p.num_slots)]
         self.line("case", case.name, str(dtype).removeprefix("torch."), *sizes, *counts)
         for name, program in zip(("program", "reversed_program"), programs, strict=True):
             self.given(name, program.table("cpu"))
+
+
+def two_biases(bias: torch.Tensor, cell: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """b_ih and b_hh whose sum is a bias in one piece: a row is in one of them."""
+    if CELLS[cell] == "gru":
+        both, of_input, of_state = bias.tensor_split(
+            [bias.shape[1] // 2, bias.shape[1] // 4 * 3], 1
+        )
+    else:
+        both, of_input, of_state = bias, bias[:, :0], bias[:, :0]
+    is_even = torch.arange(both.shape[1]) % 2 == 0
+    return (
+        torch.cat([torch.where(is_even, both, 0), of_input], 1),
+        torch.cat([torch.where(is_even, 0, both), of_state], 1),
+    )
 
 
 def write(to: Writer, case: Case, dtype: torch.dtype) -> None:
@@ -64,33 +122,53 @@ def write(to: Writer, case: Case, dtype: torch.dtype) -> None:
     expected = Expected.of(case, inputs, oracle=reference)
     exact, same = expected.exact, expected.same_dtype
     is_gated, is_projection = case.op == "gated_sweep", case.op == "sparse_projection"
-    to.start(case, dtype, 0 if is_gated else CELLS.index(case.activation))
+    cell = CELLS.index("identity") if is_gated else case.code
+    mean = case.reduce == "mean" or (case.reduce is None and case.cell != "elman")
+    to.start(case, dtype, cell, mean and case.op == "spatial_rnn")
     names = {name: name if is_projection else FIELDS.get(name, name) for name in inputs}
     for name, value in inputs.items():
-        if name != "lengths":
+        if name == "bias" and isinstance(case, ModuleCase):
+            for part, bias in zip(("bias", "bias_hh"), two_biases(value, cell), strict=True):
+                to.given(part, bias)
+        elif name != "lengths":
             to.given(names[name], value)
     if case.has_lengths:
         lengths = inputs["lengths"]
         to.given("mask", case.live(inputs))
-        to.given("entry", torch.stack([torch.zeros_like(lengths), lengths - 1], 1).int())
-    output = "s" if case.K else "h"
-    to.given("d" + output, case.output_gradient(same["output"]))
-    leaves = [name for name in inputs if name not in NOT_DIFFERENTIABLE]
-    for name, result in [("output", output)] + [("d" + n, "d" + names[n]) for n in leaves]:
-        gradient = name != "output"
-        to.wanted(result, exact[name], error_bound(same[name], exact[name], gradient=gradient))
-    slopes = ["d" + names[name] for name in leaves]
+        starts = torch.stack([torch.zeros_like(lengths), lengths - 1], 1)[:, : case.D]
+        to.given("entry", starts.int())
+
+    def want(name: str, exact: torch.Tensor, same: torch.Tensor, gradient: bool) -> None:
+        to.wanted(name, exact, error_bound(same, exact, gradient=gradient))
+
+    if isinstance(case, ModuleCase):
+        shapes = case.shapes()
+    elif case.returns_carry:
+        shapes = dict.fromkeys(("h", "c"), exact["output"].shape[1:])
+    else:
+        shapes = {"s" if case.K else "h": exact["output"].shape}
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    joined = (exact["output"], same["output"], case.output_gradient(same["output"]))
+    for name, *parts in zip(shapes, *(v.flatten().split(sizes) for v in joined), strict=True):
+        want(name, *parts[:2], gradient=False)
+        to.given("d" + name, parts[2])
+    slopes = []
+    for name in inputs:
+        if name not in NOT_DIFFERENTIABLE:
+            slopes.append("d" + names[name])
+            want(slopes[-1], exact["d" + name], same["d" + name], gradient=True)
     if is_projection:
         to.line("call sparse_projection s")
         to.line("call sparse_projection_backward", *slopes)
         return
-    if case.K:  # inference, then with the states that the backward wants
-        to.line("call sweep s")
-        to.made("h", case.B * case.N * case.D * case.H)
-    to.line("call sweep h", *["s"] * bool(case.K))
-    if is_gated:
-        to.made("pre", exact["output"].numel())
-        to.line("call sweep pre")
+    to.line("call sweep", *shapes)  # inference, then with what the backward wants
+    kept = [] if "h" in shapes else ["h"]
+    kept += ["saved"] * (saved(cell) > 0) + ["pre"] * is_gated
+    states = case.B * case.N * case.D * case.H
+    for name in kept:
+        to.made(name, states * (saved(cell) if name == "saved" else 1))
+    if kept:
+        to.line("call sweep", *shapes, *kept)
     to.line("call sweep_backward", *slopes)
 
 
@@ -124,7 +202,10 @@ def main(path: str) -> None:
     """Writes all cases in all dtypes."""
     torch.set_num_threads(1)
     to = Writer(Path(path))
-    for cases, dtypes in ((CONFORMANCE, DTYPES), (LARGE, (torch.float32, torch.bfloat16))):
+    for cases, dtypes in (
+        (CONFORMANCE + MODULES, DTYPES),
+        (LARGE, (torch.float32, torch.bfloat16)),
+    ):
         for case, dtype in itertools.product(cases, dtypes):
             write(to, case, dtype)
     for dtype in (torch.bfloat16, torch.float16):

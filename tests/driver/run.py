@@ -22,8 +22,9 @@ SOURCES = (
       ("dispatch", "capability_baseline", "capability_avx2", "capability_avx512",
        "capability_neon")),
 )  # fmt: skip
+#: Warnings are errors, but for the two that setup.py knows to be false.
 FLAGS = ("-std=c++17", "-O2", "-g1", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Werror",
-         "-Wno-psabi")  # fmt: skip
+         "-Wno-psabi", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized")  # fmt: skip
 #: Emulated processors: one with everything, and one with nothing that armv8.0-a does not have.
 ARM = tuple(("qemu-aarch64", "-cpu", cpu) for cpu in ("max", "cortex-a53"))
 #: The instruction sets of x86-64, each if the machine has it.
@@ -54,8 +55,8 @@ _CROSS = "g++-aarch64-linux-gnu qemu-user"
 BUILDS = {
     "g++": Build(("g++",), X86, "g++"),
     "clang": Build(("clang++",), X86, "clang"),
-    "threads": Build(("clang++", "-fsanitize=thread"), X86, "clang"),
-    "sanitize": Build(("clang++", *_SANITIZE), X86, "clang"),
+    "threads": Build(("clang++", "-fsanitize=thread"), X86, "clang libclang-rt-dev"),
+    "sanitize": Build(("clang++", *_SANITIZE), X86, "clang libclang-rt-dev"),
     "arm": Build(("aarch64-linux-gnu-g++", "-static"), ARM, _CROSS),
     "arm-clang": Build(
         ("clang++", "--target=aarch64-linux-gnu", "-static"), ARM, f"clang {_CROSS}"
@@ -111,7 +112,15 @@ def main(names: list[str]) -> None:
     cases = BUILD / "cases"
     writer = subprocess.Popen([sys.executable, str(Path(__file__).with_name("cases.py")), cases])
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
-        programs = {name: link(name, pool) for name in names}
+        programs = {}
+        for name in names:
+            try:
+                programs[name] = link(name, pool)
+            except subprocess.CalledProcessError as error:
+                sys.exit(
+                    f"{name}: {' '.join(error.cmd)} failed; it takes the Debian packages "
+                    f"{BUILDS[name].packages}"
+                )
     if writer.wait():
         sys.exit("cases.py failed")
     if not all([run(name, program, cases) for name, program in programs.items()]):

@@ -102,6 +102,19 @@ def test_lengths_are_as_if_each_clip_were_alone(cell, bidirectional):
         assert not states[b, n:].any()
 
 
+@pytest.mark.parametrize("cell", ["elman", "gru", "lstm"])
+def test_states_are_those_of_torch(cell):
+    layers = Recurrence(3, 5, cell=cell, num_layers=2, bidirectional=True).double()
+    x = torch.randn(3, 4, 3, dtype=torch.float64)
+    states = layers(x, LENGTHS)
+    for b, n in enumerate(LENGTHS):
+        if n:
+            expected = x[b : b + 1, :n]
+            for layer in layers.layers:
+                expected = layer.to_rnn()(expected)[0]
+            torch.testing.assert_close(states[b : b + 1, :n], expected)
+
+
 def test_dropout_is_between_layers_and_in_training_only():
     x = torch.ones(1, 4, 3)
     one, two = (Recurrence(3, 5, num_layers=n, dropout=0.5) for n in (1, 2))

@@ -83,7 +83,8 @@ def test_files_of_others_stay(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "log.csv", "log.jsonl", "results.json", *checkpoint.names(2)]
+    "name",
+    ["config.yaml", "log.csv", "results.json", "checkpoint.json", checkpoint.names(2)[0]],
 )
 @pytest.mark.parametrize("options", [[], ["--restart"]])
 def test_a_file_that_no_run_wrote_is_not_replaced(tmp_path, capsys, name, options):
@@ -93,7 +94,7 @@ def test_a_file_that_no_run_wrote_is_not_replaced(tmp_path, capsys, name, option
     assert contents(tmp_path) == {name: b"mine"}
 
 
-@pytest.mark.parametrize("name", ["report.md", "learning.png"])
+@pytest.mark.parametrize("name", ["report.md", "report.json", "learning.png"])
 def test_nor_is_one_that_no_report_wrote(run, tmp_path, capsys, name):
     (tmp_path / name).write_text("mine")
     assert evaluate([str(run), "--out", str(tmp_path)]) == 2
@@ -214,10 +215,8 @@ def test_several_processes_end_when_the_folder_is_in_use(tmp_path):
     assert "DistBackendError" not in done.stderr and not names_in(tmp_path)
 
 
-@pytest.mark.parametrize("wait", [0, 0.02, 0.1])
-def test_interrupted_with_workers(tmp_path, wait):
+def test_interrupted_with_workers(tmp_path):
     process = start(tmp_path / "run", "workers=2")
-    time.sleep(wait)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
@@ -330,9 +329,7 @@ def test_training_goes_on_from_the_checkpoint_before(run, copy, capsys, damage, 
     assert main([*TINY, "epochs=3", f"out={copy}", "--quiet"]) == 0
     said = one_line(capsys, name if (damage, name) != (flip, "checkpoint.json") else str(copy))
     assert "going on from the one before, of epoch 2" in said
-    assert state(copy) == state(run)
-    assert main([*TINY, "epochs=4", f"out={copy}", "--quiet"]) == 0
-    assert not capsys.readouterr().err and checkpoint.load(copy)[0] == 4
+    assert state(copy) == state(run) and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", range(3))
@@ -411,7 +408,7 @@ def test_weights_of_another_model(copy, capsys):
 # A full disk.
 
 
-@pytest.mark.parametrize("limit", [0, 40, 2000, 12_000])
+@pytest.mark.parametrize("limit", [0, 2000, 12_000])
 def test_files_that_grow_too_large_are_named(copy, tmp_path, capsys, limit):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -431,7 +428,7 @@ def test_files_that_grow_too_large_are_named(copy, tmp_path, capsys, limit):
     assert main([*TINY, "epochs=4", f"out={copy}", "--quiet"]) == 0
 
 
-@pytest.mark.parametrize("call", range(7))
+@pytest.mark.parametrize("call", [0, 1, 2, 5, 8, 11])
 def test_a_full_disk_names_the_file(copy, monkeypatch, capsys, call):
     calls = []
 
@@ -484,6 +481,7 @@ TEXTS = {
     "no map": "task_options: {[1]: 2}",
     "infinite": "lr: 1e999",
     "no number": "lr: .nan",
+    "an infinite option": "model_options: {lambda1: -.inf}",
     "too long": "#" * 100_000,
 }
 
@@ -492,7 +490,7 @@ TEXTS = {
 def test_settings_that_are_larger_than_they_look(tmp_path, capsys, text):
     (tmp_path / "c.yaml").write_text(text + "\n")
     assert main([str(tmp_path / "c.yaml"), f"out={tmp_path / 'run'}"]) == 2
-    one_line(capsys, "c.yaml" if text not in (TEXTS["infinite"], TEXTS["no number"]) else "lr")
+    one_line(capsys, "c.yaml")
     key, _, value = text.partition(":")
     with pytest.raises(ConfigError) as caught:
         load(None, [f"task_options.x={value}", f"{key}={value}"])

@@ -82,6 +82,14 @@ def test_the_twin_agrees_on_every_graph(graph, activation):
     assert_twins(model, twin, clips(model))
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm", ("lstm", "elman"), ("elman", "gru")], ids=str)
+@pytest.mark.parametrize("bias", ["recurrent", "none"])
+def test_the_twin_agrees_on_every_cell(cell, bias):
+    model, twin = pair(cell=cell, bias=bias)
+    assert_twins(model, twin, clips(model))
+    assert_twins(model, twin, clips(model), lengths=torch.tensor([4, 0, 3]))
+
+
 def test_the_cap_of_seed_is_the_default():
     model, twin = pair(num_electrodes=62)
     assert model.topology == sk.Topology.montage("seed-62")
@@ -219,6 +227,8 @@ def test_eval_copies_and_empty_batches():
         ({"head": "rank2"}, "head must be one of full, rank1"),
         ({"bias": True}, "bias must be one of recurrent, all, none"),
         ({"activation": "gelu"}, "gelu"),
+        ({"cell": "tree"}, "cell must be one of elman, gru, lstm, got 'tree'"),
+        ({"cell": ("gru", "tree")}, "cell must be one of elman, gru, lstm, got 'tree'"),
     ],
 )
 def test_options_that_are_refused(options, message):

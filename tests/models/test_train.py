@@ -266,6 +266,8 @@ def test_command_line(tmp_path, capsys):
         ("epochs=1.5", "epochs must be int"),
         ("epochs=0", "epochs must be at least 1"),
         ("lr=-1", "lr must not be negative"),
+        ("lr=1e300", "lr must not be negative or above 1e+30, got 1e+300"),
+        (f"threads={2**62}", "threads must not be negative or above 1024"),
         ("amp=fp8", "amp must be one of off, bf16, fp16"),
         ("deterministic=1", "deterministic must be bool"),
         ("task_options=3", "task_options must be dict"),

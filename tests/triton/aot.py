@@ -2,7 +2,8 @@
 
 The variants are what the ops launch: each call below runs on tensors without data, with the kernels
 replaced by recorders, and every launch recorded is compiled as it stands. Run as
-``python aot.py 80 90 100`` (prints JSON) or ``python aot.py --write`` (rewrites budget.json).
+``python aot.py 80 gfx942`` (prints JSON) or ``python aot.py --write`` (rewrites budget.json, of all
+architectures or of those named).
 """
 
 from __future__ import annotations
@@ -42,12 +43,21 @@ from strnn_kernels.testing import (
 )
 from strnn_kernels.topology import Topology
 
-ARCHITECTURES = (80, 90, 100)
+#: Of NVIDIA, by number, and of AMD, by name.
+ARCHITECTURES = ("80", "90", "100", "gfx90a", "gfx942", "gfx950", "gfx1100")
+#: What is compiled for AMD: a kernel of each kind.
+AMD_VARIANTS = (
+    "seed fwd relu", "seed bwd bf16", "image 64 fwd bf16", "chain 128 fwd mask bf16",
+    "chain 256 bwd bf16", "projection bwd bf16",
+)  # fmt: skip
 #: Counts of a variant that may not grow.
 COUNTS = ("registers", "stack", "spills", "shared")
 BUDGET = Path(__file__).with_name("budget.json")
 #: Bytes of shared memory that a program may ask for.
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED_LIMIT = {
+    "80": 163 * 1024, "90": 227 * 1024, "100": 227 * 1024, "gfx90a": 64 * 1024,
+    "gfx942": 64 * 1024, "gfx950": 160 * 1024, "gfx1100": 64 * 1024,
+}  # fmt: skip
 KERNELS = (
     (sweep, "sweep_kernel"),
     (sweep, "sweep_wide_kernel"),
@@ -55,7 +65,7 @@ KERNELS = (
     (sparse_projection, "project_kernel"),
     (sparse_projection, "project_weights_kernel"),
 )
-_OPTIONS = ("num_warps", "maxnreg", "enable_fp_fusion")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 _TYPES = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
     torch.int32: "*i32", torch.int64: "*i64", torch.bool: "*i1",
@@ -206,6 +216,11 @@ def calls_of(case: Case, dtype: torch.dtype, precision: str) -> Iterator[Callabl
         yield partial(make, f"{op}_fwd")
 
 
+def compiler_options(options: dict) -> dict:
+    """Those of a launch's options that are the compiler's."""
+    return {name: options[name] for name in _OPTIONS if name in options}
+
+
 def read(kernel, signature, constants, attributes, options) -> None:
     """Has the compiler read a kernel: names, types and shapes; what the interpreter lets pass."""
     target = GPUTarget("cuda", 90, 32)
@@ -213,7 +228,7 @@ def read(kernel, signature, constants, attributes, options) -> None:
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)
-    known = backend.parse_options({name: options[name] for name in _OPTIONS if name in options})
+    known = backend.parse_options(compiler_options(options))
     functions = backend.get_codegen_implementation(known)
     source.make_ir(target, known, functions, backend.get_module_map(), context)
 
@@ -266,7 +281,8 @@ def specialise(kernel, args, options):
         value = values[name]
         if isinstance(value, torch.Tensor):
             signature[name] = _TYPES[value.dtype]
-            attributes[(index,)] = [["tt.divisibility", 16]]
+            if value.data_ptr() % 16 == 0:  # as it is without data
+                attributes[(index,)] = [["tt.divisibility", 16]]
         elif parameter.is_constexpr or value is None or (
             value == 1 and not parameter.do_not_specialize
         ):  # fmt: skip
@@ -278,12 +294,35 @@ def specialise(kernel, args, options):
     return signature, constants, attributes
 
 
-def measure(kernel, signature, constants, attributes, options, architecture: int) -> dict:
+def measure_amd(source: ASTSource, options: dict, architecture: str) -> dict:
+    """Compiles one launch for an AMD GPU, with as many threads, and reads what it uses."""
+    lanes = 64 if architecture.startswith("gfx9") else 32
+    known = {"num_warps": max(1, 32 * options["num_warps"] // lanes), "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("hip", architecture, lanes), options=known)
+    text = compiled.asm["amdgcn"]
+
+    def count(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
+
+    return {
+        "registers": count("vgpr_count"),
+        "stack": count("private_segment_fixed_size"),
+        "spills": count("vgpr_spill_count") + count("sgpr_spill_count"),
+        "shared": compiled.metadata.shared,
+        "warps": known["num_warps"],
+        "tensor_core": bool(re.search(r"\bv_\w*(?:mfma|wmma)", text)),
+    }
+
+
+def measure(kernel, signature, constants, attributes, options, architecture: str) -> dict:
     """Compiles one launch and reads its resources from the binary."""
+    source = ASTSource(kernel, signature, constants, attributes)
+    if architecture.startswith("gfx"):
+        return measure_amd(source, options, architecture)
     compiled = triton.compile(
-        ASTSource(kernel, signature, constants, attributes),
-        target=GPUTarget("cuda", architecture, 32),
-        options={name: options[name] for name in _OPTIONS if name in options},
+        source,
+        target=GPUTarget("cuda", int(architecture), 32),
+        options=compiler_options(options),
     )
     tool = Path(triton.backends.nvidia.__file__).with_name("bin") / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -307,16 +346,17 @@ def measure(kernel, signature, constants, attributes, options, architecture: int
     }
 
 
-def table(architectures: tuple[int, ...] = ARCHITECTURES) -> dict:
+def table(architectures: tuple[str, ...] = ARCHITECTURES) -> dict:
     """{variant: {architecture: resources}}."""
     found: dict[str, dict] = {}
     for name, make in variants().items():
         count: dict[str, int] = {}
-        for launched in launches_of(make):
+        wanted = [a for a in architectures if a[:3] != "gfx" or name in AMD_VARIANTS]
+        for launched in launches_of(make) if wanted else ():
             kernel = launched[0].__name__.removesuffix("_kernel")
             count[kernel] = count.get(kernel, 0) + 1
             key = f"{name}: {kernel}" + (f" {count[kernel]}" if count[kernel] > 1 else "")
-            found[key] = {str(a): measure(*launched, a) for a in architectures}
+            found[key] = {a: measure(*launched, a) for a in wanted}
     return found
 
 
@@ -325,15 +365,16 @@ def violations(found: dict, budget: dict) -> list[str]:
     wrong = []
     for name, by_architecture in found.items():
         for architecture, counts in by_architecture.items():
-            at = f"{name}, sm_{architecture}"
-            if counts["spills"] or counts["stack"]:
+            at = f"{name}, {architecture}"
+            is_amd = architecture.startswith("gfx")
+            if not is_amd and (counts["spills"] or counts["stack"]):
                 wrong.append(f"{at}: spills {counts['spills']}, stack {counts['stack']}")
-            if counts["shared"] > SHARED_LIMIT[int(architecture)]:
+            if counts["shared"] > SHARED_LIMIT[architecture]:
                 wrong.append(f"{at}: {counts['shared']} bytes of shared memory")
             # Exact float32 must not go through tensor cores, all else must; for float64 the
-            # compiler chooses by architecture.
+            # compiler chooses by architecture, and AMD's are exact.
             is_exact = not any(word in name for word in ("f16", "tf32"))
-            if counts["tensor_core"] == is_exact and "f64" not in name:
+            if counts["tensor_core"] == is_exact and "f64" not in name and not is_amd:
                 wrong.append(f"{at}: tensor cores {'used' if is_exact else 'not used'}")
             allowed = budget.get(name, {}).get(architecture)
             if budget and allowed is None:
@@ -346,12 +387,17 @@ def violations(found: dict, budget: dict) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     """See the head of the file."""
-    if "--write" in arguments:
-        known = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
-        known[triton.__version__] = table()
-        BUDGET.write_text(as_lines(known))
-    else:
-        print(json.dumps(table(tuple(map(int, arguments)) or ARCHITECTURES)))
+    architectures = tuple(a for a in arguments if a != "--write")
+    found = table(architectures or ARCHITECTURES)
+    if "--write" not in arguments:
+        print(json.dumps(found))
+        return
+    known = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    of_version = known.setdefault(triton.__version__, {}) if architectures else {}
+    for name, counts in found.items():
+        of_version[name] = of_version.get(name, {}) | counts
+    known[triton.__version__] = of_version
+    BUDGET.write_text(as_lines(known))
 
 
 def as_lines(versions: dict) -> str:

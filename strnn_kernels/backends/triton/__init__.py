@@ -1,4 +1,4 @@
-"""The Triton backend: fused kernels on NVIDIA GPUs with no compiler installed.
+"""The Triton backend: fused kernels on NVIDIA and AMD GPUs with no compiler installed.
 
 Nothing here imports triton before an op runs. Under ``TRITON_INTERPRET=1`` (set before Python
 starts) the same kernels run in Triton's interpreter on the CPU, slowly, so that they can be tested
@@ -31,10 +31,10 @@ _LIBRARIES: list[torch.library.Library] = []  # a Library that is dropped takes 
 
 def _why_not() -> str | None:
     if find_spec("triton") is None:
-        return "triton is not installed (PyTorch for CUDA brings it)"
+        return "triton is not installed (PyTorch for CUDA or ROCm brings it)"
     if IS_INTERPRETED or torch.cuda.is_available():
         return None
-    return "no NVIDIA GPU is visible (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests)"
+    return "torch sees no GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests)"
 
 
 def _check_memory(op: str, args: tuple) -> None:

@@ -127,7 +127,7 @@ def precision_of(dtype: torch.dtype, allow_tf32: bool) -> str:
     Raises:
         ValueError: STRNN_TRITON_TF32 is neither "tf32" nor "tf32x3".
     """
-    if not allow_tf32 or dtype != torch.float32:
+    if not allow_tf32 or dtype != torch.float32 or torch.version.hip:  # one of AMD's has it
         return "ieee"
     asked = os.environ.get("STRNN_TRITON_TF32", "tf32")
     if asked not in ("tf32", "tf32x3"):
@@ -145,13 +145,14 @@ def types(dtype: torch.dtype, precision: str) -> dict:
     return {"ACC": acc, "DOT": dot, "PRECISION": precision}
 
 
-def options(num_warps: int, registers: int) -> dict:
-    """Options of a launch: warps, and the registers that a thread may take.
+def options(num_warps: int, registers: int, device: torch.device) -> dict:
+    """Options of a launch: warps of 32 threads, and the registers that a thread may take.
 
-    Left to itself the compiler makes room for more programs on a multiprocessor, and spills for it.
-    Multiply and add contract; later versions of Triton want to be told.
+    Left to itself the compiler makes room for more programs on a multiprocessor, and spills for it;
+    AMD's has no such limit. Multiply and add contract; later versions of Triton want to be told.
     """
-    return {"num_warps": num_warps, "maxnreg": registers, "enable_fp_fusion": True}
+    threads = {"num_warps": max(1, 32 * num_warps // warp_size(device)), "enable_fp_fusion": True}
+    return threads if torch.version.hip else threads | {"maxnreg": registers}
 
 
 def _operand(dtype: torch.dtype, precision: str) -> str:
@@ -256,6 +257,12 @@ def num_multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache
+def warp_size(device: torch.device) -> int:
+    """Threads of a warp: 64 on AMD's CDNA."""
+    return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
 
 
 def num_programs(device: torch.device) -> int:

@@ -107,7 +107,7 @@ def _project(source, weight, out, is_transposed):
     project_kernel[B * D, triton.cdiv(num_out, block_out), triton.cdiv(H, block_h)](
         source, weight, out, num_in, num_out, *at_in, *at_out, D=D, H=H,
         TRANSPOSED=is_transposed, BLOCK_IN=block_in, BLOCK_OUT=block_out, BLOCK_H=block_h,
-        **launch.types(weight.dtype, "ieee"), **launch.options(4, 128),
+        **launch.types(weight.dtype, "ieee"), **launch.options(4, 128, weight.device),
     )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def projection_weight_gradient(ds: torch.Tensor, h: torch.Tensor) -> torch.Tenso
     project_weights_kernel[programs, D, blocks](
         ds, h, partial, B, N, share, D=D, H=H, K=K,
         BLOCK_K=block_k, BLOCK_N=block_n, BLOCK_H=block_h,
-        **launch.types(h.dtype, "ieee"), **launch.options(8, 168),
+        **launch.types(h.dtype, "ieee"), **launch.options(8, 168, h.device),
     )  # fmt: skip
     return partial.sum(0).to(h.dtype)
 

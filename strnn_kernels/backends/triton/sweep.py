@@ -56,7 +56,7 @@ def run_sweep(
         pitch = parts * shape.block_k
         sums = w.new_empty((tiles, D, blocks, rows, pitch), dtype=launch.kept(w.dtype))
         # With more registers to fill, the compiler loads ahead of need until it spills.
-        limits = launch.options(shape.num_warps, 128 if shape.num_warps >= 4 else 168)
+        limits = launch.options(shape.num_warps, 128 if shape.num_warps >= 4 else 168, w.device)
         for g in range(0, groups, step):
             sweep_wide_kernel[tiles, D, blocks](
                 x, w, mask, h0, entry, projection, ds, gate, state, sums, out, pre, tables.program,
@@ -79,7 +79,7 @@ def run_sweep(
         B, N, tables.num_groups, tables.num_edges, tables.num_slots, H,
         C=C, CARRY=shape.block_j == 1 and out is state, UNROLL=3,
         BLOCK_C=launch.block_c(C), PARTS=shape.parts,
-        **options, **launch.options(shape.num_warps, registers),
+        **options, **launch.options(shape.num_warps, registers, w.device),
     )  # fmt: skip
     return dw
 

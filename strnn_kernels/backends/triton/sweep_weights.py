@@ -77,6 +77,6 @@ def weight_gradient(
     partial = h.new_empty((programs, D, H, H), dtype=launch.accumulator(h.dtype))
     sweep_weights_kernel[programs, D, blocks](
         du, h, partial, tables.program, B, N, tables.num_groups, tables.num_edges, share, D=D, H=H,
-        BLOCK_M=block_m, BLOCK_H=block_h, **types, **launch.options(num_warps, 168),
+        BLOCK_M=block_m, BLOCK_H=block_h, **types, **launch.options(num_warps, 168, h.device),
     )  # fmt: skip
     return partial

@@ -52,7 +52,7 @@ def activate(a, ACTIVATION: tl.constexpr):
 def derivative(h, ACTIVATION: tl.constexpr):
     """act'(a) as a function of h = act(a)."""
     if ACTIVATION == 1:
-        d = tl.where(h > 0, 1.0, 0.0).to(h.dtype)
+        d = tl.where(h <= 0, 0.0, 1.0).to(h.dtype)
     elif ACTIVATION == 2:
         d = 1 - h * h
     elif ACTIVATION == 3:

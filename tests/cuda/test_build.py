@@ -1,6 +1,6 @@
 """The compiled CUDA binary, without a GPU: it loads, its schemas fit, its kernels keep a budget.
 
-Runs where _C_cuda was built (`make test-cuda-build`). `python tests/cuda_host/test_build.py` writes
+Runs where _C_cuda was built (`make test-cuda-build`). `python tests/cuda/test_build.py` writes
 budget.json anew from the binary at hand.
 """
 

@@ -1,4 +1,4 @@
-// The kernels' host entries (csrc/cuda/kernels.h) in C, for harness.py. `sizes`, `in` and `out`
+// The kernels' host entries (csrc/cuda/kernels.h) in C, for cuda.py. `sizes`, `in` and `out`
 // keep the order of the structs' fields. With workspace null an entry only returns the bytes of
 // scratch that it wants; -1: an error, see host_error.
 #include <cstdint>

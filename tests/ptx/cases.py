@@ -1,0 +1,32 @@
+"""Cases beside the shared table: what between them reaches every branch of the kernels."""
+
+from __future__ import annotations
+
+from strnn_kernels import testing
+
+#: What STRNN runs: the electrodes of SEED, projected.
+SEED = testing.find("cap-small").smooth()
+SMALL = tuple(
+    testing.find(name)
+    for name in (
+        "corner-mask", "corner-sparse", "corner-4x3-states", "cross-4x4", "diamond",
+        "chain-tanh-h0", "chain-lengths-h0", "chain-lengths-k", "sweep-mask-h0", "gated-diamond",
+        "project",
+    )
+)  # fmt: skip
+
+
+def widened(name: str, H: int) -> testing.Case:
+    return testing.find(name).smooth(name=f"{name}-h{H}", H=H)
+
+
+#: Every shape of the tensor_core family (1, 2, 4, 8 and 16 units of columns), rows of each
+#: alignment, one to four predecessors, and every option of the ops.
+TENSOR = (
+    widened("corner-mask", 16), widened("corner-3x4-h30", 30), widened("corner-4x3-states", 33),
+    widened("sweep-mask-h0", 62), widened("chain-lengths-h0", 64), widened("line-3x5", 65),
+    widened("diamond", 70), widened("gated-corner", 40), widened("corner-no-bias", 128),
+    widened("chain-tanh-h0", 130), widened("gated-diamond", 136),
+)  # fmt: skip
+#: Of these, the widths that tf32 has in CUDA.
+TF32 = tuple(case for case in TENSOR if case.H <= 128)

@@ -1,0 +1,242 @@
+"""The CUDA backend as nvcc compiled it, over the shared table of cases.
+
+Every run is checked for races, bounds and memory that nobody wrote, in a random schedule.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+import strnn_kernels as sk
+from strnn_kernels import testing
+from strnn_kernels.notation import ACTIVATIONS
+from tests.ptx.backend import A100, H100, Cuda, running
+from tests.ptx.cases import SEED, SMALL, TENSOR, TF32
+
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+#: Few multiprocessors: tiles of several rows, CTAs that take several tiles in turn.
+FEW = (90, 2, 227 * 1024, 228 * 1024)
+ONE = (80, 1, 160 * 1024, 8 * 1024)
+LEVEL = (80, 1, 64 * 1024, 64 * 1024)
+#: So little shared memory that the general family must leave slots, then all, out of it.
+LIMITS = (24 * 1024, 11 * 1024, 3 * 1024)
+#: A family, a dtype it takes, and the width of its kernels.
+FAMILIES = (
+    ("warp_per_row", F32), ("general", F32), ("tensor_core", BF16), ("cluster", BF16),
+    ("level", F32),
+)  # fmt: skip
+
+
+def check(machine, case, dtype=None, *, allow_tf32=False, gradients=True):
+    inputs = case.inputs(dtype=dtype)
+    expected = testing.Expected.of(case, inputs, allow_tf32=allow_tf32, gradients=gradients)
+    user = testing.tf32() if allow_tf32 else nullcontext()
+    with user, running(machine), torch.set_grad_enabled(gradients):
+        actual = case.results(sk, inputs, gradients=gradients)
+    expected.check(actual, "cuda")
+    return actual
+
+
+def of_type(case, dtype):
+    """In 16 bits rounding decides a ReLU's derivative at many states."""
+    return case.smooth() if dtype.itemsize == 2 else case
+
+
+@pytest.mark.parametrize("case", testing.ELMAN_CASES, ids=str)
+def test_matches_reference(case, cuda):
+    check(Cuda(cuda), case)
+
+
+@pytest.mark.parametrize("case", testing.ELMAN_CASES, ids=str)
+def test_matches_reference_in_16_bits(case, cuda):
+    check(Cuda(cuda, A100, seed=2), case.smooth(), BF16)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+def test_seed(dtype, gradients, cuda):
+    """The electrodes of the field, projected: training and inference."""
+    check(Cuda(cuda), SEED, dtype, gradients=gradients)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F64], ids=str)
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_dtypes(case, dtype, cuda, wanted):
+    wanted(dtype != F16)
+    check(Cuda(cuda, seed=3), of_type(case, dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("case", TENSOR, ids=str)
+def test_tensor_core(case, dtype, cuda, wanted):
+    wanted(dtype == BF16)
+    check(Cuda(cuda, ONE, seed=4), case, dtype)
+
+
+@pytest.mark.parametrize("case", TF32, ids=str)
+def test_tf32(case, cuda):
+    actual = check(Cuda(cuda, family="tensor_core"), case, allow_tf32=True)
+    with running(Cuda(cuda)):
+        exact = case.results(sk, case.inputs())
+    assert not torch.equal(actual["output"], exact["output"])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_tf32_is_a_constant_of_a_compiled_graph(cuda):
+    with running(Cuda(cuda)):
+        testing.assert_a_graph_keeps_to_tf32(TF32[2], sk)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_little_shared_memory(case, limit, cuda, wanted):
+    """Few multiprocessors: tiles of several rows; little memory: weights and slots are global."""
+    wanted(case in SMALL[:: 1 if limit == LIMITS[-1] else 4])
+    check(Cuda(cuda, (80, 2, limit, limit), seed=5), case)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("case", SMALL[:-1], ids=str)
+def test_clusters(case, dtype, cuda, wanted):
+    wanted(dtype == BF16)
+    check(Cuda(cuda, FEW, family="cluster", seed=6), case, dtype)
+
+
+@pytest.mark.parametrize("name", ["chain-causal", "chain-wide"])
+@pytest.mark.parametrize("device", [FEW, H100], ids=["few", "h100"])
+def test_several_ctas_of_a_cluster(name, device, cuda):
+    """Slices of the hidden width, full and not."""
+    check(Cuda(cuda, device, family="cluster", seed=7), testing.find(name), BF16)
+
+
+@pytest.mark.parametrize("H, N", [(512, 3), (520, 2)])
+def test_clusters_of_8_and_16(H, N, cuda):
+    chain = testing.Case(
+        f"chain-h{H}", "temporal_rnn", lambda: sk.Topology.chain(N), B=2, C=4, H=H,
+        activation="tanh", has_lengths=True, has_h0=True,
+    )  # fmt: skip
+    check(Cuda(cuda, seed=8), chain, BF16)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
+@pytest.mark.parametrize("case", SMALL[:-1], ids=str)
+def test_level_by_level(case, dtype, cuda, wanted):
+    wanted(dtype == F32 or (dtype == BF16 and case in SMALL[::3]))
+    check(Cuda(cuda, LEVEL, family="level", seed=9), case, dtype)
+
+
+@pytest.mark.parametrize("name", ["chain-wide", "sweep-h272", "diamond"])
+def test_several_tiles_of_a_level(name, cuda):
+    check(Cuda(cuda, LEVEL, family="level", seed=10), testing.find(name))
+
+
+@pytest.mark.parametrize("offset", [1, 2, 4])
+@pytest.mark.parametrize("case", (*SMALL, *TENSOR), ids=str)
+def test_tensors_off_alignment(case, offset, cuda, wanted):
+    """As slices start: one, two or four elements behind an aligned place."""
+    wanted(case in (SMALL + TENSOR)[offset::6])
+    check(Cuda(cuda, offset=offset, seed=11), case)
+    check(Cuda(cuda, offset=offset, seed=11), case.smooth(), BF16)
+
+
+@pytest.mark.parametrize("family", [None, "cluster", "level"])
+def test_inference_keeps_only_the_projection(family, cuda):
+    """Nobody asks for h, so the families that need it keep it in scratch."""
+    case = testing.find("corner-3x4-h30")
+    check(Cuda(cuda, family=family, seed=12), case, BF16, gradients=False)
+
+
+@pytest.mark.parametrize("family, dtype", FAMILIES)
+@pytest.mark.parametrize("case", SMALL[:2], ids=str)
+def test_is_repeatable(case, family, dtype, cuda):
+    """The same bits whatever the order in which lanes, warps and blocks run."""
+    inputs, results = case.inputs(dtype=dtype), []
+    for seed in (0, 13):
+        with running(Cuda(cuda, family=family, seed=seed)):
+            results.append(case.results(sk, inputs))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("family, dtype", FAMILIES)
+def test_what_a_masked_node_holds_does_not_leak(family, dtype, cuda):
+    """NaN at masked nodes reaches neither outputs nor gradients."""
+    case = testing.find("corner-mask")
+    inputs = case.inputs(dtype=dtype)
+    spoilt = inputs | {"x": torch.where(inputs["mask"][..., None], inputs["x"], torch.nan)}
+    with running(Cuda(cuda, family=family)):
+        clean, actual = (case.results(sk, given) for given in (inputs, spoilt))
+    assert all(torch.equal(clean[name], actual[name]) for name in clean)
+
+
+@pytest.mark.parametrize("family, dtype", FAMILIES)
+def test_a_mask_is_bytes_against_zero(family, dtype, cuda):
+    """Few multiprocessors: one CTA reads the masks of many rows."""
+    case = testing.find("corner-mask")
+    inputs = case.inputs(dtype=dtype)
+    odd = inputs | {"mask": testing.with_odd_bytes(inputs["mask"])}
+    with running(Cuda(cuda, FEW, family=family)):
+        expected, found = (case.results(sk, given) for given in (inputs, odd))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("forward, backward", [("cpu", "ptx"), ("ptx", "cpu")])
+@pytest.mark.parametrize("family, dtype", FAMILIES[1:])
+@pytest.mark.parametrize("name", ["sweep-mask-h0", "sweep-diamond"])
+def test_mixed_pairs(name, family, dtype, forward, backward, cuda):
+    """Either backend's backward finishes the other's forward."""
+    case = testing.find(name)
+    t = case.inputs(dtype=dtype)
+    u, w, inputs = t["u"], t["w"], {"h0": t["h0"], "mask": t.get("mask")}
+    topology, cell = case.topology, ACTIVATIONS.index(case.activation)
+    program, back = topology.program("levels"), topology.reversed().program("levels")
+    sizes = [program.num_groups, program.num_slots, back.num_groups, back.num_slots]
+    tables = (program.table(u.device), back.table(u.device), sizes)
+    with running(Cuda(cuda, family=family)):
+        ops = {b: getattr(torch.ops, f"strnn_{b}") for b in (forward, backward)}
+        h = ops[forward].sweep_fwd(*testing.sweep_arguments(u, w, tables, cell, **inputs))[0]
+        du, _, _, dw, dh0, *_ = ops[backward].sweep_bwd(
+            *testing.sweep_backward_arguments(
+                u, h, w, tables, cell, dh=case.output_gradient(h), **inputs
+            )
+        )
+    testing.Expected.of(case, t).check({"output": h, "du": du, "dw": dw, "dh0": dh0}, "mixed")
+
+
+def test_gradcheck(cuda):
+    """First and second derivatives in float64, through the gated sweep's own derivative."""
+    topology, make = sk.Topology.grid(2, 2), torch.Generator().manual_seed(0)
+    u, w = (
+        torch.randn(*shape, generator=make, dtype=F64, requires_grad=True)
+        for shape in ((1, 4, 4, 2), (4, 2, 2))
+    )
+
+    def call(u, w):
+        return sk.sweep(u, w, topology, activation="tanh")
+
+    with running(Cuda(cuda)):
+        assert torch.autograd.gradcheck(call, (u, w), fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, (u, w), fast_mode=True)
+
+
+def test_empty_batch(cuda):
+    topology = sk.Topology.grid(2, 3)
+    x = torch.zeros(0, 6, 3, requires_grad=True)
+    w_ih, w_hh, bias = (torch.ones(*s, requires_grad=True) for s in ((4, 5, 3), (4, 5, 5), (4, 5)))
+    with running(Cuda(cuda)):
+        h = sk.spatial_rnn(x, w_ih, w_hh, bias, topology)
+        h.sum().backward()
+    assert h.shape == (0, 6, 4, 5)
+    assert all(torch.equal(t.grad, torch.zeros_like(t)) for t in (w_ih, w_hh, bias))
+
+
+def test_too_large_for_the_device(cuda):
+    """The limit is named."""
+    u, w = torch.zeros(1, 2, 2, 300), torch.zeros(2, 300, 300)
+    with (
+        running(Cuda(cuda, (80, 2, 1024, 1024))),
+        pytest.raises(RuntimeError, match=r"needs .* bytes of shared memory, the device has 1024"),
+    ):
+        sk.sweep(u, w, sk.Topology.chain(2))

@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help demo test test-core test-ptx test-triton test-cuda-build test-triton-3.6 test-arm test-clang \
+.PHONY: help demo test test-core test-ptx test-triton test-cuda-build test-triton-3.6 test-arm test-clang test-sanitize \
   test-wheel wheel docs lint format bench report info clean
 
 help:
@@ -73,6 +73,18 @@ $(CUDA_VENV)/.ready: $(CUDA_VENV)/.torch pyproject.toml setup.py $(SOURCES)
 # is named with its Debian package.
 test-arm: $(VENV)/.ready
 	$(BIN)/python tests/driver/run.py arm arm-clang
+
+# The CPU ops under the sanitizers of memory and behaviour, in a build of their own; the kernels under that of threads.
+SANITIZE := $(CURDIR)/build/sanitize
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all
+test-sanitize: $(VENV)/.ready
+	STRNN_CPU=1 STRNN_CUDA=0 STRNN_CXXFLAGS="-O1 -g1 $(SANITIZERS)" LDFLAGS="$(SANITIZERS)" PATH="$(CURDIR)/$(BIN):$$PATH" \
+	  $(BIN)/python setup.py -q build --build-base $(SANITIZE)/base --build-lib $(SANITIZE)/lib
+	export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0,allocator_may_return_null=1,max_allocation_size_mb=4096 PYTHONPATH=$(SANITIZE)/lib && \
+	  $(BIN)/python tests/raw_ops_fuzz.py 20000 > build/sanitize/fuzz.log && \
+	  $(BIN)/python -P -m pytest -o addopts= -o pythonpath= --import-mode=importlib -q tests/test_conformance.py
+	$(BIN)/python tests/driver/run.py threads
 
 test-clang: $(VENV)/.ready
 	$(BIN)/python tests/driver/run.py clang sanitize

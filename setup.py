@@ -36,6 +36,7 @@ COMPILE_FLAGS = [
     "-Wno-psabi",
     "-Wno-unknown-warning-option",
     "-Wno-maybe-uninitialized",
+    *os.environ.get("STRNN_CXXFLAGS", "").split(),  # sanitizers, say; what comes last counts
 ]
 NVCC_FLAGS = ["-O3", "-Xcompiler", "-fvisibility=hidden"]
 STABLE_ABI = [("TORCH_TARGET_VERSION", "0x020a000000000000")]

@@ -171,7 +171,7 @@ class WeightsArgument {
     for (int64_t i = 0; i < shape.num_dims; ++i) whole.size[whole.num_dims++] = shape.size[i];
     kept_[0].emplace(name, list[which], like, like.scalar_type(), is_stacked ? whole : shape);
     int64_t count = 1;
-    for (int64_t i = 0; i < shape.num_dims; ++i) count *= shape.size[i];
+    for (int64_t i = 0; i < shape.num_dims; ++i) count = times(count, shape.size[i]);
     directions_ = {kept_[0]->data(), count * static_cast<int64_t>(like.element_size())};
     if (is_stacked || D == 1) return;
     kept_[1].emplace(name, list[every + which], like, like.scalar_type(), shape);
@@ -213,9 +213,9 @@ struct SweepInputs {
         c0("c0", c0_, x_, dtype, {B, D, H}),
         entry("entry", entry_, x_, ScalarType::Int, {B, D}),
         projection("projection", projection_, x_, dtype, {D, K, N}),
-        w_ih("w_ih", w_ih_, x_, D, {G * H, C}),
-        w_hh("w_hh", w_hh_, x_, D, {G * H, H}),
-        bias("bias", bias_, x_, D, {has_two_biases(bias_) ? G * H : bias_rows() * H}, 0,
+        w_ih("w_ih", w_ih_, x_, D, {times(G, H), C}),
+        w_hh("w_hh", w_hh_, x_, D, {times(G, H), H}),
+        bias("bias", bias_, x_, D, {times(has_two_biases(bias_) ? G : bias_rows(), H)}, 0,
              has_two_biases(bias_) ? 2 : 1),
         bias_hh("bias", has_two_biases(bias_) ? bias_ : Weights{}, x_, D, {G * H}, 1, 2) {
     // To a kernel C = 0 says that x holds u itself.
@@ -225,7 +225,7 @@ struct SweepInputs {
   }
 
   Shape states() const { return {B, N, D, H}; }
-  Shape saved() const { return {B, N, D, saved_of(static_cast<int>(cell)) * H}; }
+  Shape saved() const { return {B, N, D, times(saved_of(static_cast<int>(cell)), H)}; }
   int64_t bias_rows() const { return bias_rows_of(static_cast<int>(cell)); }
 
   void fill(Sweep& a, bool mean, bool allow_tf32) const {

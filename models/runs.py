@@ -34,6 +34,7 @@ _BOTH = f"task=digit_traces model=categorical_dimensional epochs=8 lr=1e-3 {_RNN
 RUNS = (
     "task=digits epochs=30 lr=3e-3 schedule=cosine",
     "task=digit_sequences epochs=15 lr=3e-3",
+    "task=digit_sequences epochs=15 lr=3e-3 model_options.cell=gru",
     "task=faces model_options.patch=5 epochs=20 lr=3e-3",
     "task=face_sequences model_options.patch=5 epochs=8 lr=3e-3",
     "task=simulated_eeg epochs=40 lr=1e-3",

@@ -41,7 +41,7 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 _under_transform = torch._C._are_functorch_transforms_active
 
 #: In place of the tables of a chain, which the ops make themselves.
-NO_TABLES = (None, None, [])
+NO_TABLES = (None, None, [0, 0, 0, 0])
 
 
 class States(NamedTuple):

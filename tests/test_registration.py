@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -607,3 +609,26 @@ def test_backward_twice(t):
     assert torch.equal(first[0], torch.autograd.grad(h.sum(), t.u)[0])
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(h.sum(), t.u)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, in what it compiles with
+def test_a_package_compiled_ahead_of_time_runs_in_a_fresh_process(tmp_path, randn):
+    """By AOTInductor, for a length that it has not seen; importing the package brings the ops."""
+    model = sk.GRU(3, 8, bidirectional=True).double().eval()
+    length = torch.export.Dim("T", min=2, max=100)
+    with torch.no_grad():
+        exported = torch.export.export(model, (randn(7, 2, 3),), dynamic_shapes=({0: length},))
+        package = torch._inductor.aoti_compile_and_package(
+            exported, package_path=str(tmp_path / "model.pt2")
+        )
+        x = randn(11, 2, 3).detach()
+        torch.save((x, model(x)[0]), tmp_path / "expected.pt")
+    check = (
+        "import sys, torch, strnn_kernels\n"
+        "run = torch._inductor.aoti_load_package(sys.argv[1])\n"
+        "x, expected = torch.load(sys.argv[2])\n"
+        "torch.testing.assert_close(run(x)[0], expected)"
+    )
+    command = [sys.executable, "-c", check, package, str(tmp_path / "expected.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -55,6 +55,7 @@ _CROSS = "g++-aarch64-linux-gnu qemu-user"
 BUILDS = {
     "g++": Build(("g++",), X86, "g++"),
     "clang": Build(("clang++",), X86, "clang"),
+    "threads": Build(("clang++", "-fsanitize=thread"), X86, "clang libclang-rt-dev"),
     "sanitize": Build(("clang++", *_SANITIZE), X86, "clang libclang-rt-dev"),
     "arm": Build(("aarch64-linux-gnu-g++", "-static"), ARM, _CROSS),
     "arm-clang": Build(

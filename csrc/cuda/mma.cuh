@@ -132,7 +132,8 @@ struct TensorCore {
     return {{transpose_8x8(x.r[0]), transpose_8x8(x.r[2]), transpose_8x8(x.r[1]),
              transpose_8x8(x.r[3])}};
   }
-  // Column tile_column(t) of item i + 8 * half, and what is finite of a unit.
+  // Of a unit column tile_column(t) of item i + 8 * half, and the unit with zeros for what is not
+  // finite.
   static __device__ __forceinline__ float value(const Operand& x, int t, int half, int i) {
     const int g = threadIdx.x % 32 / 4;
     const float2 both = unpack(__shfl_sync(kAllLanes, x.r[2 * t + half], 4 * i + g / 2), S{});

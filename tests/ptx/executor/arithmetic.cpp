@@ -108,6 +108,22 @@ void compare(const string& name, F) {
     w.set(i.d[0], lanes, yes);
     if (i.dests > 1) w.set(i.d[1], lanes, no);
   });
+  // Of pairs: a predicate for each half.
+  if constexpr (std::is_same_v<T, f16> || std::is_same_v<T, bf16>)
+    define("setp." + name + "x2", [](Machine&, Warp& w, const Ins& i, u32 lanes) {
+      if (i.imm || i.dests != 2)
+        throw std::runtime_error("setp of pairs: two predicates, no third");
+      for (int h = 0; h < 2; ++h) {
+        u32 yes = 0;
+        for_lanes(lanes, [&](int l) {
+          const auto half = [&](int n) {
+            return value_of(T{static_cast<u16>(get<u32>(w.reg(i.s[n]), l) >> 16 * h)});
+          };
+          yes |= static_cast<u32>(F{}(half(0), half(1))) << l;
+        });
+        w.set(i.d[h], lanes, yes);
+      }
+    });
 }
 template <class T>
 void comparisons(const string& type) {

@@ -109,7 +109,7 @@ def main(names: list[str]) -> None:
     if missing:
         sys.exit("\n".join(missing))
     BUILD.mkdir(parents=True, exist_ok=True)
-    cases = BUILD / "cases"
+    cases = BUILD / f"cases-{'-'.join(names)}"  # its own, beside another run
     writer = subprocess.Popen([sys.executable, str(Path(__file__).with_name("cases.py")), cases])
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
         programs = {}

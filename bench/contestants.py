@@ -369,12 +369,14 @@ class JaxScan:
             return jax_scan.absent()
         if (
             case.op not in ("spatial_rnn", "temporal_rnn")
-            or case.needs_cells
+            or (case.needs_cells and case.op == "spatial_rnn")
+            or case.returns_carry
+            or case.has_c0
             or case.has_mask
             or case.has_h0
             or case.has_lengths
         ):
-            return "written for Elman cells and sums, without mask, h0, lengths"
+            return "written for chains, and for graphs of Elman cells, without mask, h0, lengths"
         return None if case.dtype == torch.float32 else "float32 only"
 
     def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
@@ -387,7 +389,7 @@ class JaxScan:
 
         def apply(arguments: dict[str, Any]) -> Any:
             if case.op == "temporal_rnn":
-                return jax_scan.chain_rnn(**arguments, activation=case.activation)
+                return jax_scan.chain_rnn(**arguments, activation=case.activation, cell=case.cell)
             return jax_scan.spatial_rnn(
                 **arguments, topology=case.topology, activation=case.activation
             )

@@ -99,25 +99,49 @@ def spatial_rnn(
 
 
 def chain_rnn(
-    x: Any, w_ih: Any, w_hh: Any, bias: Any, *, activation: str = "relu", projection: Any = None
+    x: Any,
+    w_ih: Any,
+    w_hh: Any,
+    bias: Any,
+    *,
+    activation: str = "relu",
+    cell: str = "elman",
+    projection: Any = None,
 ) -> Any:
-    """As `strnn_kernels.temporal_rnn` without lengths and h0; directions side by side."""
+    """As `strnn_kernels.temporal_rnn` without lengths and first states; directions side by side."""
     act = {
         "identity": lambda a: a,
         "relu": jax.nn.relu,
         "tanh": jnp.tanh,
         "sigmoid": jax.nn.sigmoid,
     }[activation]
-    D, H, _ = w_hh.shape
-    u = jnp.einsum("btc,dhc->tdbh", x, w_ih) + (0 if bias is None else bias[:, None])
+    D, _, H = w_hh.shape
+    u = jnp.einsum("btc,dgc->tdbg", x, w_ih)
+    of_state = 0  # a gru's bias b_hn
+    if bias is not None:
+        u = u + bias[:, None, : w_hh.shape[1]]
+        of_state = bias[:, None, w_hh.shape[1] :]
     if D == 2:
         u = jnp.stack([u[:, 0], u[::-1, 1]], axis=1)
 
     def step(state: Any, a: Any) -> tuple[Any, Any]:
-        state = act(a + jnp.einsum("dbj,dij->dbi", state, w_hh))
-        return state, state
+        h, c = state
+        b = jnp.einsum("dbj,dgj->dbg", h, w_hh)
+        if cell == "gru":
+            rx, zx, nx = jnp.split(a, 3, -1)
+            rh, zh, nh = jnp.split(b, 3, -1)
+            r, z = jax.nn.sigmoid(rx + rh), jax.nn.sigmoid(zx + zh)
+            h = (1 - z) * jnp.tanh(nx + r * (nh + of_state)) + z * h
+        elif cell == "lstm":
+            i, f, g, o = jnp.split(a + b, 4, -1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        else:
+            h = act(a + b)
+        return (h, c), h
 
-    _, h = lax.scan(step, jnp.zeros((D, x.shape[0], H), x.dtype), u)  # (T, D, B, H)
+    zeros = jnp.zeros((D, x.shape[0], H), x.dtype)
+    _, h = lax.scan(step, (zeros, zeros), u)  # (T, D, B, H)
     if D == 2:
         h = jnp.stack([h[:, 0], h[::-1, 1]], axis=1)
     if projection is None:

@@ -12,6 +12,8 @@ import strnn_kernels as sk
 
 pytest.importorskip("triton")
 
+from torch.utils._pytree import tree_map_only
+
 from strnn_kernels.backends.triton import (
     gated_sweep,
     launch,
@@ -150,9 +152,7 @@ def test_the_host_reads_nothing(name: str, device: torch.device, monkeypatch) ->
         monkeypatch.setattr(module, kernel, Nothing())
     monkeypatch.setattr(launch, "sorts_rows", lambda *_: True)
     launches: list = []
-    arguments = [
-        a.to("meta") if isinstance(a, torch.Tensor) else a for a in raw_calls(device)[name]
-    ]
+    arguments = tree_map_only(torch.Tensor, lambda t: t.to("meta"), raw_calls(device)[name])
     outputs = getattr(modules[name.split("_")[0]], name)(*arguments)
     assert launches
     for t in (*launches[0], *(outputs if isinstance(outputs, tuple) else (outputs,))):

@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
                     peaks=peaks,
                     note=bar.set_postfix_str,
                 )
+                save(result, options.json)  # what is measured stays, whatever comes
                 bar.update()
     torch.set_num_threads(options.threads[0])
     result["host_us"] = host_time(
@@ -76,10 +77,15 @@ def main(arguments: list[str] | None = None) -> int:
         )
         header = ["case", "who", "mode", "threads", "old ms", "new ms", "change", "verdict"]
         print(table.markdown(header, rows))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    save(result, options.json)
     return int(any(row["status"].startswith(("wrong", "failed")) for row in result["rows"]))
+
+
+def save(result: dict[str, Any], path: Path | None) -> None:
+    """Writes the JSON, where one is asked for."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -105,7 +111,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--mode", choices=(*measure.MODES, "both"), default="both")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
-    parser.add_argument("--seconds", type=float, default=16.0, help="timing budget per case")
+    parser.add_argument("--seconds", type=float, default=8.0, help="timing budget per case")
     parser.add_argument("--quick", action="store_true", help="an eighth of the budget")
     parser.add_argument("--json", type=Path, help="write all rows there")
     parser.add_argument("--compare", type=Path, help="an older JSON to judge against")

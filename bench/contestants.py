@@ -152,8 +152,12 @@ class WavefrontPeer:
             return f"not written for {case.op}"
         if case.has_h0 and case.has_lengths:
             return "not written for h0 together with lengths"
-        if case.needs_cells:
+        if case.needs_cells and (self.compiled or self.reuses_memory or case.cell == "elman"):
             return "written for Elman cells and sums"
+        if case.needs_cells and (
+            case.has_mask or case.has_lengths or case.has_h0 or case.has_c0 or case.returns_carry
+        ):
+            return "gated cells without mask, lengths and first states"
         levels = case.topology.num_levels
         if self.compiled == "whole" and levels > MAX_COMPILED_LEVELS:
             return f"compiling {levels} levels as one graph takes too long; see the levels compiled"

@@ -37,18 +37,20 @@ def tensor(function: str, name: str, value: object) -> torch.Tensor:
 
 def dims(function: str, name: str, value: torch.Tensor, letters: str) -> tuple[int, ...]:
     """The sizes of a tensor whose number of dimensions the letters give, all but B positive."""
-    wanted = letters.split()
-    if value.dim() != len(wanted):
+    wanted, sizes = letters.split(), tuple(value.shape)
+    if len(sizes) == len(wanted) and 0 not in sizes:
+        return sizes
+    if len(sizes) != len(wanted):
         raise ArgumentError(
             f"{function}: {name} must have shape ({', '.join(wanted)}), got {_shape(value)}"
         )
-    for letter, size in zip(wanted, value.shape, strict=True):
+    for letter, size in zip(wanted, sizes, strict=True):
         if letter != "B" and size == 0:
             raise ArgumentError(
                 f"{function}: {letter} of {name} ({', '.join(wanted)}) must be positive, "
                 f"got {_shape(value)}"
             )
-    return tuple(value.shape)
+    return sizes
 
 
 def like(

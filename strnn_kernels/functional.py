@@ -11,7 +11,7 @@ import torch
 
 from . import checks, composed, reference, registration
 from .backends import select
-from .notation import CELLS, bias_rows, gates
+from .notation import ACTIVATIONS, CELLS, bias_rows, gates
 from .topology import Topology
 
 __all__ = [
@@ -312,11 +312,11 @@ def layer(
         x, h0, c0, projection, *weights = _autocast(x, h0, c0, projection, *w_ih, *bias, *w_hh)
         i, j = len(w_ih), len(w_ih) + len(bias)
         w_ih, bias, w_hh = weights[:i], weights[i:j], weights[j:]
-    B, T, _ = x.shape
     mask = entry = None
     if lengths is not None:
+        B, T, _ = x.shape
         lengths = checks.lengths(name, lengths, B, T).to(x.device)
-    backend = select(name, x.device, x.dtype, CELLS[cell] in ("gru", "lstm"))
+    backend = select(name, x.device, x.dtype, cell >= len(ACTIVATIONS))
     if backend.name == "reference":
         return _reference_layer(
             x, w_ih, bias, w_hh, cell, lengths, h0, c0, projection, keep_c, keep_last

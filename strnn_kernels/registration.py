@@ -74,7 +74,7 @@ def sweep(
     if not backend.has_cells:
         w_ih, w_hh = (_one(composed.stacked(cell, w)) for w in (w_ih, w_hh))
         bias = _one(composed.stacked(cell, bias, bias=True))
-    needs_grad = _needs_grad((x, *w_ih, *bias, *w_hh, h0, c0, projection)) or _is_watched()
+    needs_grad = _needs_grad(x, *w_ih, *bias, *w_hh, h0, c0, projection)
     gives_last = keep_last and backend.has_cells
     keep_h = needs_grad or projection is None or keep_last != gives_last
     allow_tf32 = backend.has_tf32 and tf32.is_allowed(x.dtype)
@@ -105,21 +105,22 @@ def last_of_chain(h, mask, h0):
 def gated_sweep(backend: Backend, g, gate, w, tables):
     """The gated sweep of ``schema.OPS``: y (B, N, D, H)."""
     args = (g, gate, w, *tables, backend.has_tf32 and tf32.is_allowed(g.dtype))
-    return _call(backend, "gated_sweep", args, _needs_grad((g, gate, w)))
+    return _call(backend, "gated_sweep", args, _needs_grad(g, gate, w))
 
 
 def sparse_projection(backend: Backend, h, weight):
     """The sparse projection of ``schema.OPS``: s (B, D, K, H)."""
-    return _call(backend, "sparse_projection", (h, weight), _needs_grad((h, weight)))
+    return _call(backend, "sparse_projection", (h, weight), _needs_grad(h, weight))
 
 
-def _needs_grad(tensors) -> bool:
+def _needs_grad(*tensors) -> bool:
+    """Whether anyone may ask for a derivative."""
     # A trace is made for both, with gradients and without.
-    if torch.is_grad_enabled() or torch.jit.is_tracing():
+    if torch.is_grad_enabled() or torch._C._is_tracing():
         for t in tensors:
             if t is not None and t.requires_grad:
                 return True
-    return False
+    return _is_watched()
 
 
 def topology_tables(topology: Topology, device: torch.device, order: str):
@@ -158,13 +159,15 @@ def _tables(topology, device, order):
 
 
 def _call(backend: Backend, name: str, args, needs_grad: bool):
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_functionalizing():
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or _is_functionalizing():
         return getattr(getattr(torch.ops, backend.namespace), f"{name}_fwd")(*args)
     op = _OPS[backend.name][name]
     if _under_transform():
         return op.transformed.apply(*_flat(args))
-    if needs_grad or _is_watched():
+    if needs_grad:
         return op.eager.apply(*_flat(args))
+    if torch.is_inference_mode_enabled():  # which is below autograd already
+        return op.forward(*args)
     with _below_autograd():
         return op.forward(*args)
 
@@ -182,50 +185,54 @@ def _is_functionalizing() -> bool:
     return top.key() == torch._C._functorch.TransformType.Functionalize
 
 
-class _Leaf(tuple):
-    """A tuple into which torch.func does not look: it takes one tangent for each argument."""
+class _Layout(tuple):
+    """What arguments were: ``_ONE`` a tensor, a number a list of so many, ``(value,)`` the rest.
+
+    Neither autograd nor torch.func looks into it.
+    """
 
     __slots__ = ()
 
 
+_ONE = object()
+
+
 def _flat(args):
-    """Arguments without lists of tensors, which autograd functions do not see; last: how it was."""
-    flat, lengths = [], []
+    """The tensors of arguments, also of lists, which autograd functions do not see; the layout."""
+    tensors, layout = [], []
     for a in args:
-        if not isinstance(a, (list, tuple)):
-            lengths.append(None)
-            flat.append(a)
-        elif not a or isinstance(a[0], torch.Tensor):
-            lengths.append(len(a))
-            flat.extend(a)
+        if isinstance(a, torch.Tensor):
+            tensors.append(a)
+            layout.append(_ONE)
+        elif isinstance(a, list) and (not a or isinstance(a[0], torch.Tensor)):
+            tensors += a
+            layout.append(len(a))
         else:
-            lengths.append(None)
-            flat.append(_Leaf(a))
-    return *flat, _Leaf(lengths)
+            layout.append((a,))
+    return *tensors, _Layout(layout)
 
 
 def _nested(flat):
-    """What :func:`_flat` was made from."""
-    *values, lengths = flat
-    args, at = [], 0
-    for length in lengths:
-        if length is None:
-            args.append(values[at])
-            at += 1
-        else:
-            args.append(list(values[at : at + length]))
-            at += length
-    return args
+    """What :func:`_flat` was made from, or the same of other values."""
+    values, layout = iter(flat), flat[-1]
+    return [
+        next(values)
+        if kind is _ONE
+        else kind[0]
+        if type(kind) is tuple
+        else [next(values) for _ in range(kind)]
+        for kind in layout
+    ]
 
 
-def _flat_like(gradients, lengths):
+def _flat_like(gradients, layout):
     """Gradients of nested arguments, flat; a None may stand for a list."""
     flat = []
-    for gradient, length in zip(gradients, lengths, strict=True):
-        if length is None:
+    for gradient, kind in zip(gradients, layout, strict=True):
+        if kind is _ONE:
             flat.append(gradient)
-        else:
-            flat.extend([None] * length if gradient is None else gradient)
+        elif type(kind) is int:
+            flat += [None] * kind if gradient is None else gradient
     return *flat, None
 
 
@@ -292,10 +299,11 @@ class _Rule:
 def _keep(ctx, tensors, rest):
     """Tensors, and lists of them, for backward and tangent; `rest` is what is no tensor."""
     ctx.set_materialize_grads(False)
-    flat = _flat(tensors)
-    ctx.save_for_backward(*flat[:-1])
-    ctx.save_for_forward(*flat[:-1])
-    ctx.rest = (flat[-1], *rest)
+    *flat, layout = _flat(tensors)
+    ctx.save_for_backward(*flat)
+    if _is_watched():
+        ctx.save_for_forward(*flat)
+    ctx.rest = (layout, *rest)
 
 
 def _kept(ctx):
@@ -315,8 +323,7 @@ def _sweep_backward(ops, ctx, *grads):
     _, sizes, cell, mean, gives, allow_tf32 = ctx.rest
     # A compiler brings gradients, empty ones, of what was not given either.
     grads = [g if is_given else None for g, is_given in zip(grads[:-1], gives, strict=True)]
-    # An empty list of sizes passes for one of tensors.
-    nothing = (None, None, None if sizes else [], *(None,) * 7)
+    nothing = (None,) * 10
     if all(grad is None for grad in grads):
         none = ([None] * len(w) for w in (w_ih, bias, w_hh))
         return (None, *none, *(None,) * 5, *nothing)
@@ -442,21 +449,21 @@ def _composed(ctx):
     _, sizes, cell, mean, *_ = ctx.rest
     if program is None:
         program, _, sizes = _tables_of_chain(h)
-    *flat, lengths = _flat(inputs)
-    places = [i for i, t in enumerate(flat) if t is not None and t.is_floating_point()]
+    *flat, layout = _flat(inputs)
+    places = [i for i, t in enumerate(flat) if t.is_floating_point()]
 
     def run(*values):
         given = list(flat)
         for place, value in zip(places, values, strict=True):
             given[place] = value
-        states = composed.sweep(*_nested((*given, lengths)), program, sizes, cell, mean)
+        states = composed.sweep(*_nested((*given, layout)), program, sizes, cell, mean)
         return tuple(value for value in states if value is not None)
 
     def nested(values):
         given = [None] * len(flat)
         for place, value in zip(places, values, strict=True):
             given[place] = value
-        return _nested((*given, lengths))
+        return _nested((*given, layout))
 
     return run, [flat[place] for place in places], nested
 
@@ -486,12 +493,12 @@ def _sweep_tangent(ops, ctx, *tangents):
 
 def _composed_tangent(ctx, tangents):
     run, values, _ = _composed(ctx)
-    *flat, lengths = _flat(_kept(ctx)[:9])
-    pairs = zip(_flat_like(tangents[:9], lengths)[:-1], flat, strict=True)
+    *flat, layout = _flat(_kept(ctx)[:9])
+    pairs = zip(_flat_like(tangents[:9], layout)[:-1], flat, strict=True)
     given = [
         torch.zeros_like(value) if t is None else t
         for t, value in pairs
-        if value is not None and value.is_floating_point()
+        if value.is_floating_point()
     ]
     # What is pulled back is linear in the cotangents: the derivative of that is the tangent.
     outputs, pull = torch.func.vjp(run, *values)
@@ -646,21 +653,21 @@ def _autograd_functions(rule: _Rule, forward: Callable, ops: SimpleNamespace):
         with _below_autograd():
             output = forward(*nested)
         rule.save(ctx, nested, output)
-        ctx.lengths = inputs[-1]
+        ctx.layout = inputs[-1]
         return output
 
     def backward(ctx, *grads):
-        return _flat_like(rule.backward(ops, ctx, *grads), ctx.lengths)
+        return _flat_like(rule.backward(ops, ctx, *grads), ctx.layout)
 
     def jvp(ctx, *tangents):
-        return rule.tangent(ops, ctx, *_nested((*tangents[:-1], ctx.lengths)))
+        return rule.tangent(ops, ctx, *_nested((*tangents[:-1], ctx.layout)))
 
     def transformed_forward(*inputs):
         return forward(*_nested(inputs))
 
     def setup_context(ctx, inputs, output):
         rule.save(ctx, _nested(inputs), output)
-        ctx.lengths = inputs[-1]
+        ctx.layout = inputs[-1]
 
     both = {"backward": staticmethod(backward), "jvp": staticmethod(jvp)}
     eager = type(
@@ -685,12 +692,12 @@ def _vmap_rule(op: Callable) -> Callable:
     """One call for each element of the batch: torch's own fall-back takes no lists of tensors."""
 
     def rule(info, in_dims, *args):
-        *flat, lengths = _flat(args)
-        *dims, _ = _flat_dims(in_dims, lengths)
+        *flat, layout = _flat(args)
+        dims = _flat_dims(in_dims, layout)
         results = []
         for i in range(info.batch_size):
             own = [a if d is None else a.select(d, i) for a, d in zip(flat, dims, strict=True)]
-            results.append(op(*_nested((*own, lengths))))
+            results.append(op(*_nested((*own, layout))))
         if isinstance(results[0], torch.Tensor):
             return torch.stack(results), 0
         return tuple(torch.stack(r) for r in zip(*results, strict=True)), (0,) * len(results[0])
@@ -706,18 +713,15 @@ def _grads_batched_rule(op: Callable) -> Callable:
     def legacy_rule(*args):
         level = torch._C._vmapmode_increment_nesting() - 1
         torch._C._vmapmode_decrement_nesting()
-        *flat, lengths = _flat(args)
-        dims = [
-            0 if isinstance(a, torch.Tensor) and torch._C._dispatch_keys(a).has(batched) else None
-            for a in flat
-        ]
+        *flat, layout = _flat(args)
+        dims = [0 if torch._C._dispatch_keys(a).has(batched) else None for a in flat]
         flat = [
             a if d is None else torch._remove_batch_dim(a, level, 1, 0)
             for a, d in zip(flat, dims, strict=True)
         ]
         size = next(a.shape[0] for a, d in zip(flat, dims, strict=True) if d == 0)
         info = SimpleNamespace(batch_size=size)
-        values, _ = rule(info, _nested((*dims, lengths)), *_nested((*flat, lengths)))
+        values, _ = rule(info, _nested((*dims, layout)), *_nested((*flat, layout)))
         if isinstance(values, torch.Tensor):
             return torch._add_batch_dim(values, 0, level)
         return tuple(torch._add_batch_dim(value, 0, level) for value in values)
@@ -725,14 +729,14 @@ def _grads_batched_rule(op: Callable) -> Callable:
     return legacy_rule
 
 
-def _flat_dims(in_dims, lengths):
+def _flat_dims(in_dims, layout):
     flat = []
-    for dims, length in zip(in_dims, lengths, strict=True):
-        if length is None:
-            flat.append(None if isinstance(dims, list | tuple) else dims)
-        else:
-            flat.extend(dims if isinstance(dims, list | tuple) else [dims] * length)
-    return *flat, None
+    for dims, kind in zip(in_dims, layout, strict=True):
+        if kind is _ONE:
+            flat.append(dims)
+        elif type(kind) is int:
+            flat += dims if isinstance(dims, list | tuple) else [dims] * kind
+    return flat
 
 
 def _register(backend: Backend) -> dict[str, SimpleNamespace]:

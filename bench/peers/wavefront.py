@@ -21,6 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from strnn_kernels.notation import CELLS
+from strnn_kernels.reference import split_bias
+from strnn_kernels.reference import step as cell_step
 from strnn_kernels.topology import Topology
 
 ACTIVATE = {
@@ -55,6 +58,10 @@ class Bag:
         return cls(
             torch.tensor([r for row in rows for r in row]), torch.tensor(starts), is_identity
         )
+
+    def counts(self) -> Tensor:
+        """Rows of each bag."""
+        return torch.diff(self.starts, append=torch.tensor([len(self.rows)]))
 
     def sum(self, source: Tensor) -> Tensor:
         """(source rows, B*H) -> (nodes of the level, B*H)."""
@@ -172,14 +179,45 @@ def level(
     a: Tensor, sources: list[tuple[Tensor, Bag]], wt: Tensor, keep: Tensor | None, activation: str
 ) -> Tensor:
     """A level of states, (D, width*B, H): keep * act(a + (sum of predecessors) wt)."""
-    total = None
-    for states, bag in sources:
-        part = bag.sum(states)
-        total = part if total is None else total + part
+    total = _total(sources)
     if total is not None:
         a = torch.baddbmm(a, total.view_as(a), wt)
     a = ACTIVATE[activation](a)
     return a if keep is None else a * keep
+
+
+def _total(sources: list[tuple[Tensor, Bag]]) -> Tensor | None:
+    total = None
+    for states, bag in sources:
+        part = bag.sum(states)
+        total = part if total is None else total + part
+    return total
+
+
+def _gated_states(
+    a: Tensor, w: Tensor, bias: Tensor, table: Plan, cell: str, is_mean: bool
+) -> Tensor:
+    """(D, R, B, G*H) -> (D, R, B, H): the loop of `_states` for a gru or an lstm."""
+    D, _, B, _ = a.shape
+    H, wt, number = w.shape[2], w.transpose(1, 2), CELLS.index(cell)
+    h: list[Tensor] = []
+    carried: list[Tensor] = []
+    for level, of_input in zip(table.levels, a.split(table.widths, dim=1), strict=True):
+        q, m = (
+            _total([(of[source].reshape(-1, B * H), bag) for source, bag in level.in_levels])
+            for of in (h, carried)
+        )
+        if q is None or m is None:
+            q = m = a.new_zeros(D, level.width * B, H)
+        elif is_mean:
+            share = 1 / level.in_buffer.counts().clamp(min=1).to(a.dtype)[:, None]
+            q, m = q * share, m * share
+        q, m = q.view(D, -1, H), m.view(D, -1, H)
+        of_state = torch.baddbmm(bias[:, None], q, wt)
+        state = cell_step(number, of_input.reshape(D, level.width * B, -1), of_state, m)
+        h.append(state[0])
+        carried.append(state[1])
+    return torch.cat([level.view(D, -1, B, H) for level in h], dim=1)
 
 
 def _states_in_place(u: Tensor, w: Tensor, table: Plan, activation: str) -> Tensor:
@@ -195,18 +233,17 @@ def _states_in_place(u: Tensor, w: Tensor, table: Plan, activation: str) -> Tens
 
 
 def _add_start(a: Tensor, starts: Tensor, level: Level, B: int) -> Tensor:
-    ends = torch.cat([level.in_buffer.starts[1:], torch.tensor([len(level.in_buffer.rows)])])
-    is_root = (ends == level.in_buffer.starts).view(a.shape[0], level.width, 1, 1)
+    is_root = (level.in_buffer.counts() == 0).view(a.shape[0], level.width, 1, 1)
     return a + (is_root * starts[:, None]).view_as(a)
 
 
 def _input(x: Tensor, w_ih: Tensor, bias: Tensor | None, table: Plan) -> Tensor:
-    """U x + b of all nodes and directions in one product, then in level order: (D, R, B, H)."""
-    (B, N, C), (D, H, _) = x.shape, w_ih.shape
+    """U x + b of all nodes and directions in one product, then in level order: (D, R, B, G*H)."""
+    (B, N, C), (D, GH, _) = x.shape, w_ih.shape
     rows = x.transpose(0, 1).reshape(1, N * B, C).expand(D, -1, -1)
     wt = w_ih.transpose(1, 2)
     u = torch.bmm(rows, wt) if bias is None else torch.baddbmm(bias[:, None], rows, wt)
-    return u.view(D * N, B * H).index_select(0, table.source).view(D, -1, B, H)
+    return u.view(D * N, B * GH).index_select(0, table.source).view(D, -1, B, GH)
 
 
 def _in_node_order(h: Tensor, table: Plan) -> Tensor:
@@ -266,10 +303,20 @@ class Wavefront:
         mask: Tensor | None = None,
         h0: Tensor | None = None,
         projection: Tensor | None = None,
+        cell: str = "elman",
+        reduce: str | None = None,
     ) -> Tensor:
-        """As `strnn_kernels.spatial_rnn`, with the h0 that `temporal_rnn` needs."""
+        """As `strnn_kernels.spatial_rnn`, with the h0 that `temporal_rnn` needs.
+
+        Gated cells without a mask and h0; Elman cells with sums.
+        """
         table = plan(topology)
-        h = self._recur(_input(x, w_ih, bias, table), w_hh, table, activation, mask, h0)
+        if cell == "elman":
+            h = self._recur(_input(x, w_ih, bias, table), w_hh, table, activation, mask, h0)
+        else:
+            of_input, of_state = split_bias(CELLS.index(cell), bias, w_hh)
+            a = _input(x, w_ih, of_input, table)
+            h = _gated_states(a, w_hh, of_state, table, cell, reduce != "sum")
         return _in_node_order(h, table) if projection is None else _project(h, projection, table)
 
     def temporal_rnn(
@@ -284,6 +331,7 @@ class Wavefront:
         h0: Tensor | None = None,
         bidirectional: bool = True,
         projection: Tensor | None = None,
+        cell: str = "elman",
     ) -> Tensor:
         """As `strnn_kernels.temporal_rnn`; not for h0 together with lengths."""
         T = x.shape[1]
@@ -297,6 +345,7 @@ class Wavefront:
             mask=None if lengths is None else torch.arange(T) < lengths[:, None],
             h0=h0,
             projection=projection,
+            cell=cell,
         )
 
     def _recur(

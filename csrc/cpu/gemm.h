@@ -13,8 +13,9 @@
 //
 // One micro-kernel keeps a tile of MR x NV registers: on AVX-512, 14 x 2 accumulators + 2 of B + 1
 // of A of 32; on NEON 8 x 2 + 2 + 8 of A, whose lanes are factors of a product; on 16-register
-// machines 6 x 2 + 2 + 1. Rows are divided evenly over the tiles, so no tile is small. A processor
-// that splits wide registers in two does half a register in half the time.
+// machines 6 x 2 + 2 + 1. Rows are divided evenly over the tiles, so no tile is small; one or two
+// rows, which are too few sums for a panel, take several panels at a time. A processor that splits
+// wide registers in two does half a register in half the time.
 
 #if STRNN_VEC_BYTES == 64
 constexpr int kMaxTileRows = 14;
@@ -40,6 +41,10 @@ struct Product {
   const T* b = nullptr;
   int64_t ldb = 0, panel_step = 0;
 
+  // Where register v of a term of B lies, of the panels from this one on.
+  int64_t offset(int64_t v) const {
+    return v / kPanelVecs * panel_step + v % kPanelVecs * kLanes<T>;
+  }
   // Its terms from `first` on, at most `count`.
   Product terms(int64_t first, int64_t count) const {
     Product part = *this;
@@ -74,10 +79,11 @@ STRNN_INLINE Vec<double> add_lane(Vec<double> acc, Vec<double> a, Vec<double> b)
 
 // acc[i] += a[i][kLane] * b for each row.
 template <int kLane, typename T, int MR, int NV>
-STRNN_INLINE void add_lanes(const T* b, const Vec<T> (&a)[MR], Vec<T> (&acc)[MR][NV]) {
-#pragma GCC unroll 2
+STRNN_INLINE void add_lanes(const Product<T>& p, const T* b, const Vec<T> (&a)[MR],
+                            Vec<T> (&acc)[MR][NV]) {
+#pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
-    const Vec<T> bv = load(b + v * kLanes<T>);
+    const Vec<T> bv = load(b + p.offset(v));
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) acc[i][v] = add_lane<kLane>(acc[i][v], a[i], bv);
   }
@@ -95,11 +101,11 @@ STRNN_INLINE int64_t add_product_by_lanes(const Product<T>& p, int64_t m, int64_
     Vec<T> terms[MR];
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) terms[i] = load(a + i * row_step + k);
-    add_lanes<0>(b, terms, acc);
-    add_lanes<1>(b + ldb, terms, acc);
+    add_lanes<0>(p, b, terms, acc);
+    add_lanes<1>(p, b + ldb, terms, acc);
     if constexpr (kLanes<T> == 4) {
-      add_lanes<2>(b + 2 * ldb, terms, acc);
-      add_lanes<3>(b + 3 * ldb, terms, acc);
+      add_lanes<2>(p, b + 2 * ldb, terms, acc);
+      add_lanes<3>(p, b + 3 * ldb, terms, acc);
     }
   }
   return k;
@@ -109,7 +115,6 @@ STRNN_INLINE int64_t add_product_by_lanes(const Product<T>& p, int64_t m, int64_
 // acc += A B for a tile.
 template <typename T, typename V, int MR, int NV>
 STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel, V (&acc)[MR][NV]) {
-  constexpr int kWidth = sizeof(V) / sizeof(T);
   int64_t first = 0;
 #if defined(__aarch64__)
   if constexpr (std::is_same_v<V, Vec<T>>)
@@ -136,7 +141,7 @@ STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel, V (
         for (int i = 0; i < MR; ++i) {
           const V am = splat<T, V>(base[i / 3][q * k_step + (i % 3) * row_step]);
 #pragma GCC unroll 2
-          for (int v = 0; v < NV; ++v) part[q][i][v] += am * load<T, V>(b + v * kWidth);
+          for (int v = 0; v < NV; ++v) part[q][i][v] += am * load<T, V>(b + p.offset(v));
         }
 #pragma GCC unroll 8
       for (int g = 0; g < (MR + 2) / 3; ++g) base[g] += kParts * k_step;
@@ -150,12 +155,12 @@ STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel, V (
   }
   for (int64_t k = first; k < p.K; ++k) {
     V bv[NV];
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) bv[v] = load<T, V>(b + v * kWidth);
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) bv[v] = load<T, V>(b + p.offset(v));
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
       const V am = splat<T, V>(base[i / 3][(i % 3) * row_step]);
-#pragma GCC unroll 2
+#pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) acc[i][v] += am * bv[v];
     }
     b += ldb;
@@ -166,11 +171,10 @@ STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel, V (
 
 template <typename T, typename V, int MR, int NV>
 STRNN_INLINE void gemm_tile(const Gemm<T>& g, int64_t m, int64_t panel) {
-  constexpr int kWidth = sizeof(V) / sizeof(T);
   V acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
+#pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) acc[i][v] = V{};
   add_product(g.product, m, panel, acc);
   if (g.second.K) add_product(g.second, m, panel, acc);
@@ -178,17 +182,22 @@ STRNN_INLINE void gemm_tile(const Gemm<T>& g, int64_t m, int64_t panel) {
   T* c = g.c + m * g.ldc + panel * kPanel<T>;
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
+#pragma GCC unroll 8
     for (int v = 0; v < NV; ++v)
-      store(c + i * g.ldc + v * kWidth,
-            load<T, V>(init + i * g.init_step + v * kWidth) + acc[i][v]);
+      store(c + i * g.ldc + v * kLanes<T>,
+            load<T, V>(init + i * g.init_step + v * kLanes<T>) + acc[i][v]);
 }
 
 template <typename T, int MR>
 STRNN_NOINLINE void gemm_rows(const Gemm<T>& g, int64_t m, int64_t width) {
   const int64_t panels = (width + kLanes<T> - 1) / kPanel<T>;
-  for (int64_t i = 0; i < panels; ++i)
-    gemm_tile<T, Vec<T>, MR, kPanelVecs>(g, m, g.from_the_end ? panels - 1 - i : i);
+  constexpr int kAtOnce = std::max(1, kMinSums / (MR * kPanelVecs));
+  int64_t i = 0;
+  for (; i + kAtOnce <= panels; i += kAtOnce)
+    gemm_tile<T, Vec<T>, MR, kAtOnce * kPanelVecs>(g, m, g.from_the_end ? panels - kAtOnce - i : i);
+  if constexpr (kAtOnce > 1)
+    for (; i < panels; ++i)
+      gemm_tile<T, Vec<T>, MR, kPanelVecs>(g, m, g.from_the_end ? panels - 1 - i : i);
   width -= panels * kPanel<T>;
   if (width > kLanes<T> / 2)
     gemm_tile<T, Vec<T>, MR, 1>(g, m, panels);

@@ -105,10 +105,14 @@ void pack_columns(const S* w, int64_t K, int64_t H, int gates, const int* gate_o
     T* column = to + n / kPanel<T> * K * kPanel<T> + n % kPanel<T>;
     for (int64_t k = 0; k < K; k += kLanes<T>) {
       const int64_t lanes = std::min<int64_t>(kLanes<T>, K - k);
-      Vec<T> square[kLanes<T>] = {};
-      for (int64_t c = 0; c < count; ++c) square[c] = load_lanes<S, T>(rows + c * K + k, lanes);
+      Vec<T> square[kLanes<T>];  // in registers, so not cleared at once
+#pragma GCC unroll 16
+      for (int c = 0; c < kLanes<T>; ++c)
+        square[c] = c < count ? load_lanes<S, T>(rows + c * K + k, lanes) : Vec<T>{};
       transpose<T>(square, std::make_integer_sequence<int, kLanes<T>>{});
-      for (int64_t i = 0; i < lanes; ++i) store(column + (k + i) * kPanel<T>, square[i]);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes<T>; ++i)
+        if (i < lanes) store(column + (k + i) * kPanel<T>, square[i]);
     }
   }
 }

@@ -151,7 +151,8 @@ class Recurrent(nn.RNNBase):
         is_batched = self._check_input(name, input, lengths)
         is_time_first = is_batched and not self.batch_first
         x = input if is_batched else input[None]
-        x = x.transpose(0, 1) if is_time_first else x
+        if is_time_first:
+            x = x.transpose(0, 1)
         starts = self._starts(name, x, hx, is_batched)
 
         def noise():
@@ -216,8 +217,7 @@ class Recurrent(nn.RNNBase):
         for layer in range(L):
             if layer and self.dropout and self.training:
                 x = x * noise()
-            names = self._all_weights[layer * D : (layer + 1) * D]
-            w_ih = [getattr(self, of_direction[0]) for of_direction in names]
+            w_ih, w_hh, bias = self._weights(layer)
             if not layer:
                 self._check_dtype(name, x, w_ih[0])
             own = starts if L == 1 else [s[layer * D : (layer + 1) * D] for s in starts]
@@ -225,8 +225,8 @@ class Recurrent(nn.RNNBase):
                 name,
                 x,
                 w_ih,
-                [getattr(self, bias) for of_direction in names for bias in of_direction[2:]],
-                [getattr(self, of_direction[1]) for of_direction in names],
+                bias,
+                w_hh,
                 _CELLS[self.mode],
                 lengths,
                 *[start.transpose(0, 1) for start in own],
@@ -238,6 +238,18 @@ class Recurrent(nn.RNNBase):
         if L > 1:
             kinds = [torch.cat([last[k] for last in lasts]) for k in range(len(kinds))]
         return x, list(kinds)
+
+    def _weights(self, layer: int) -> tuple[list[torch.Tensor], ...]:
+        """w_ih, w_hh of each direction of a layer, and b_ih and b_hh of each in turn."""
+        known, D = self._parameters, 1 + self.bidirectional
+        w_ih, w_hh, biases = [], [], []
+        for names in self._all_weights[layer * D : (layer + 1) * D]:
+            # What is no parameter any more (a parametrization, weight norm) is an attribute.
+            found = [known[n] if n in known else getattr(self, n) for n in names]
+            w_ih.append(found[0])
+            w_hh.append(found[1])
+            biases += found[2:]
+        return w_ih, w_hh, biases
 
     def _forward_packed(self, name, packed, hx, lengths):
         if lengths is not None:
@@ -320,7 +332,7 @@ def _own(output: torch.Tensor) -> torch.Tensor:
 
     So that a caller may change it in place, as the output of torch's own layers.
     """
-    if output.requires_grad or torch.jit.is_tracing():
+    if output.requires_grad or torch._C._is_tracing():
         return output.clone(memory_format=torch.contiguous_format)
     return output.contiguous()
 

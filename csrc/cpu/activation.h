@@ -38,8 +38,7 @@ STRNN_INLINE Fraction<Vec<float>> tanh_factor(Vec<float> x) {
                          1.523051315e-08f};
   constexpr float Q[] = {1.0f, 4.677782870e-01f, 2.616445830e-02f, 3.411298660e-04f,
                          8.522485164e-07f};
-  x = x > kLimit ? splat(kLimit) : x;
-  x = x < -kLimit ? splat(-kLimit) : x;
+  x = clamp(x, kLimit);
   const Vec<float> t = x * x;
   const Vec<float> p = (((P[4] * t + P[3]) * t + P[2]) * t + P[1]) * t + P[0];
   const Vec<float> q = (((Q[4] * t + Q[3]) * t + Q[2]) * t + Q[1]) * t + Q[0];
@@ -51,9 +50,7 @@ STRNN_INLINE Fraction<Vec<float>> sigmoid_factor(Vec<float> x) {
 }
 
 STRNN_INLINE Vec<float> tanh_of(Vec<float> x) {
-  Vec<float> y = value_of(tanh_factor(x));
-  y = y > 1.0f ? splat(1.0f) : y;  // rounding may pass 1, and 1 - y * y must not be negative
-  return y < -1.0f ? splat(-1.0f) : y;
+  return clamp(value_of(tanh_factor(x)), 1.0f);  // rounding may pass 1; 1 - y * y must not be < 0
 }
 STRNN_INLINE Vec<double> tanh_of(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::tanh(x[i]);

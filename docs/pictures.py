@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from strnn_kernels import Topology
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench/results/cpu-zen4-2core.json"
+RESULTS = ROOT / "bench/results/cpu-zen3-2core.json"
 INK, PAPER, NOW, BEFORE = "0.25", "white", "#d1495b", "#9dc3e6"
 FROM = ("from the top left", "from the top right", "from the bottom left", "from the bottom right")
 CASES = {
@@ -27,12 +27,19 @@ CASES = {
     "T2": "128 steps, 128 wide",
     "T3": "512 steps, 256 wide",
     "T4": "128 steps, lengths differ",
+    "G1": "GRU, 9 steps, 30 wide",
+    "G2": "GRU, 128 steps, 128 wide",
+    "L1": "LSTM, 9 steps, 30 wide",
+    "L2": "LSTM, 128 steps, 128 wide",
 }
 PEERS = {
-    "wavefront": ("PyTorch, level by level", "#4c78a8"),
-    "nn.RNN": ("torch.nn.RNN", "#f58518"),
-    "jax scan": ("JAX scan", "#54a24b"),
+    "PyTorch, level by level": (("wavefront",), "#4c78a8"),
+    "torch.nn": (("nn.RNN", "nn.GRU", "nn.LSTM"), "#f58518"),
+    "ONNX Runtime": (("onnx runtime",), "#b279a2"),
+    "JAX scan": (("jax scan",), "#54a24b"),
 }
+#: Longer bars end here; the number stands beside them.
+LONGEST = 11
 
 
 def main(out: Path) -> None:
@@ -57,25 +64,30 @@ def ratios() -> Figure:
         (r["case"], r["contestant"], r["mode"]): r["median_ms"] for r in rows if r["status"] == "ok"
     }
     cases = list(CASES)
-    figure = Figure(figsize=(7.6, 3.1), layout="constrained")
+    figure = Figure(figsize=(7.6, 5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, mode in zip(panels, ("training", "inference"), strict=True):
-        for k, (peer, (label, color)) in enumerate(PEERS.items()):
+        for k, (label, (peers, color)) in enumerate(PEERS.items()):
             found = {
                 row: times[case, peer, mode] / times[case, "cpu", mode]
                 for row, case in enumerate(cases)
+                for peer in peers
                 if (case, peer, mode) in times
             }
-            at = np.array(list(found)) + 0.27 * (k - 1)
-            bars = panel.barh(at, list(found.values()), 0.26, color=color, label=label)
-            panel.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
+            at = np.array(list(found)) + 0.2 * (k - 1.5)
+            lengths = [min(ratio, LONGEST) for ratio in found.values()]
+            bars = panel.barh(at, lengths, 0.19, color=color, label=label)
+            labels = [f"{ratio:.1f}" for ratio in found.values()]
+            panel.bar_label(bars, labels, fontsize=6, padding=2)
         panel.axvline(1, color=INK, linewidth=0.8)
-        panel.set(xlim=(0, 11), title="training step" if mode == "training" else "inference")
+        panel.set(
+            xlim=(0, LONGEST + 1), title="training step" if mode == "training" else "inference"
+        )
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(cases)), list(CASES.values()))
     panels[0].invert_yaxis()
     panels[1].legend(frameon=False, loc="lower right", fontsize=8)
-    figure.supxlabel("times as long as strnn-kernels takes (one Zen 4 core)", fontsize=9)
+    figure.supxlabel("times as long as strnn-kernels takes (one Zen 3 core)", fontsize=9)
     return figure
 
 

@@ -19,6 +19,23 @@ _SEED_62 = """
      .    .  CB1   O1   OZ   O2  CB2    .    .
 """
 
+_DEAP_32 = """
+     .    .    .  FP1    .  FP2    .    .    .
+     .    .    .  AF3    .  AF4    .    .    .
+    F7    .   F3    .   FZ    .   F4    .   F8
+     .  FC5    .  FC1    .  FC2    .  FC6    .
+    T7    .   C3    .   CZ    .   C4    .   T8
+     .  CP5    .  CP1    .  CP2    .  CP6    .
+    P7    .   P3    .   PZ    .   P4    .   P8
+     .    .    .  PO3    .  PO4    .    .    .
+     .    .    .   O1   OZ   O2    .    .    .
+"""
+# DEAP's channels go down the left side, then down the right.
+_DEAP_ORDER = """
+    FP1 AF3 F3 F7 FC5 FC1 C3 T7 CP5 CP1 P3 P7 PO3 O1 OZ PZ
+    FP2 AF4 FZ F4 F8 FC6 FC2 CZ C4 T8 CP6 CP2 P4 P8 PO4 O2
+"""
+
 
 def _read(picture: str) -> dict[str, tuple[int, int]]:
     return {
@@ -30,4 +47,7 @@ def _read(picture: str) -> dict[str, tuple[int, int]]:
 
 
 #: name of the montage -> electrode -> (row, column)
-MONTAGES: dict[str, dict[str, tuple[int, int]]] = {"seed-62": _read(_SEED_62)}
+MONTAGES: dict[str, dict[str, tuple[int, int]]] = {
+    "seed-62": _read(_SEED_62),
+    "deap-32": {name: _read(_DEAP_32)[name] for name in _DEAP_ORDER.split()},
+}

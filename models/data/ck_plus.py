@@ -3,6 +3,9 @@
 ``cohn-kanade-images/S005/001/S005_001_00000011.png`` and
 ``Emotion/S005/001/S005_001_00000011_emotion.txt`` (also ``Emotion_labels``) with one number 0 to 7.
 A sequence without a label file has no label: that is how the data set is, not a fault.
+
+CK+48, a copy that goes round, has ``<emotion>/S010_004_00000017.png``, 48 x 48: the last three
+frames of each labelled sequence.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from strnn_models.data.frames import Clip, list_frames
+from strnn_models.data.frames import Clip, check_frame, list_frames
 from strnn_models.data.records import (
     DataError,
     Records,
     first_folder,
+    folders,
     listed,
     nothing,
     number,
@@ -31,6 +35,7 @@ EMOTIONS = ("neutral", "anger", "contempt", "disgust", "fear", "happy", "sadness
 CLASSES = EMOTIONS[1:]
 NUM_FOLDS = 10
 
+_FRAME_NAME = re.compile(r"(S[0-9]{3})_([0-9]{3})_[0-9]{8}\.png")
 _LABEL_NAME = re.compile(r"(S[0-9]{3}_[0-9]{3}_[0-9]{8})_emotion\.txt")
 
 
@@ -42,31 +47,19 @@ def read_ck_plus(
     Folds follow `folds`, counted over the subjects that are returned.
 
     Args:
-        root: the folder that has cohn-kanade-images and Emotion.
+        root: the folder that has cohn-kanade-images and Emotion, or CK+48's with one for each of
+            `CLASSES`.
         contempt: whether to keep the sequences of contempt (18 of 327).
         skip_bad: leave out what is damaged and list it in `.skipped`.
 
     Raises:
         DataError: a file is missing, damaged or mislabelled; names it.
     """
-    images = first_folder(root, "cohn-kanade-images")
-    emotions = first_folder(root, "Emotion", "Emotion_labels")
-    names = classes(contempt)
-    clips = Records[Clip](skip_bad)
-    for labels in _sequences(emotions):
-        with clips.guard():
-            files = listed(labels, end=".txt")
-            if not files:
-                continue
-            if len(files) > 1:
-                reason = f"must have one label, got {', '.join(file.name for file in files)}"
-                raise DataError(labels, None, reason)
-            emotion = _read_label(files[0])
-            if emotion not in names:
-                continue
-            clips.append(_read_clip(images, files[0], names.index(emotion), skip_bad))
-    if not clips and not clips.skipped:
-        nothing(emotions, "has no label files S*/*/*_emotion.txt")
+    names, clips = classes(contempt), Records[Clip](skip_bad)
+    if any(os.path.isdir(Path(root) / emotion) for emotion in CLASSES):
+        _read_48(Path(root), names, clips)
+    else:
+        _read_sequences(root, names, clips)
     fold = folds([clip.subject for clip in clips])
     clips[:] = [replace(clip, fold=fold[clip.subject]) for clip in clips]
     return clips
@@ -86,10 +79,57 @@ def folds(subjects: list[str], num_folds: int = NUM_FOLDS) -> dict[str, int]:
     return {subject: k % num_folds for k, subject in enumerate(sorted(set(subjects)))}
 
 
+def _read_48(root: Path, names: tuple[str, ...], clips: Records[Clip]) -> None:
+    """The sequences of CK+48: the frames of a folder of an emotion that have one in their names."""
+    found: dict[str, tuple[str, list[Path]]] = {}
+    for place in folders(root):
+        with clips.guard():
+            if place.name not in CLASSES:
+                raise DataError(place, None, f"must be named after one of {', '.join(CLASSES)}")
+            for path in listed(place):
+                with clips.guard():
+                    match = _FRAME_NAME.fullmatch(path.name)
+                    if match is None:
+                        raise DataError(path, None, "must be named S<3 digits>_<3>_<8>.png")
+                    emotion, frames = found.setdefault(f"{match[1]}/{match[2]}", (place.name, []))
+                    if emotion != place.name:
+                        reason = f"{match[1]}/{match[2]} is {emotion} too, as {frames[0].name}"
+                        raise DataError(path, None, reason)
+                    frames.append(path)
+    for name, (emotion, frames) in sorted(found.items()):
+        with clips.guard():
+            for frame in frames:
+                check_frame(frame, decode=clips.skip_bad)
+            if emotion in names:
+                clips.append(Clip(name, name[:4], tuple(frames), names.index(emotion)))
+    if not clips and not clips.skipped:
+        nothing(root, "has no frames <emotion>/S*_*_*.png")
+
+
+def _read_sequences(root: Path | str, names: tuple[str, ...], clips: Records[Clip]) -> None:
+    images = first_folder(root, "cohn-kanade-images")
+    emotions = first_folder(root, "Emotion", "Emotion_labels")
+    for labels in _sequences(emotions):
+        with clips.guard():
+            files = listed(labels, end=".txt")
+            if not files:
+                continue
+            if len(files) > 1:
+                reason = f"must have one label, got {', '.join(file.name for file in files)}"
+                raise DataError(labels, None, reason)
+            emotion = _read_label(files[0])
+            if emotion not in names:
+                continue
+            label = names.index(emotion)
+            clips.append(_read_clip(images, files[0], label, clips.skip_bad))
+    if not clips and not clips.skipped:
+        nothing(emotions, "has no label files S*/*/*_emotion.txt")
+
+
 def _sequences(emotions: Path) -> Iterator[Path]:
-    for subject in listed(emotions, start="S"):
-        if os.path.isdir(subject):
-            yield from (path for path in listed(subject) if os.path.isdir(path))
+    for subject in folders(emotions):
+        if subject.name.startswith("S"):
+            yield from folders(subject)
 
 
 def _read_label(path: Path) -> str:

@@ -72,7 +72,7 @@ def differential_entropy(
         )
     centred = eeg - eeg.mean(dim=-1, keepdim=True)
     padded = torch.nn.functional.pad(centred, (half, half), mode="reflect")
-    size = padded.shape[-1] + 2 * half
+    size = _fast_length(padded.shape[-1] + 2 * half)
     spectrum = torch.fft.rfft(padded, n=size)
     entropies = []
     for taps in filters:  # one band at a time: five would need five times the memory
@@ -82,6 +82,13 @@ def differential_entropy(
         floor = torch.finfo(eeg.dtype).tiny
         entropies.append(0.5 * torch.log(2 * math.pi * math.e * variance.clamp_min(floor)))
     return torch.stack(entropies, dim=-1).transpose(-3, -2)
+
+
+def _fast_length(least: int) -> int:
+    """A length of at least that which has no large prime factor: twenty times as fast with one."""
+    from scipy.fft import next_fast_len
+
+    return next_fast_len(least, real=True)
 
 
 @lru_cache(maxsize=64)

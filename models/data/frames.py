@@ -67,9 +67,7 @@ def list_frames(folder: Path, *, decode: bool = False) -> tuple[Path, ...]:
         raise DataError(folder, None, "has no image files")
     frames = tuple(numbered[k] for k in sorted(numbered))
     for frame in frames:
-        check_frame(frame)
-        if decode:
-            _load(frame, (1, 1), grey=True)
+        check_frame(frame, decode=decode)
     return frames
 
 
@@ -113,11 +111,11 @@ def open_image(path: Path, formats: Sequence[str] = FORMATS) -> Iterator[Image]:
         raise DataError(path, None, f"{what} ({error})") from error
 
 
-def check_frame(path: Path) -> None:
+def check_frame(path: Path, *, decode: bool = False) -> None:
     """Looks at the first and last bytes of an image: quick, finds empty and cut-off files.
 
-    Where the end of the format is not among the last bytes, all is decoded: a file may have more
-    after it. Whether it is cut off is for the decoder to say.
+    Where the end of the format is not among the last bytes, or with `decode`, all is decoded: a
+    file may have more after it. Whether it is cut off is for the decoder to say.
 
     Raises:
         DataError: it is no image, or cut off.
@@ -126,6 +124,8 @@ def check_frame(path: Path) -> None:
         end = _ENDS.get(image.format)
         if end is not None and end not in read_bytes(path, MOST_BYTES)[-64:]:
             image.verify() if image.format == "PNG" else image.load()
+    if decode:
+        _load(path, (1, 1), grey=True)
 
 
 def load_frames(frames: Sequence[Path], size: tuple[int, int], grey: bool = True) -> torch.Tensor:

@@ -110,15 +110,16 @@ class _Stream:
 class Variable:
     """What a file says of a variable before its numbers.
 
-    `problem`: why it cannot be read, or None. `at`, `size`: its element in the file, without tag.
+    `problem`: why it cannot be read, or None. `at`, `size`: its element in the file, without tag,
+    for version 5.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype | None
     problem: str | None
-    at: int
-    size: int
-    compressed: bool
+    at: int = 0
+    size: int = 0
+    compressed: bool = False
 
     @property
     def bytes(self) -> int:
@@ -306,7 +307,7 @@ def _byte_order(header: bytes) -> str:
     order = "<" if header[126:] == b"IM" else ">"
     version = int(np.frombuffer(header[124:126], f"{order}u2")[0])
     if version == 0x0200:
-        raise _Damage("it is of version 7.3 (HDF5): save it again with -v7")
+        raise _Damage("it is of version 7.3, but HDF5 does not follow its header")
     if version != 0x0100:
         raise _Damage(f"its version is {version:#06x}, not 0x0100")
     return order

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from strnn_models.data.digits import Arrays
 from strnn_models.data.frames import MOST_PIXELS, open_image, pixel_values
+from strnn_models.data.npy import read_npy
 from strnn_models.data.records import DataError, float32
 from strnn_models.data.tasks import Task, register
 from strnn_models.files import open_regular, why
@@ -193,25 +194,17 @@ def _task(
 def _crops(seed: int) -> tuple[Tensor, list[tuple[NDArray, NDArray]]]:
     """All crops (200, 1, 25, 25), and for each part the numbers without and with a face."""
     path = _file("lfw_subset.npy")
-    format = np.lib.format
+    shape = (200, 25, 25)
     try:
         with open_regular(path, MOST_BYTES) as file:
-            version = format.read_magic(file)
-            if version != (1, 0):
-                raise ValueError(f"its version is {version}, not (1, 0)")
-            shape, _, dtype = format.read_array_header_1_0(file)
-            if dtype.kind not in "fiu":
-                raise ValueError(f"it must hold real numbers, not {dtype}")
-            if shape != (200, 25, 25):
-                raise DataError(path, None, f"must have shape (200, 25, 25), got {shape}")
-            file.seek(0)
-            images = float32(path, None, format.read_array(file, allow_pickle=False))
+            images = read_npy(file, 8 * math.prod(shape))
     except OSError as error:
         raise DataError(path, None, why(error)) from error
-    except DataError:
-        raise
-    except Exception as error:  # the header is Python, and so are the errors of reading it
+    except ValueError as error:
         raise DataError(path, None, f"not a readable array ({error})") from error
+    if images.shape != shape:
+        raise DataError(path, None, f"must have shape {shape}, got {images.shape}")
+    images = float32(path, None, images)
     random = np.random.default_rng(seed)
     with_face, without = random.permutation(100), 100 + random.permutation(100)
     parts = zip(np.split(without, [60, 80]), np.split(with_face, [60, 80]), strict=True)

@@ -136,6 +136,11 @@ def listed(place: Path, *, start: str = "", end: str = "") -> list[Path]:
     ]
 
 
+def folders(place: Path) -> list[Path]:
+    """The folders among what is `listed`."""
+    return [path for path in listed(place) if os.path.isdir(path)]
+
+
 def below(place: Path, *, end: str) -> list[Path]:
     """As `listed`, with all sub-folders; links to folders are not followed."""
     found, places = [], [place]

@@ -13,6 +13,7 @@ import os
 import re
 from array import array
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,17 +62,38 @@ def read_sewa(
             found[path.name.removesuffix(ending)][what].append(path)
     if not found:
         nothing(root, f"has no files *{endings['Valence']}, nor below it")
+    paired(traces, found, {what: f"{{}}{end}" for what, end in endings.items()}, mean_rating)
+    return traces
+
+
+def paired(
+    traces: Records[Trace],
+    found: Mapping[str, Mapping[str, list[Path]]],
+    names: Mapping[str, str],
+    read: Callable[[Path], tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> None:
+    """Adds the trace of each recording that has a file of valence and one of arousal.
+
+    Args:
+        traces: to add to.
+        found: recording -> what is annotated -> its files.
+        names: what is annotated, valence first -> how its file is called, seen from the folder of
+            its partner, with {} for the recording.
+        read: gives time stamps and values of a file.
+
+    Raises:
+        DataError: one of the two is missing or there twice, or their times differ.
+    """
     for stem, parts in sorted(found.items()):
         with traces.guard():
             (times, valence), (other, arousal) = (
-                _read_raw(_only(parts, what, f"{stem}{endings[what]}")) for what in endings
+                read(_only(parts, what, name.format(stem))) for what, name in names.items()
             )
             if len(times) != len(other) or not np.allclose(times, other, atol=1e-6):
                 reason = f"its {len(other)} time stamps are not the {len(times)} of the valence"
-                raise DataError(parts["Arousal"][0], None, reason)
+                raise DataError(parts[list(names)[1]][0], None, reason)
             values = np.stack([valence, arousal], axis=1).astype(np.float32)
             traces.append(Trace(stem, values, np.ones(len(times), bool), times=times))
-    return traces
 
 
 def read_avec(root: Path | str, *, part: str = "", skip_bad: bool = False) -> Records[Trace]:
@@ -131,33 +153,45 @@ def _only(parts: dict[str, list[Path]], what: str, expected: str) -> Path:
     """The one file of a recording."""
     if not parts[what]:
         (partner,) = (paths for paths in parts.values() if paths)
-        missing = partner[0].with_name(expected)
+        missing = Path(os.path.normpath(partner[0].parent / expected))
         raise DataError(missing, None, "no such file, but its partner is there")
     if len(parts[what]) > 1:
         raise DataError(parts[what][1], None, f"is there twice, also as {parts[what][0]}")
     return parts[what][0]
 
 
-def _read_raw(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Time stamps and the mean over annotators, each (T,)."""
+def mean_rating(
+    path: Path, separator: str = ","
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Time stamps and the mean over annotators, each (T,), of a file with a column for each."""
     lines = text_lines(path)
-    first = columns(path, "line 1", lines[0], ",", None)
+    first = columns(path, "line 1", lines[0], separator, None)
     if len(first) < 2:
         raise DataError(path, "line 1", f"must have a time and a value, got {shown(lines[0])}")
-    cells, last, has_header = array("d"), -1.0, _is_header(first)
-    for n, line in list(enumerate(lines, start=1))[has_header:]:
-        record = f"line {n}"
-        time, *values = columns(path, record, line, ",", len(first))
-        seconds = number(path, record, time, 0, MOST_SECONDS)
+    rows = list(enumerate(lines, start=1))[_is_header(first) :]
+    table = rated(
+        path, ((n, columns(path, f"line {n}", line, separator, len(first))) for n, line in rows)
+    )
+    return table[:, 0], table[:, 1:].mean(axis=1)
+
+
+def rated(path: Path, rows: Iterable[tuple[int, list[str]]]) -> NDArray[np.float64]:
+    """The numbers of numbered lines: times that grow, and ratings in -1..1.
+
+    Raises:
+        DataError: a number is not as it must be, or there are no lines.
+    """
+    cells, last, width = array("d"), -1.0, 1
+    for n, (time, *values) in rows:
+        seconds = number(path, f"line {n}", time, 0, MOST_SECONDS)
         if seconds <= last:
-            raise DataError(path, record, "time stamps must grow")
-        last = seconds
+            raise DataError(path, f"line {n}", "time stamps must grow")
+        last, width = seconds, 1 + len(values)
         cells.append(seconds)
-        cells.extend(number(path, record, value, -1, 1) for value in values)
+        cells.extend(number(path, f"line {n}", value, -1, 1) for value in values)
     if not cells:
         raise DataError(path, None, "has a header but no lines")
-    table = np.array(cells).reshape(-1, len(first))
-    return table[:, 0], table[:, 1:].mean(axis=1)
+    return np.array(cells).reshape(-1, width)
 
 
 def _is_header(cells: list[str]) -> bool:

@@ -6,11 +6,12 @@ sets.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from strnn_models.data import aff_wild2, ck_plus, seed
+from strnn_models.data import aff_wild2, ck_plus, seed, seed_files
 
 
 def write_seed(
@@ -28,7 +29,7 @@ def write_seed(
     savemat(root / "label.mat", {"label": np.array([seed.LABELS])})
     for subject in subjects:
         for session in range(num_sessions):
-            path = root / f"{subject}_{seed.DATES[str(subject)][session]}.mat"
+            path = root / f"{subject}_{seed_files.DATES[str(subject)][session]}.mat"
             savemat(path, _trials(features, lengths, seed.LABELS, subject * 10 + session))
     return root
 
@@ -66,6 +67,50 @@ def write_seed_iv(
     return root
 
 
+def write_seed_v(root: Path, *, subjects: Sequence[int] = (1,), length: int = 3) -> Path:
+    """SEED-V: <subject>_123.npz with two pickles; each trial of a session a window longer."""
+    root.mkdir(parents=True, exist_ok=True)
+    for subject in subjects:
+        random = np.random.default_rng(subject)
+        lengths = [length + k % 15 for k in range(45)]
+        data = {k: random.normal(20, 2, (n, 310)) for k, n in enumerate(lengths)}
+        labels = {k: np.full(n, k % 5) for k, n in enumerate(lengths)}
+        pickles = {"data": pickle.dumps(data), "label": pickle.dumps(labels)}
+        np.savez(root / f"{subject}_123.npz", **pickles)
+    return root
+
+
+def write_seed_vii(root: Path, *, subjects: Sequence[int] = (1,), length: int = 3) -> Path:
+    """SEED-VII: <subject>.mat with de_<n> and de_LDS_<n>, (T, 5, 62)."""
+    from scipy.io import savemat
+
+    root.mkdir(parents=True, exist_ok=True)
+    for subject in subjects:
+        random = np.random.default_rng(subject)
+        arrays = {
+            f"{feature}_{n}": random.normal(20, 2, (length + n % 4, 5, 62))
+            for feature in ("de", "de_LDS")
+            for n in range(1, 81)
+        }
+        savemat(root / f"{subject}.mat", arrays)
+    return root
+
+
+def write_deap(
+    root: Path, *, subjects: Sequence[int] = (1,), shape: tuple[int, int, int] = (40, 40, 8064)
+) -> Path:
+    """DEAP: s01.mat and so on."""
+    from scipy.io import savemat
+
+    root.mkdir(parents=True, exist_ok=True)
+    for subject in subjects:
+        random = np.random.default_rng(subject)
+        labels = random.uniform(1, 9, (shape[0], 4))
+        data = random.normal(0, 10, shape).astype(np.float32)
+        savemat(root / f"s{subject:02d}.mat", {"data": data, "labels": labels})
+    return root
+
+
 def write_ck_plus(
     root: Path, *, num_subjects: int = 12, num_frames: int = 4, sequences: Sequence[int] = (1, 2)
 ) -> Path:
@@ -97,6 +142,45 @@ def write_afew(
             write_frames(root / video, names, seed=10 * k + n)
             lines.append(f"{video} {emotion}")
     (root / "list.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def write_ck_plus_48(root: Path, *, num_subjects: int = 12, size: int = 48) -> Path:
+    """CK+48: folders of emotions; three frames of sequence 001 of each subject."""
+    for s in range(1, num_subjects + 1):
+        names = [f"S{s:03d}_001_{k:08d}.png" for k in (11, 12, 13)]
+        emotion = ck_plus.CLASSES[s % len(ck_plus.CLASSES)]
+        write_frames(root / emotion, names, size=size, seed=s)
+    return root
+
+
+def write_afew_aligned(root: Path, *, order: Sequence[str], num_frames: int = 3) -> Path:
+    """AFEW's aligned faces beside empty videos; the last video shows no face."""
+    for k, emotion in enumerate(order):
+        (root / emotion).mkdir(parents=True)
+        (root / emotion / f"{k:09d}.avi").touch()
+        if k < len(order) - 1:
+            place = root / "AlignedFaces_LBPTOP_Points" / "Faces" / f"{k:09d}"
+            write_frames(place, [f"{k:09d}_{t:03d}.jpg" for t in range(num_frames)], seed=k)
+    return root
+
+
+def write_recola(root: Path, *, part: str = "train", num_videos: int = 2, length: int = 9) -> Path:
+    """RECOLA: ratings_gold_standard as arff and ratings_individual as csv, of three annotators."""
+    random = np.random.default_rng(0)
+    attributes = ("Instance_name string", "frameTime numeric", "GoldStandard numeric")
+    head = ["@relation GOLDSTANDARD", "", *(f"@attribute {a}" for a in attributes), "", "@data", ""]
+    for what in ("arousal", "valence"):
+        for name in [f"{part}_{v}" for v in range(1, num_videos + 1)]:
+            ratings = random.uniform(-1, 1, (length, 3)).round(3)
+            gold = [f"{name},{0.04 * t:g},{row.mean():.6f}" for t, row in enumerate(ratings)]
+            each = [
+                ";".join([f"{0.04 * t:g}", *map(str, row)])
+                for t, row in enumerate(ratings.tolist())
+            ]
+            _write_lines(root / "ratings_gold_standard" / what / f"{name}.arff", head + gold)
+            csv = ["time;FM1;FM2;FM3", *each]
+            _write_lines(root / "ratings_individual" / what / f"{name}.csv", csv)
     return root
 
 
@@ -161,6 +245,23 @@ def write_aff_wild2(
     return root
 
 
+def write_mtl(root: Path, *, num_videos: int = 2, with_frames: bool = True) -> Path:
+    """The multi-task challenge's two files: frames 2, 3 and 7, the last without an expression."""
+    random = np.random.default_rng(0)
+    for part in ("train", "validation"):
+        lines = ["image,valence,arousal,expression,aus"]
+        for v in range(num_videos):
+            for k in (2, 3, 7):
+                va = ",".join(f"{a:.3f}" for a in random.uniform(-1, 1, 2))
+                units = ",".join(map(str, random.integers(0, 2, 12)))
+                lines.append(f"{part[0]}{v}/{k:05d}.jpg,{va},{-1 if k == 7 else k},{units}")
+            if with_frames:
+                names = [f"{t:05d}.jpg" for t in range(1, 10)]
+                write_frames(root / "cropped_aligned" / f"{part[0]}{v}", names, seed=v)
+        _write_lines(root / "MTL_Challenge" / f"{part}_set.txt", lines)
+    return root
+
+
 def write_frames(place: Path, names: Sequence[str], *, size: int = 16, seed: int = 0) -> None:
     """Image files of random grey blobs."""
     from PIL import Image
@@ -170,6 +271,11 @@ def write_frames(place: Path, names: Sequence[str], *, size: int = 16, seed: int
     for name in names:
         pixels = random.integers(0, 255, (4, 4), dtype=np.uint8)
         Image.fromarray(pixels).resize((size, size)).save(place / name)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
 
 
 def _trials(features, lengths, labels, seed: int) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
-from strnn_models.data import aff_wild2, mat5, records, seed, sewa, synthetic, windows
+from strnn_models.data import aff_wild2, mat5, records, seed, seed_files, sewa, synthetic, windows
 from strnn_models.data.afew import read_afew
 from strnn_models.data.aff_wild2 import read_aff_wild2, read_annotations
 from strnn_models.data.ck_plus import read_ck_plus
@@ -367,7 +367,7 @@ def test_tables_of_electrodes_hold_whole_numbers():
 
 def test_sessions_are_told_by_their_dates(tmp_path):
     root = WRITERS["seed"](tmp_path)
-    first, second, third = (root / f"1_{date}.mat" for date in seed.DATES["1"])
+    first, second, third = (root / f"1_{date}.mat" for date in seed_files.DATES["1"])
     second.unlink()
     assert [(t.session, t.file) for t in read_seed(root)[::15]] == [(1, first), (3, third)]
     assert {t.file for t in read_seed(root, sessions=[3])} == {third}
@@ -382,7 +382,7 @@ def test_sessions_are_told_by_their_dates(tmp_path):
 
 def test_seed_with_a_folder_for_each_session(tmp_path):
     root = WRITERS["seed"](tmp_path)
-    for session, date in enumerate(seed.DATES["1"], start=1):
+    for session, date in enumerate(seed_files.DATES["1"], start=1):
         (root / str(session)).mkdir()
         (root / f"1_{date}.mat").rename(root / str(session) / f"1_2020010{5 - session}.mat")
     assert [t.session for t in read_seed(root)[::15]] == [1, 2, 3]
@@ -391,7 +391,7 @@ def test_seed_with_a_folder_for_each_session(tmp_path):
     (root / "label.mat").rename(root / "1" / "label.mat")
     assert len(read_seed(root)) == 45
     found.rename(root / "1" / found.name)
-    with pytest.raises(DataError, match="subject 1: 2 files of it in the folder of one session"):
+    with pytest.raises(DataError, match="subject 1: 2 files of it in one folder: 1_"):
         read_seed(root)
 
 

@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
-from strnn_models.data import photographs, seed, synthetic
+from strnn_models.data import photographs, seed, seed_files, synthetic
 from strnn_models.data.afew import read_afew
 from strnn_models.data.aff_wild2 import read_annotations
 from strnn_models.data.ck_plus import read_ck_plus
@@ -35,7 +35,7 @@ Target = tuple[list[Path], Callable[[bool], Iterator[np.ndarray]]]
 
 def _seed(root: Path, compressed: bool) -> Target:
     synthetic.write_seed(root, num_sessions=1, lengths=[1] * 15, features=["de_LDS"])
-    path = root / f"1_{seed.DATES['1'][0]}.mat"
+    path = root / f"1_{seed_files.DATES['1'][0]}.mat"
     if compressed:
         arrays = {f"de_LDS{n}": np.full((62, 1, 5), n) for n in range(1, 16)}
         savemat(path, arrays, do_compression=True)
@@ -46,7 +46,7 @@ def _seed(root: Path, compressed: bool) -> Target:
 
 def _seed_raw(root: Path) -> Target:
     synthetic.write_seed(root, num_sessions=1, lengths=[1] * 15, features=["de_LDS"])
-    path = root / f"1_{seed.DATES['1'][0]}.mat"
+    path = root / f"1_{seed_files.DATES['1'][0]}.mat"
     savemat(path, {"a_eeg1": np.ones((62, 331))})  # the others are missing
     return [path], lambda skip_bad: (
         trial.x for trial in seed.read_seed(root, feature="raw", skip_bad=True)

@@ -16,7 +16,7 @@ import torch
 import yaml
 from scipy.io import savemat
 from strnn_models.backbone import FrameCNN, load_weights
-from strnn_models.data import photographs, synthetic, tasks
+from strnn_models.data import photographs, read_deap, read_seed_v, synthetic, tasks
 from strnn_models.data.records import DataError
 from strnn_models.evaluate import main as evaluate
 from strnn_models.train import main as train
@@ -119,6 +119,8 @@ def data_sets(tmp_path_factory) -> dict[str, tuple[Path, dict]]:
     return {
         "seed": (root / "seed", {}),
         "seed_iv": (synthetic.write_seed_iv(root / "seed_iv"), {}),
+        "seed_v": (synthetic.write_seed_v(root / "seed_v", length=9), {}),
+        "seed_vii": (synthetic.write_seed_vii(root / "seed_vii", length=9), {}),
         "ck_plus": (synthetic.write_ck_plus(root / "ck_plus", num_subjects=10), size),
         "afew": (root / "afew", size | {"order": "kahou"}),
         "aff_wild2": (
@@ -162,6 +164,23 @@ def test_data_sets(payload, skip_bad, data_sets):
                         load_all(tasks.make(name, **options))
             finally:
                 path.write_bytes(good)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_pickles_of_data_sets(payload, skip_bad, tmp_path):
+    """DEAP's .dat, and what stands in the archives of SEED-V."""
+    (tmp_path / "s01.dat").write_bytes(payload)
+    np.savez(tmp_path / "1_123.npz", data=payload, label=payload)
+    for read, name in ((read_deap, "s01.dat"), (read_seed_v, "1_123.npz")):
+        root = tmp_path / name[:3]
+        root.mkdir()
+        (tmp_path / name).rename(root / name)
+        if skip_bad:
+            (skip,) = read(root, skip_bad=True).skipped
+            assert name in str(skip)
+        else:
+            with pytest.raises(DataError, match=name):
+                read(root)
 
 
 def test_pictures(payload, tmp_path, monkeypatch):

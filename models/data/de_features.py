@@ -85,7 +85,7 @@ def differential_entropy(
 
 
 def _fast_length(least: int) -> int:
-    """A length of at least that which has no large prime factor: twenty times as fast with one."""
+    """A length of at least that without large prime factors: with one, an FFT is slow."""
     from scipy.fft import next_fast_len
 
     return next_fast_len(least, real=True)

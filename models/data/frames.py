@@ -107,7 +107,9 @@ def open_image(path: Path, formats: Sequence[str] = FORMATS) -> Iterator[Image]:
     except (DataError, MemoryError):
         raise
     except Exception as error:  # Pillow passes on whatever its decoders meet
-        what = "the image is cut off" if "truncated" in str(error) else "not a readable image"
+        what = (
+            "the image is cut off" if "truncated" in str(error).lower() else "not a readable image"
+        )
         raise DataError(path, None, f"{what} ({error})") from error
 
 

@@ -37,7 +37,7 @@ def read_npy(file: BinaryIO, size: int, kinds: str = "fiu") -> NDArray:
         header = read.read_array_header_1_0 if version == (1, 0) else read.read_array_header_2_0
         shape, is_fortran, dtype = header(file)
     except Exception as error:  # the header is Python, and so are the errors of reading it
-        raise ValueError(str(error)[:200] or type(error).__name__) from error
+        raise ValueError(f"its header is damaged: {str(error)[:200]}") from error
     if dtype.kind not in kinds:
         wanted = "real numbers" if kinds == "fiu" else "bytes"
         raise ValueError(f"must hold {wanted}, holds {str(dtype)[:60]}")

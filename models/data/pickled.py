@@ -23,17 +23,20 @@ MOST_OPCODES = 100_000
 # The functions that numpy's arrays name, under all their names.
 _RECONSTRUCT = {(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")}
 _NDARRAY, _DTYPE = ("numpy", "ndarray"), ("numpy", "dtype")
+_FROM_BUFFER = {(f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")}
 _ENCODE = ("_codecs", "encode")  # how protocol 2 writes bytes
-_KNOWN = {*_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE}
+_KNOWN = {*_RECONSTRUCT, *_FROM_BUFFER, _NDARRAY, _DTYPE, _ENCODE}
 #: numpy's codes of the numbers
 _TYPES = ("f4", "f8", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)))
 _VALUES = (
     *("INT", "LONG", "LONG1", "BININT", "BININT1", "BININT2", "BINFLOAT", "BINSTRING"),
     *("SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"),
-    "BINBYTES8",
+    *("BINBYTES8", "BYTEARRAY8"),
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+#: What an array's bytes come as; a text in Python 2.
+_BYTES = (bytes, bytearray, str)
 _MARK = object()
 
 
@@ -175,6 +178,9 @@ class _Machine:
             raise ValueError("the pickle calls what makes no array")
         if function.name in _RECONSTRUCT and arguments[0] == _Name(_NDARRAY):
             self.stack.append(_Array())
+        elif function.name in _FROM_BUFFER:  # protocol 5
+            numbers, dtype, shape, order = arguments
+            self.stack.append(_Array(self.array(shape, dtype, order == "F", numbers)))
         elif function.name == _DTYPE and arguments[0] in _TYPES:
             self.stack.append(_Type(arguments[0]))
         elif function.name == _ENCODE and type(arguments[0]) is str and arguments[1] == "latin1":
@@ -193,11 +199,11 @@ class _Machine:
 
     def array(self, shape: Any, dtype: Any, is_fortran: Any, numbers: Any) -> NDArray:
         whole = type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
-        if not whole or not isinstance(dtype, _Type) or type(numbers) not in (bytes, str):
+        if not whole or not isinstance(dtype, _Type) or type(numbers) not in _BYTES:
             raise ValueError("an array must have a shape, numbers of a real type, and their bytes")
         order = dtype.order.replace("|", "=")
         kind = np.dtype(order + dtype.code)
-        if type(numbers) is str:  # a text of Python 2
+        if type(numbers) is str:
             numbers = self.copied(numbers)
         if len(shape) > 8 or math.prod(shape) * kind.itemsize != len(numbers):
             raise ValueError(

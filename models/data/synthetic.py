@@ -7,7 +7,7 @@ sets.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +271,18 @@ def write_frames(place: Path, names: Sequence[str], *, size: int = 16, seed: int
     for name in names:
         pixels = random.integers(0, 255, (4, 4), dtype=np.uint8)
         Image.fromarray(pixels).resize((size, size)).save(place / name)
+
+
+def write_mat73(path: Path, arrays: Mapping[str, np.ndarray], **options: object) -> None:
+    """A file as MATLAB's -v7.3 writes it: HDF5 after a header, axes reversed; h5py's options."""
+    import h5py
+
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, array in arrays.items():
+            data = file.create_dataset(name, data=array.T, **options)
+            data.attrs["MATLAB_class"] = np.bytes_(b"double")
+    with path.open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

@@ -8,23 +8,37 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
-from strnn_models.data import aff_wild2, mat5, records, seed, seed_files, sewa, synthetic, windows
+from strnn_models.data import (
+    aff_wild2,
+    deap,
+    mat5,
+    records,
+    seed,
+    seed_files,
+    sewa,
+    synthetic,
+    windows,
+)
 from strnn_models.data.afew import read_afew
 from strnn_models.data.aff_wild2 import read_aff_wild2, read_annotations
 from strnn_models.data.ck_plus import read_ck_plus
 from strnn_models.data.frames import check_frame, list_frames, load_frames
+from strnn_models.data.recola import read_recola
 from strnn_models.data.records import DataError
-from strnn_models.data.seed import Trial, read_seed, read_seed_iv
+from strnn_models.data.seed import Trial, read_seed, read_seed_iv, read_seed_v, read_seed_vii
 from strnn_models.data.sewa import read_avec, read_sewa
 from strnn_models.training import objective
 
 ORDER = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+#: DEAP in small.
+SMALL = {"data": (3, 40, 640), "labels": (3, 4)}
 WRITERS = {
     "seed": lambda root: synthetic.write_seed(root, lengths=[1] * 15, features=["de_LDS"]),
     "sewa": synthetic.write_sewa,
@@ -32,6 +46,13 @@ WRITERS = {
     "aff_wild2": synthetic.write_aff_wild2,
     "ck_plus": lambda root: synthetic.write_ck_plus(root, num_subjects=1),
     "afew": lambda root: synthetic.write_afew(root, order=ORDER, per_class=1),
+    "seed_v": synthetic.write_seed_v,
+    "seed_vii": synthetic.write_seed_vii,
+    "deap": lambda root: synthetic.write_deap(root, shape=SMALL["data"]),
+    "ck_plus_48": synthetic.write_ck_plus_48,
+    "afew_aligned": lambda root: synthetic.write_afew_aligned(root, order=ORDER),
+    "recola": synthetic.write_recola,
+    "mtl": synthetic.write_mtl,
 }
 READERS = {
     "seed": read_seed,
@@ -42,6 +63,15 @@ READERS = {
     ),
     "ck_plus": read_ck_plus,
     "afew": lambda root, **options: read_afew(root, order=ORDER, **options),
+    "seed_v": read_seed_v,
+    "seed_vii": read_seed_vii,
+    "deap": mock.patch.dict(deap.SHAPES, SMALL)(deap.read_deap),
+    "ck_plus_48": read_ck_plus,
+    "afew_aligned": lambda root, **options: read_afew(root, order=ORDER, **options),
+    "recola": read_recola,
+    "mtl": lambda root, **options: read_aff_wild2(
+        root, mtl=True, images=root / "cropped_aligned", **options
+    ),
 }
 #: One file of each that is read.
 FILES = {
@@ -51,6 +81,13 @@ FILES = {
     "aff_wild2": "VA_Set/Train_Set/t0.txt",
     "ck_plus": "Emotion/S001/001/S001_001_00000004_emotion.txt",
     "afew": "Angry/000000000/00002.jpg",
+    "seed_v": "1_123.npz",
+    "seed_vii": "1.mat",
+    "deap": "s01.mat",
+    "ck_plus_48": "disgust/S002_001_00000012.png",
+    "afew_aligned": "AlignedFaces_LBPTOP_Points/Faces/000000000/000000000_001.jpg",
+    "recola": "ratings_gold_standard/arousal/train_2.arff",
+    "mtl": "MTL_Challenge/train_set.txt",
 }
 
 
@@ -448,23 +485,14 @@ def test_pixels_are_what_a_viewer_shows(tmp_path, mode, value, grey, colour):
     np.testing.assert_allclose(x, grey, atol=atol)
 
 
+_CHALLENGES = ("VA_Estimation_Challenge", "{}_Challenge", "AU_Detection_Challenge")
 YEARS = {
     2020: ("VA_Set", "Expression_Set", "AU_Set", "Training_Set", 8),
     2021: ("VA_Set", "EXPR_Set", "AU_Set", "Train_Set", 12),
-    2022: (
-        "VA_Estimation_Challenge",
-        "EXPR_Classification_Challenge",
-        "AU_Detection_Challenge",
-        "Train_Set",
-        12,
-    ),
-    2024: (
-        "VA_Estimation_Challenge",
-        "EXPR_Recognition_Challenge",
-        "AU_Detection_Challenge",
-        "Train_Set",
-        12,
-    ),
+    2022: (*(c.format("EXPR_Classification") for c in _CHALLENGES), "Train_Set", 12),
+    2023: (*(c.format("EXPR_Classification") for c in _CHALLENGES), "Train_Set", 12),
+    2024: (*(c.format("EXPR_Recognition") for c in _CHALLENGES), "Train_Set", 12),
+    2025: (*(c.format("EXPR_Recognition") for c in _CHALLENGES), "Train_Set", 12),
 }
 
 

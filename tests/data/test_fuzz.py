@@ -6,6 +6,9 @@ COUNT NAMES..` runs some by hand.
 
 from __future__ import annotations
 
+import importlib.util
+import io
+import pickle
 import struct
 import sys
 import tempfile
@@ -17,16 +20,17 @@ from unittest import mock
 
 import numpy as np
 from PIL import Image
-from scipy.io import savemat
-from strnn_models.data import photographs, seed, seed_files, synthetic
+from scipy.io import loadmat, savemat
+from strnn_models.data import deap, photographs, seed, seed_files, synthetic
 from strnn_models.data.afew import read_afew
 from strnn_models.data.aff_wild2 import read_annotations
 from strnn_models.data.ck_plus import read_ck_plus
 from strnn_models.data.frames import list_frames, load_frames
+from strnn_models.data.recola import read_recola
 from strnn_models.data.records import DataError, Records
 from strnn_models.data.sewa import read_avec, read_sewa
 
-COUNT = 2000
+COUNT = 300
 ORDER = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 
 #: What a file is read by: the files to damage, and a reader of the folder that gives arrays.
@@ -116,6 +120,65 @@ def _images(root: Path) -> Target:
     )
 
 
+def _seed_v(root: Path) -> Target:
+    path = synthetic.write_seed_v(root, length=1) / "1_123.npz"
+    return [path], lambda skip_bad: (t.x for t in seed.read_seed_v(root, skip_bad=skip_bad))
+
+
+def _mat73(root: Path) -> Target:
+    path, random = root / "1.mat", np.random.default_rng(0)
+    arrays = {f"de_LDS_{n}": random.normal(size=(1 + n % 3, 5, 62)) for n in range(1, 4)}
+    synthetic.write_mat73(path, arrays, compression="gzip", shuffle=True)
+    return [path], lambda skip_bad: (t.x for t in seed.read_seed_vii(root, skip_bad=True))
+
+
+def _deap(root: Path, pickled: bool) -> Target:
+    small = {"data": (2, 40, 640), "labels": (2, 4)}
+    path = synthetic.write_deap(root, shape=small["data"]) / "s01.mat"
+    if pickled:
+        arrays = {name: loadmat(path)[name] for name in small}
+        path.unlink()
+        path = root / "s01.dat"
+        path.write_bytes(pickle.dumps(arrays, 2))
+    read = mock.patch.dict(deap.SHAPES, small)(deap.read_deap)
+    return [path], lambda skip_bad: (trial.x for trial in read(root, skip_bad=skip_bad))
+
+
+def _recola(root: Path) -> Target:
+    synthetic.write_recola(root, num_videos=1)
+    kinds = ("gold_standard", "individual")
+
+    def read(skip_bad: bool) -> Iterator[np.ndarray]:
+        for kind in kinds:
+            yield from _values(read_recola(root, ratings=kind, skip_bad=skip_bad))
+
+    return [root / f"ratings_{k}" / "arousal" / f"train_1.{e}" for k, e in
+            zip(kinds, ("arff", "csv"), strict=True)], read  # fmt: skip
+
+
+def _mtl(root: Path) -> Target:
+    synthetic.write_mtl(root, with_frames=False)
+
+    def read(skip_bad: bool) -> Iterator[np.ndarray]:
+        for kind in ("VA", "EXPR", "AU"):
+            yield from _values(read_annotations(root, kind=kind, mtl=True, skip_bad=skip_bad))
+
+    return [root / "MTL_Challenge" / "train_set.txt"], read
+
+
+def _faces(root: Path) -> Target:
+    """CK+48 and AFEW's aligned faces."""
+    synthetic.write_ck_plus_48(root / "ck", num_subjects=2, size=8)
+    synthetic.write_afew_aligned(root / "afew", order=ORDER, num_frames=1)
+
+    def read(skip_bad: bool) -> Iterator[np.ndarray]:
+        clips = read_ck_plus(root / "ck", skip_bad=skip_bad)
+        for clip in clips + read_afew(root / "afew", order=ORDER, skip_bad=skip_bad):
+            yield _load(clip.frames)
+
+    return [next(root.rglob("*_00000012.png")), next(root.rglob("*_000.jpg"))], read
+
+
 def _load(frames: tuple[Path, ...], grey: bool = True) -> np.ndarray:
     x = load_frames(frames, (5, 7), grey).numpy()
     assert x.min() >= 0 and x.max() <= 1
@@ -151,6 +214,13 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "afew": _afew,
     "images": _images,
     "photographs": _photographs,
+    "seed_v": _seed_v,
+    **({"mat73": _mat73} if importlib.util.find_spec("h5py") else {}),
+    "deap": lambda root: _deap(root, pickled=False),
+    "deap_pickled": lambda root: _deap(root, pickled=True),
+    "recola": _recola,
+    "mtl": _mtl,
+    "faces": _faces,
 }
 
 _NUMBERS = (0, 1, 4, 5, 64, 65, 127, 255, 256, 0x7FFF, 0xFFFF, 0x10000, 2**31 - 1, 2**31, 2**32 - 1)
@@ -194,7 +264,15 @@ def damage(random: np.random.Generator, data: bytes) -> bytes:
 
 
 def damage_inside(random: np.random.Generator, data: bytes) -> bytes:
-    """Damage in the inflated bytes of compressed MATLAB elements."""
+    """Damage in the inflated bytes of compressed MATLAB elements, or in the pickles of a .npz."""
+    if data.startswith(b"PK"):
+        with np.load(io.BytesIO(data)) as archive:
+            members = {name: archive[name].item() for name in archive}
+        name = list(members)[random.integers(len(members))]
+        members[name] = damage(random, members[name])
+        buffer = io.BytesIO()
+        np.savez(buffer, **members)
+        return buffer.getvalue()
     if len(data) < 136 or data[124:128] != b"\0\1IM" or data[128:132] != b"\x0f\0\0\0":
         return damage(random, data)
     elements, at = [], 128

@@ -119,8 +119,8 @@ def data_sets(tmp_path_factory) -> dict[str, tuple[Path, dict]]:
     return {
         "seed": (root / "seed", {}),
         "seed_iv": (synthetic.write_seed_iv(root / "seed_iv"), {}),
-        "seed_v": (synthetic.write_seed_v(root / "seed_v", length=9), {}),
-        "seed_vii": (synthetic.write_seed_vii(root / "seed_vii", length=9), {}),
+        "seed_v": (synthetic.write_seed_v(root / "seed_v", subjects=(1, 2), length=9), {}),
+        "seed_vii": (synthetic.write_seed_vii(root / "seed_vii", subjects=(1, 2), length=9), {}),
         "ck_plus": (synthetic.write_ck_plus(root / "ck_plus", num_subjects=10), size),
         "afew": (root / "afew", size | {"order": "kahou"}),
         "aff_wild2": (

@@ -677,7 +677,7 @@ REFUSED = {
     "montage": (
         lambda: Topology.montage("seed-63"),
         ValueError,
-        "name must be one of \"seed-62\", got 'seed-63'",
+        'name must be one of "seed-62", "deap-32", got \'seed-63\'',
     ),
     "order": (
         lambda: Topology.chain(3).program("zigzag"),

@@ -116,6 +116,21 @@ def deflated(head: bytes, size: int) -> bytes:
     return struct.pack("<II", 15, len(z)) + z
 
 
+def chunk(kind: bytes, part: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+
+
+def png(path: Path, depth: int, colour: int, value: int, palette: bytes = b"") -> None:
+    """A PNG of 8 x 8 pixels whose samples all have this value; written here, bit by bit."""
+    samples = 3 if colour == 2 else 1
+    row = sum(value << depth * k for k in range(8 * samples)).to_bytes(depth * samples, "big")
+    header = struct.pack(">II5B", 8, 8, depth, colour, 0, 0, 0)
+    parts = {b"IHDR": header, b"PLTE": palette, b"IDAT": zlib.compress(8 * (b"\0" + row))}
+    data = b"".join(chunk(kind, part) for kind, part in parts.items() if part) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
 def blank_png(path: Path, width: int, height: int) -> None:
     """Written row by row: no image of that size is made here."""
     deflater = zlib.compressobj(1)
@@ -123,8 +138,7 @@ def blank_png(path: Path, width: int, height: int) -> None:
     header = struct.pack(">II5B", width, height, 8, 0, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n"
     for kind, part in ((b"IHDR", header), (b"IDAT", packed + deflater.flush()), (b"IEND", b"")):
-        data += struct.pack(">I", len(part)) + kind + part
-        data += struct.pack(">I", zlib.crc32(kind + part))
+        data += chunk(kind, part)
     path.write_bytes(data)
 
 
@@ -483,6 +497,31 @@ def test_pixels_are_what_a_viewer_shows(tmp_path, mode, value, grey, colour):
     x = load_frames([path], (4, 6), grey=True)
     assert x.shape == (1, 1, 4, 6) and x.dtype == torch.float32
     np.testing.assert_allclose(x, grey, atol=atol)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_grey_is_a_share_of_white_whatever_the_bits(tmp_path, depth):
+    white = 2**depth - 1
+    for value in {0, 1, white // 3, white}:
+        png(tmp_path / "1.png", depth, 0, value)
+        for grey in (True, False):
+            x = load_frames([tmp_path / "1.png"], (5, 7), grey)
+            np.testing.assert_allclose(x, value / white, atol=1e-6)
+
+
+@pytest.mark.parametrize(("depth", "atol"), [(8, 1e-6), (16, 1 / 255)])
+def test_colours_of_8_and_16_bits(tmp_path, depth, atol):
+    for share in (0, 0.2, 0.4, 1):
+        png(tmp_path / "1.png", depth, 2, round(share * (2**depth - 1)))
+        x = load_frames([tmp_path / "1.png"], (5, 7), grey=False)
+        np.testing.assert_allclose(x, share, atol=atol)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_palettes_are_looked_up(tmp_path, depth):
+    png(tmp_path / "1.png", depth, 3, 1, palette=bytes([9, 9, 9, 255, 51, 0]))
+    x = load_frames([tmp_path / "1.png"], (5, 7), grey=False)
+    np.testing.assert_allclose(x.mean(dim=(2, 3))[0], [1, 0.2, 0], atol=1e-6)
 
 
 _CHALLENGES = ("VA_Estimation_Challenge", "{}_Challenge", "AU_Detection_Challenge")

@@ -321,4 +321,4 @@ def test_bad_npz(tmp_path):
     refuse("a: more follows")
     np.savez(path, **good)
     path.write_bytes(path.read_bytes().replace(b"abc", b"abd"))
-    refuse("a: Bad CRC")
+    refuse("a: .*Bad CRC")

@@ -30,7 +30,7 @@ from strnn_models.data.recola import read_recola
 from strnn_models.data.records import DataError, Records
 from strnn_models.data.sewa import read_avec, read_sewa
 
-COUNT = 300
+COUNT = 250
 ORDER = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 
 #: What a file is read by: the files to damage, and a reader of the folder that gives arrays.

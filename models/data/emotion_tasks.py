@@ -64,11 +64,11 @@ def eeg_task(
         "seed_v": (seed.read_seed_v, seed.CLASSES_V),
         "seed_vii": (seed.read_seed_vii, seed.CLASSES_VII),
     }[name]
-    trials = read(root, feature=feature, subjects=subjects, sessions=sessions, skip_bad=skip_bad)
+    options = {"feature": feature, "sessions": sessions}
     return _trials_task(
         name,
         f"{name.upper().replace('_', '-')}, {feature} features, from {root}",
-        trials.some(root),
+        partial(read, root, subjects=subjects, skip_bad=skip_bad, **options),
         classes,
         "seed-62",
         num_train=num_train,
@@ -122,13 +122,11 @@ def deap_task(
         allow_leakage: see `split`.
         skip_bad: see `read_deap`.
     """
-    trials = deap.read_deap(
-        root, target=target, threshold=threshold, subjects=subjects, skip_bad=skip_bad
-    )
+    options = {"target": target, "threshold": threshold}
     return _trials_task(
         "deap",
         f"DEAP, {target} above {threshold:g} or not, from {root}",
-        trials.some(root),
+        partial(deap.read_deap, root, subjects=subjects, skip_bad=skip_bad, **options),
         deap.classes(target),
         "deap-32",
         num_train=num_train,
@@ -342,7 +340,7 @@ def sewa_task(
 def _trials_task(
     name: str,
     about: str,
-    trials: Records[seed.Trial],
+    read: partial[Records[seed.Trial]],
     classes: tuple[str, ...],
     montage: str,
     *,
@@ -355,10 +353,11 @@ def _trials_task(
     split_seed: int,
     allow_leakage: bool,
 ) -> Task:
-    """Windows of trials; arguments as in `eeg_task`."""
+    """Windows of the trials that `read` gives; other arguments as in `eeg_task`."""
     if not 0 <= valid_trials < num_train:
         most = num_train - 1
         raise ValueError(f"task {name}: valid_trials must be in 0..{most}, got {valid_trials}")
+    trials = read().some(read.args[0])
     valid: Dataset | None = None
     if by == "front_back":
         front, back = seed.front_back(trials, num_train)

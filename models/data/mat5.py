@@ -48,7 +48,7 @@ _NUMERIC_CLASSES = range(6, 16)
 _LAST_CLASS = 15
 _COMPLEX = 0x0800
 # What the parts before the numbers have at most: MATLAB's names end at 63 bytes.
-_MOST_NAME, _MOST_DIMS = 63, 8
+MOST_NAME, _MOST_DIMS = 63, 8
 
 
 class _Damage(ValueError):
@@ -247,7 +247,7 @@ class MatFile:
         if flag & 0xFF > _LAST_CLASS:
             return "", flag, b""
         kinds, parts = zip(
-            *(self._element(stream, 4 * _MOST_DIMS), self._element(stream, _MOST_NAME)),
+            *(self._element(stream, 4 * _MOST_DIMS), self._element(stream, MOST_NAME)),
             strict=True,
         )
         if kinds != (_INT32, _INT8):

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from strnn_models.data.mat5 import (
     MOST_FILE,
+    MOST_NAME,
     MOST_VARIABLE,
     MOST_VARIABLES,
     MOST_WANTED,
@@ -104,7 +105,7 @@ class Mat73File:
         for count, name in enumerate(self._file):
             if count >= MOST_VARIABLES:
                 raise ValueError(f"it has more than {MOST_VARIABLES} variables")
-            if names.fullmatch(name):
+            if len(name) <= MOST_NAME and names.fullmatch(name):
                 found[name] = self._header(name)
                 if sum(variable.bytes for variable in found.values()) > MOST_WANTED:
                     raise ValueError(

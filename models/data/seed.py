@@ -374,7 +374,7 @@ def _read_pickled(
         if session not in sessions:
             continue
         with trials.guard():
-            x, label = _array(path, f"data {k}", data), _array(path, f"label {k}", labels)
+            x, label = _array(path, "data", k, data), _array(path, "label", k, labels)
             if x.ndim != 2 or x.shape[1] != 62 * 5 or not len(x):
                 reason = f"must have shape (T, electrodes * bands) = (.., 310), got {x.shape}"
                 raise DataError(path, f"data {k}", reason)
@@ -396,12 +396,12 @@ def _dict(path: Path, name: str, array: NDArray) -> dict:
         raise DataError(path, name, str(error)) from error
 
 
-def _array(path: Path, record: str, arrays: dict) -> NDArray:
-    value = arrays.get(int(record.split()[1]))
-    if not isinstance(value, np.ndarray):
-        reason = "no such trial" if value is None else "must be an array of real numbers"
-        raise DataError(path, record, reason)
-    return value
+def _array(path: Path, part: str, k: int, arrays: dict) -> NDArray:
+    array = arrays.get(k)
+    if not isinstance(array, np.ndarray):
+        reason = "no such trial" if array is None else "must be an array of real numbers"
+        raise DataError(path, f"{part} {k}", reason)
+    return array
 
 
 def _check_labels(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,16 @@ def blank_png(path: Path, width: int, height: int) -> None:
     path.write_bytes(data)
 
 
+def zeros_npz(path: Path, kind: bytes, size: int) -> None:
+    """A .npz whose array has zeros of this type, and so many bytes of them."""
+    header = b"{'descr': '%s', 'fortran_order': False, 'shape': (), }\n" % kind
+    file = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
+    with file as archive, archive.open("data.npy", "w") as member:
+        member.write(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header)
+        for _ in range(0, size, 1 << 20):
+            member.write(bytes(1 << 20))
+
+
 READ_ALL = """
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
@@ -175,6 +186,12 @@ def large_files() -> list[tuple[str, Callable[[Path], object], str]]:
         ("avec", write(f"{avec}\n0" + ";0" * million), "5 columns, got 1000001"),
         ("aff_wild2", write(va + "0,0\n" * (2 << 20)), "more than 1048576 lines"),
         ("afew", lambda p: blank_png(p, 13_300, 13_300), "13300 x 13300 pixels"),
+        (
+            "seed_v",
+            lambda p: zeros_npz(p, b"|S%d" % (1 << 30), 1 << 30),
+            "more than 67108864 bytes",
+        ),
+        ("seed_v", lambda p: zeros_npz(p, b"|S9", 1 << 29), "more follows its numbers"),
     ]
 
 

@@ -155,6 +155,15 @@ def test_mat73_limits_are_those_of_version_5(tmp_path, monkeypatch):
                 open_mat(tmp_path / "x.mat", ANY)
 
 
+def test_mat73_names_are_as_short_as_matlab_has_them(tmp_path):
+    pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
+    write_mat73(
+        tmp_path / "x.mat", {"de" + "9" * 5000: NUMBERS["b"], "de" + "9" * 61: NUMBERS["b"]}
+    )
+    with open_mat(tmp_path / "x.mat", re.compile("de[0-9]+")) as file:
+        assert list(file.variables) == ["de" + "9" * 61]
+
+
 def python_2(arrays: dict[str, np.ndarray]) -> bytes:
     """A pickle as Python 2 wrote it: the bytes of an array are a text."""
     parts = [b"\x80\x02}("]

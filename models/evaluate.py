@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from strnn_models.data.tasks import Task
-from strnn_models.postprocess import PostProcessing, fit_postprocessing
+from strnn_models.layers.postprocess import PostProcessing, fit_postprocessing
 from strnn_models.train import prepare
 from strnn_models.training import checkpoint, objective, pictures, processes
 from strnn_models.training.baselines import baselines

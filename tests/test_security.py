@@ -15,10 +15,10 @@ import pytest
 import torch
 import yaml
 from scipy.io import savemat
-from strnn_models.backbone import FrameCNN, load_weights
 from strnn_models.data import photographs, read_deap, read_seed_v, synthetic, tasks
 from strnn_models.data.records import DataError
 from strnn_models.evaluate import main as evaluate
+from strnn_models.layers.backbone import FrameCNN, load_weights
 from strnn_models.train import main as train
 from strnn_models.training import checkpoint
 from strnn_models.training.config import ConfigError, load

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from strnn_models.common.files import shown
 from strnn_models.data.frames import Clip, list_frames
 from strnn_models.data.records import (
     DataError,
@@ -24,7 +25,6 @@ from strnn_models.data.records import (
     nothing,
     text_lines,
 )
-from strnn_models.files import shown
 
 #: The folder of the official aligned faces.
 ALIGNED = ("AlignedFaces_LBPTOP_Points", "AlignedFaces_LBPTOP_Points_Val")

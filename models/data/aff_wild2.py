@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from strnn_models.common.files import shown
 from strnn_models.data.frames import frame_number, list_frames
 from strnn_models.data.records import (
     MOST_LINES,
@@ -36,7 +37,6 @@ from strnn_models.data.records import (
     text_lines,
 )
 from strnn_models.data.traces import Trace
-from strnn_models.files import shown
 
 FOLDERS = {
     "VA": ("VA_Set", "VA_Estimation_Challenge"),

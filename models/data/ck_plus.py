@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from strnn_models.common.files import shown
 from strnn_models.data.frames import Clip, check_frame, list_frames
 from strnn_models.data.records import (
     DataError,
@@ -27,7 +28,6 @@ from strnn_models.data.records import (
     number,
     text_lines,
 )
-from strnn_models.files import shown
 
 #: label in the files -> emotion
 EMOTIONS = ("neutral", "anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from strnn_models.common.files import read_bytes, why
 from strnn_models.data import seed_files
 from strnn_models.data.mat5 import MOST_VARIABLE
 from strnn_models.data.mat73 import open_mat
@@ -21,7 +22,6 @@ from strnn_models.data.pickled import read_dict
 from strnn_models.data.records import DataError, Records, float32, folder, nothing
 from strnn_models.data.seed import Trial, band_features
 from strnn_models.data.seed_files import Choice
-from strnn_models.files import read_bytes, why
 
 #: What is rated, in the order of the columns.
 RATINGS = ("valence", "arousal", "dominance", "liking")

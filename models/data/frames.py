@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from strnn_models.common.files import read_bytes
 from strnn_models.data.records import DataError, listed
-from strnn_models.files import read_bytes
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from strnn_models.common.files import open_regular, why
 from strnn_models.data.records import DataError
-from strnn_models.files import open_regular, why
 
 #: Most bytes of a file; of one variable and of all that are wanted, as float64: a small file cannot
 #: ask for all memory. A session of SEED's signals has 0.36 GB, its longest trial 26 MB.

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from strnn_models.common.files import open_regular, why
 from strnn_models.data.mat5 import (
     MOST_FILE,
     MOST_NAME,
@@ -26,7 +27,6 @@ from strnn_models.data.mat5 import (
     Variable,
 )
 from strnn_models.data.records import DataError
-from strnn_models.files import open_regular, why
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 #: Where it stands: after MATLAB's header, or in front in files that others wrote.

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from strnn_models.common.files import read_bytes, shown, why
 from strnn_models.data.records import DataError
-from strnn_models.files import read_bytes, shown, why
 
 #: Most bytes of a .npz file and of an array in it: SEED-V's largest has a few million.
 MOST_NPZ = 1 << 26

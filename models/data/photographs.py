@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from strnn_models.common.files import open_regular, why
 from strnn_models.data.digits import Arrays
 from strnn_models.data.frames import MOST_PIXELS, open_image, pixel_values
 from strnn_models.data.npy import read_npy
 from strnn_models.data.records import DataError, float32
 from strnn_models.data.tasks import Task, register
-from strnn_models.files import open_regular, why
 from torch import Tensor
 
 CROPS = "crops with and without a face (scikit-image lfw_subset), real, not emotion data"

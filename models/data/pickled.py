@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from strnn_models.files import shown
+from strnn_models.common.files import shown
 
 #: Most opcodes; a dict of 45 arrays has about a thousand.
 MOST_OPCODES = 100_000

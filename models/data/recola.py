@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from strnn_models.common.files import shown
 from strnn_models.data.records import (
     DataError,
     Records,
@@ -24,7 +25,6 @@ from strnn_models.data.records import (
 )
 from strnn_models.data.sewa import mean_rating, paired, rated
 from strnn_models.data.traces import Trace
-from strnn_models.files import shown
 
 ATTRIBUTES = ("Instance_name", "frameTime", "GoldStandard")
 _RATINGS = ("gold_standard", "individual")

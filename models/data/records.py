@@ -13,7 +13,7 @@ from typing import Generic, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from strnn_models.files import read_bytes, shown, why
+from strnn_models.common.files import read_bytes, shown, why
 
 Record = TypeVar("Record")
 

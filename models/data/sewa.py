@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from strnn_models.common.files import shown
 from strnn_models.data.frames import frame_number, list_frames
 from strnn_models.data.records import (
     DataError,
@@ -32,7 +33,6 @@ from strnn_models.data.records import (
     text_lines,
 )
 from strnn_models.data.traces import Trace
-from strnn_models.files import shown
 
 AVEC_HEADER = ("name", "timestamp", "arousal", "valence", "liking")
 AVEC_HOP = 0.1

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from strnn_models.common.options import check_options
 from strnn_models.data.records import Skip
-from strnn_models.options import check_options
 from torch import Tensor
 from torch.utils.data import Dataset
 

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from strnn_models import files
+from strnn_models.common import files
+from strnn_models.common.weights import MOST as MOST_DATA
+from strnn_models.common.weights import unpickle
 from strnn_models.training import processes
 from strnn_models.training.folder import write_atomic
-from strnn_models.weights import MOST as MOST_DATA
-from strnn_models.weights import unpickle
 from torch import Tensor, nn
 
 POINTER, BEFORE = "checkpoint.json", "checkpoint-before.json"

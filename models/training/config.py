@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from strnn_models.files import read_bytes, why
-from strnn_models.options import brief
+from strnn_models.common.files import read_bytes, why
+from strnn_models.common.options import brief
 
 CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),

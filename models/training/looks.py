@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from strnn_models.attention_pooling import AttentionPooling
-from strnn_models.backbone import saliency
-from strnn_models.categorical_dimensional import category_map
-from strnn_models.cnn_irnn import CNNIRNN
 from strnn_models.data.tasks import Task, collate
-from strnn_models.strnn import STRNN
+from strnn_models.layers.backbone import saliency
+from strnn_models.systems.attention_pooling import AttentionPooling
+from strnn_models.systems.categorical_dimensional import category_map
+from strnn_models.systems.cnn_irnn import CNNIRNN
+from strnn_models.systems.strnn import STRNN
 from strnn_models.training import objective, pictures
 from strnn_models.training.report import Report
 from torch import Tensor, nn

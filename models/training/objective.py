@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from strnn_models.data.tasks import Task
-from strnn_models.losses import ccc
-from strnn_models.postprocess import overlap_average, score_videos
+from strnn_models.layers.losses import ccc
+from strnn_models.layers.postprocess import overlap_average, score_videos
 from torch import Tensor, nn
 from torch.nn import functional as F
 

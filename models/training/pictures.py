@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from strnn_models.categorical_dimensional import CategoryMap
+from strnn_models.systems.categorical_dimensional import CategoryMap
 
 import strnn_kernels as sk
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from strnn_models.options import brief
+from strnn_models.common.options import brief
 from torch import Tensor
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from strnn_models.attention_pooling import AttentionPooling
-from strnn_models.backbone import FrameCNN, load_weights, one_of
-from strnn_models.categorical_dimensional import CategoricalDimensional
-from strnn_models.cnn_irnn import CNNIRNN, KahouCNN
-from strnn_models.continuous import CNNLSTM, InflatedCNN
+from strnn_models.common.options import brief, check_options
 from strnn_models.data.tasks import KINDS, Task
-from strnn_models.options import brief, check_options
-from strnn_models.strnn import STRNN
+from strnn_models.layers.backbone import FrameCNN, load_weights, one_of
+from strnn_models.systems.attention_pooling import AttentionPooling
+from strnn_models.systems.categorical_dimensional import CategoricalDimensional
+from strnn_models.systems.cnn_irnn import CNNIRNN, KahouCNN
+from strnn_models.systems.continuous import CNNLSTM, InflatedCNN
+from strnn_models.systems.strnn import STRNN
 from torch import Tensor, nn
 
 import strnn_kernels as sk

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from strnn_models.backbone import FrameCNN
+from strnn_models.layers.backbone import FrameCNN
 
 
 @pytest.fixture(autouse=True)

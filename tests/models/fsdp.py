@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from strnn_models import STRNN
-from strnn_models.attention_pooling import AttentionPooling
-from strnn_models.backbone import FrameCNN
-from strnn_models.categorical_dimensional import CategoricalDimensional
-from strnn_models.cnn_irnn import CNNIRNN
-from strnn_models.continuous import CNNLSTM, InflatedCNN
+from strnn_models.layers.backbone import FrameCNN
+from strnn_models.systems.attention_pooling import AttentionPooling
+from strnn_models.systems.categorical_dimensional import CategoricalDimensional
+from strnn_models.systems.cnn_irnn import CNNIRNN
+from strnn_models.systems.continuous import CNNLSTM, InflatedCNN
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from strnn_models import reference_video
-from strnn_models.attention_pooling import (
+from strnn_models.reference import attention_pooling as twin
+from strnn_models.systems.attention_pooling import (
     AttentionPooling,
     SpatialAttention,
     attention_penalty,
@@ -40,7 +40,7 @@ def test_the_twin_agrees(small_cnn, same_gradients, lengths, join, pooling):
         pooled = net(x, lengths)
         return pooled.log_probs, pooled.penalty, pooled.frame_weights
 
-    same_gradients(net, run, lambda x: reference_video.attention_pooling(net, x, lengths), clips())
+    same_gradients(net, run, lambda x: twin.attention_pooling(net, x, lengths), clips())
 
 
 def test_attention_is_a_share_of_the_grid(small_cnn):

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from strnn_models.backbone import FrameCNN, FrameEncoder, Recurrence, load_weights, saliency
+from strnn_models.layers.backbone import FrameCNN, FrameEncoder, Recurrence, load_weights, saliency
 from torch import nn
 
 import strnn_kernels as sk

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from strnn_models import reference_video
-from strnn_models.categorical_dimensional import CategoricalDimensional, category_map
-from strnn_models.losses import CombinedLoss
+from strnn_models.layers.losses import CombinedLoss
+from strnn_models.reference import categorical_dimensional as twin
+from strnn_models.systems.categorical_dimensional import CategoricalDimensional, category_map
 
 import strnn_kernels as sk
 
@@ -30,7 +30,7 @@ def test_the_twin_agrees_on_every_cell(small_cnn, same_gradients, lengths, cell,
     same_gradients(
         net,
         lambda x: net(x, lengths),
-        lambda x: reference_video.categorical_dimensional(net, x, lengths),
+        lambda x: twin.categorical_dimensional(net, x, lengths),
         clips(),
     )
 
@@ -50,7 +50,7 @@ def test_the_twin_agrees_on_every_form(small_cnn, same_gradients, options):
     same_gradients(
         net,
         lambda x: net(x, LENGTHS),
-        lambda x: reference_video.categorical_dimensional(net, x, LENGTHS),
+        lambda x: twin.categorical_dimensional(net, x, LENGTHS),
         clips(),
     )
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from strnn_models import weights
-from strnn_models.backbone import FrameCNN, load_weights
+from strnn_models.common import weights
 from strnn_models.evaluate import main as evaluate
+from strnn_models.layers.backbone import FrameCNN, load_weights
 from strnn_models.train import main
 from strnn_models.training import checkpoint
 from strnn_models.training.config import ConfigError, load

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from strnn_models import fusion, reference_video
-from strnn_models.cnn_irnn import (
+from strnn_models.layers import fusion
+from strnn_models.layers.fusion import (
+    FeatureFusion,
+    fuse_decisions,
+    search_decision_weights,
+    search_subsets,
+)
+from strnn_models.reference import cnn_irnn as twin
+from strnn_models.systems.cnn_irnn import (
     CNNIRNN,
     KahouCNN,
     KahouFrameClassifier,
     clip_log_probs,
     crop_and_flip,
-)
-from strnn_models.fusion import (
-    FeatureFusion,
-    fuse_decisions,
-    search_decision_weights,
-    search_subsets,
 )
 
 import strnn_kernels as sk
@@ -41,7 +42,7 @@ def test_the_twin_agrees(small_cnn, same_gradients, lengths, readout, window):
     same_gradients(
         net,
         lambda x: net(x, lengths),
-        lambda x: reference_video.cnn_irnn(net, x, lengths, readout),
+        lambda x: twin.cnn_irnn(net, x, lengths, readout),
         x,
     )
 
@@ -51,7 +52,7 @@ def test_the_twin_agrees_on_votes_and_on_clips_without_frames(small_cnn):
     x, lengths = torch.randn(3, 4, 2, 5, 4, dtype=torch.float64), torch.tensor([4, 0, 3])
     for readout in ("vote", "last", "mean"):
         torch.testing.assert_close(
-            net(x, lengths, readout=readout), reference_video.cnn_irnn(net, x, lengths, readout)
+            net(x, lengths, readout=readout), twin.cnn_irnn(net, x, lengths, readout)
         )
 
 

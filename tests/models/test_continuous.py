@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from strnn_models import reference_video
-from strnn_models.backbone import FrameCNN
-from strnn_models.continuous import CNNLSTM, InflatedCNN, inflate, inflate_weight
-from strnn_models.losses import ccc
-from strnn_models.postprocess import (
+from strnn_models.layers.backbone import FrameCNN
+from strnn_models.layers.losses import ccc
+from strnn_models.layers.postprocess import (
     PostProcessing,
     fit_postprocessing,
     overlap_average,
@@ -18,6 +16,8 @@ from strnn_models.postprocess import (
     sliding_windows,
     smooth,
 )
+from strnn_models.reference import continuous as twin
+from strnn_models.systems.continuous import CNNLSTM, InflatedCNN, inflate, inflate_weight
 from torch import nn
 
 import strnn_kernels as sk
@@ -34,9 +34,7 @@ def clips(T=5):
 def test_the_cnn_lstm_is_its_twin(small_cnn, same_gradients, lengths, cell):
     net = CNNLSTM(backbone=small_cnn, cell=cell, hidden_size=4, num_layers=2).double()
     x = clips()
-    same_gradients(
-        net, lambda x: net(x, lengths), lambda x: reference_video.cnn_lstm(net, x, lengths), x
-    )
+    same_gradients(net, lambda x: net(x, lengths), lambda x: twin.cnn_lstm(net, x, lengths), x)
 
 
 @pytest.mark.parametrize("lengths", [None, torch.tensor([5, 0, 3])])
@@ -50,7 +48,7 @@ def test_the_inflated_cnn_is_its_twin(small_cnn, same_gradients, lengths, mode, 
     same_gradients(
         net,
         lambda x: net(x, lengths),
-        lambda x: reference_video.inflated_cnn(net, x, lengths),
+        lambda x: twin.inflated_cnn(net, x, lengths),
         clips(),
     )
 

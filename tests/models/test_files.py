@@ -6,7 +6,7 @@ import os
 import socket
 
 import pytest
-from strnn_models.files import open_regular, read_bytes, shown
+from strnn_models.common.files import open_regular, read_bytes, shown
 
 
 def test_regular_files_are_read(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from strnn_models.losses import CombinedLoss, ccc, ccc_loss, mse, pcc
+from strnn_models.layers.losses import CombinedLoss, ccc, ccc_loss, mse, pcc
 
 import strnn_kernels as sk
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 
 import pytest
 import strnn_models
@@ -251,3 +252,11 @@ def test_inputs_that_are_refused():
     no_grid, _ = pair(topology=sk.Topology.dag([[[], [0]]]))
     with pytest.raises(sk.ArgumentError, match=r"= \(.., 1 to 4, 2, 2\), got"):
         no_grid(clips(no_grid, 2, 1, 2))
+
+
+@pytest.mark.parametrize("name", ["strnn", "attention_pooling", "backbone", "losses"])
+def test_modules_have_their_earlier_names_too(name):
+    folder = "systems" if name in ("strnn", "attention_pooling") else "layers"
+    earlier = importlib.import_module(f"strnn_models.{name}")
+    assert earlier is importlib.import_module(f"strnn_models.{folder}.{name}")
+    assert earlier is getattr(strnn_models, name)

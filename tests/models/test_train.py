@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from strnn_models.backbone import FrameCNN
 from strnn_models.data import tasks
 from strnn_models.data.synthetic import write_seed
+from strnn_models.layers.backbone import FrameCNN
 from strnn_models.train import TrainingError, main, train
 from strnn_models.training import checkpoint, config, objective, zoo
 from strnn_models.training.config import Config, ConfigError, load

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from strnn_models import files, weights
+from strnn_models.common import files, weights
 from torch import Tensor, nn
 
 import strnn_kernels as sk

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from strnn_models.backbone import one_of
+from strnn_models.layers.backbone import one_of
 from torch import Tensor, nn
 
 import strnn_kernels as sk

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from strnn_models.backbone import FrameCNN, FrameEncoder, Recurrence, one_of, valid
+from strnn_models.layers.backbone import FrameCNN, FrameEncoder, Recurrence, one_of, valid
 from torch import Tensor, nn
 
 import strnn_kernels as sk

@@ -7,7 +7,7 @@ in Video", ICMI 2015, doi 10.1145/2818346.2830596. "Code" below is the authors' 
 from __future__ import annotations
 
 import torch
-from strnn_models.backbone import FrameEncoder, one_of, valid
+from strnn_models.layers.backbone import FrameEncoder, one_of, valid
 from torch import Tensor, nn
 
 import strnn_kernels as sk

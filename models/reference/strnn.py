@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from strnn_models.strnn import electrodes
+from strnn_models.systems.strnn import electrodes
 from torch import Tensor, nn
 
 from strnn_kernels import reference

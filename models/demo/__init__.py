@@ -22,7 +22,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
-from strnn_models import STRNN, demo_pictures
+from strnn_models import STRNN
+from strnn_models.demo import pictures
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -300,7 +301,7 @@ def main(argv: list[str] | None = None) -> None:
         w.detach().abs().cpu()
         for w in (net.spatial.projection.weight, net.temporal_projection.weight)
     )
-    pictures = demo_pictures.draw(args.out, clips, single, timing, G.numpy(), Q.numpy())
+    drawn = pictures.draw(args.out, clips, single, timing, G.numpy(), Q.numpy())
     report = {"clips": clips, "single_digits": single, "training_step_seconds": timing}
     (args.out / "demo.json").write_text(json.dumps(report, indent=1) + "\n")
 
@@ -313,7 +314,7 @@ def main(argv: list[str] | None = None) -> None:
         f"reference {ms['reference']:.0f} ms, {timing['ratio']:.0f} times as fast",
         "Kept by Q": f"moments {moments(Q[0].numpy())} forward in time, "
         f"{moments(Q[1].numpy())} backward",
-        "Pictures": " ".join(str(path) for path in pictures),
+        "Pictures": " ".join(str(path) for path in drawn),
         "Time": f"{time.perf_counter() - start:.0f} s",
     }
     print("\n" + "\n".join(f"{name + ':':<15}{text}" for name, text in rows.items()))
@@ -324,7 +325,3 @@ def moments(q: np.ndarray) -> str:
     weight = q.sum(0)
     kept = [str(t + 1) for t, w in enumerate(weight) if w > 0.05 * weight.max()]
     return " ".join(kept) or "none"
-
-
-if __name__ == "__main__":
-    main()

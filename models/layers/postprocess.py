@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from strnn_models.backbone import one_of
-from strnn_models.losses import ccc, mse, pcc
+from strnn_models.layers.backbone import one_of
+from strnn_models.layers.losses import ccc, mse, pcc
 from torch import Tensor
 
 import strnn_kernels as sk

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from strnn_models.backbone import FrameEncoder, one_of, valid
+from strnn_models.layers.backbone import FrameEncoder, one_of, valid
 from torch import Tensor, nn
 
 import strnn_kernels as sk

@@ -1,0 +1,1 @@
+"""What comes from outside, held to its limits: files, options, weights."""

@@ -1,0 +1,1 @@
+"""What several systems are made of and trained by: backbones, fusion, losses, post-processing."""

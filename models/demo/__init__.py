@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, confusion_matrix
 from sklearn.model_selection import StratifiedKFold
 from strnn_models import STRNN
 from strnn_models.demo import pictures
@@ -153,7 +154,8 @@ def learn_clips(train: Digits, test: Digits, budget: Budget, seed: int) -> tuple
                 x, y, _ = make_clips(train, budget.batch, generator)
                 losses.append(learner.step(x, y))
                 bar.update()
-            score = (predict(net, x_test) == y_test).float().mean().item()
+            guesses = predict(net, x_test).cpu()
+            score = accuracy_score(y_test.cpu(), guesses)
             zeros = net.sparsity()
             history.append({"loss": statistics.fmean(losses), "score": score, **zeros})
             bar.write(
@@ -164,7 +166,9 @@ def learn_clips(train: Digits, test: Digits, budget: Budget, seed: int) -> tuple
         "history": history,
         "score": history[-1]["score"],
         "baselines": {"guessing": guess, "order-blind reader": blind, "linear": linear},
-        "confusion": confusion(y_test, predict(net, x_test), 9),
+        "confusion": confusion_matrix(
+            y_test.cpu(), predict(net, x_test).cpu(), labels=range(9)
+        ).tolist(),
         "example": x_test[0, :, 0].tolist(),
         "example_label": y_test[0].item() + 1,
     }
@@ -197,7 +201,7 @@ def learn_digits(digits: Digits, budget: Budget, seed: int) -> dict:
             net = learn_fold(digits[torch.from_numpy(train)], budget, bar)
             held_out = digits[torch.from_numpy(test)]
             predicted[test] = predict(net, held_out.images[:, None])
-            ours.append((predicted[test] == held_out.labels).float().mean().item())
+            ours.append(accuracy_score(held_out.labels.cpu(), predicted[test].cpu()))
             bar.write(
                 f"  fold {len(ours)}: STRNN {ours[-1]:.3f}, logistic regression {linear[-1]:.3f}, "
                 f"zeros in G {net.sparsity()['spatial']:.0%}"
@@ -207,7 +211,7 @@ def learn_digits(digits: Digits, budget: Budget, seed: int) -> dict:
         "linear": statistics.fmean(linear),
         "folds": ours,
         "linear_folds": linear,
-        "confusion": confusion(digits.labels, predicted, 10),
+        "confusion": confusion_matrix(digits.labels.cpu(), predicted.cpu()).tolist(),
     }
 
 
@@ -231,12 +235,6 @@ def learn_fold(train: Digits, budget: Budget, bar: tqdm) -> STRNN:
             learner.step(part.images[:, None], part.labels)
         bar.update()
     return net
-
-
-def confusion(truth: Tensor, predicted: Tensor, classes: int) -> list[list[int]]:
-    """Counts, rows true and columns predicted."""
-    pairs = torch.bincount(truth * classes + predicted, minlength=classes**2)
-    return pairs.view(classes, classes).tolist()
 
 
 def time_step(net: STRNN, train: Digits, budget: Budget, seed: int) -> dict:

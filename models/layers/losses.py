@@ -1,4 +1,4 @@
-"""Agreement of traces (CCC, correlation, error) and the losses made of it, with masks."""
+"""The losses of traces and categories, with masks; what is reported stands in `postprocess`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 import strnn_kernels as sk
 
 CONVENTIONS = ("population", "sample", "avec")
+#: Aff-Wild2's, of frames without one.
+IGNORED_LABEL, IGNORED_VALUE = -1, -5.0
 
 
 def ccc(
@@ -51,15 +53,6 @@ def ccc(
     defined = (m.n >= 2) & (denominator > 0)
     value = 2 * m.pt / of_covariance.clamp(min=1) / torch.where(defined, denominator, 1)
     return torch.where(defined, value, torch.nan)
-
-
-def pcc(
-    prediction: Tensor, target: Tensor, mask: Tensor | None = None, *, pooled: bool = False
-) -> Tensor:
-    """Pearson's correlation of traces, as `ccc` otherwise; NaN if a trace is constant."""
-    m = _moments("pcc", prediction, target, mask, pooled)
-    defined = (m.pp > 0) & (m.tt > 0)
-    return torch.where(defined, m.pt / torch.where(defined, m.pp * m.tt, 1).sqrt(), torch.nan)
 
 
 def mse(
@@ -114,9 +107,8 @@ class CombinedLoss(nn.Module):
         kind: of the second term: "ccc" (ours), or "mse".
         pooled: whether traces are pooled over the batch, see `ccc_loss`.
         convention: of the CCC, see `ccc`.
-        class_weights: (K,), of the cross-entropy; None: all 1.
-        ignore_label: labels that do not count; -1 is Aff-Wild2's.
-        ignore_value: targets that do not count; -5 is Aff-Wild2's. NaN never counts.
+
+    Labels of -1 and targets of -5, Aff-Wild2's, and of NaN do not count.
 
     Raises:
         ArgumentError: an option is unknown.
@@ -130,17 +122,12 @@ class CombinedLoss(nn.Module):
         kind: str = "ccc",
         pooled: bool = False,
         convention: str = "population",
-        class_weights: Tensor | None = None,
-        ignore_label: int = -1,
-        ignore_value: float = -5.0,
     ) -> None:
         super().__init__()
         one_of("CombinedLoss", "kind", kind, ("ccc", "mse"))
         one_of("CombinedLoss", "convention", convention, CONVENTIONS)
         self.categorical, self.dimensional = categorical, dimensional
         self.kind, self.pooled, self.convention = kind, pooled, convention
-        self.ignore_label, self.ignore_value = ignore_label, ignore_value
-        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(
         self,
@@ -184,23 +171,15 @@ class CombinedLoss(nn.Module):
                 f"got {labels.dtype} {tuple(labels.shape)}"
             )
         if labels.ndim == 2 and mask is not None:
-            labels = torch.where(mask, labels, self.ignore_label)
-        weight = self.class_weights if self.class_weights is None else self.class_weights.to(scores)
+            labels = torch.where(mask, labels, IGNORED_LABEL)
         losses = nn.functional.cross_entropy(
-            scores.flatten(0, -2),
-            labels.flatten(),
-            weight,
-            ignore_index=self.ignore_label,
-            reduction="sum",
+            scores.flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
         )
-        counted = labels != self.ignore_label
-        if weight is not None:
-            counted = torch.where(counted, weight[torch.where(counted, labels, 0)], 0)
         # As reduction="mean", but zero rather than NaN where no frame of the batch is labelled.
-        return losses / counted.sum().clamp(min=1e-12)
+        return losses / (labels != IGNORED_LABEL).sum().clamp(min=1)
 
     def _traces(self, values: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
-        known = targets.isfinite() & (targets != self.ignore_value)
+        known = targets.isfinite() & (targets != IGNORED_VALUE)
         if mask is not None:
             known = known & mask[..., None]
         if self.kind == "mse":

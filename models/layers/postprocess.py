@@ -6,13 +6,13 @@ challenges; how they are chosen here is ours.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from strnn_models.layers.backbone import one_of
-from strnn_models.layers.losses import ccc, mse, pcc
+from strnn_models.layers.losses import ccc
 from torch import Tensor
 
 import strnn_kernels as sk
@@ -86,22 +86,19 @@ def predict_video(
     return overlap_average(values, starts, T)
 
 
-def smooth(values: Tensor, width: int, kind: str = "mean") -> Tensor:
-    """A filter over time that holds the first and last value: the mean or median of `width` frames.
+def smooth(values: Tensor, width: int) -> Tensor:
+    """A filter over time that holds the first and last value: the mean of `width` frames.
 
     Args:
         values: (T, ..).
         width: odd; 1 changes nothing.
-        kind: "mean" or "median".
 
     Raises:
-        ArgumentError: width is not odd and positive, or kind is unknown.
+        ArgumentError: width is not odd and positive.
     """
-    one_of("smooth", "kind", kind, ("mean", "median"))
     if width < 1 or width % 2 == 0:
         raise sk.ArgumentError(f"smooth: width must be odd and positive, got {width}")
-    near = torch.stack([shift(values, width // 2 - k) for k in range(width)])
-    return near.mean(0) if kind == "mean" else near.median(0).values
+    return torch.stack([shift(values, width // 2 - k) for k in range(width)]).mean(0)
 
 
 def shift(values: Tensor, steps: int) -> Tensor:
@@ -119,7 +116,6 @@ class PostProcessing:
     """What is done to each of V traces: filter, centre and scale, shift, in this order.
 
     Attributes:
-        kind: of filter, see `smooth`.
         widths: of the filter, one for each trace.
         centres: what is taken off each trace.
         gains: what the rest is multiplied by.
@@ -132,7 +128,6 @@ class PostProcessing:
     gains: tuple[float, ...]
     offsets: tuple[float, ...]
     delays: tuple[int, ...]
-    kind: str = "mean"
 
     def __call__(self, values: Tensor) -> Tensor:
         """Applies the steps to the traces (T, V) of one video.
@@ -150,7 +145,7 @@ class PostProcessing:
         )
         return torch.stack(
             [
-                shift((smooth(trace, width, self.kind) - centre) * gain + offset, delay)
+                shift((smooth(trace, width) - centre) * gain + offset, delay)
                 for trace, width, centre, gain, offset, delay in steps
             ],
             1,
@@ -164,7 +159,6 @@ def fit_postprocessing(
     *,
     widths: Sequence[int] = (1, 5, 11, 25, 51),
     delays: Sequence[int] = (0,),
-    kind: str = "mean",
 ) -> PostProcessing:
     """Chooses each step in turn, for each trace, by the pooled CCC; one that does not help is left.
 
@@ -176,7 +170,6 @@ def fit_postprocessing(
         masks: bool (T,) or (T, V) for each video, the frames that count; None: all.
         widths: of the filter, to choose from; 1 is always one of them.
         delays: to choose from; 0 is always one of them.
-        kind: of filter.
 
     Raises:
         ArgumentError: the videos differ in number or shape.
@@ -185,10 +178,10 @@ def fit_postprocessing(
     if int(counted.sum(0).min()) < 2:
         raise sk.ArgumentError("fit_postprocessing: each trace needs two frames that count")
     fitted = [
-        _fit_trace([p[:, v] for p in predictions], goal, inside, widths, delays, kind)
+        _fit_trace([p[:, v] for p in predictions], goal, inside, widths, delays)
         for v, (goal, inside) in enumerate(zip(goals.T, counted.T, strict=True))
     ]
-    return PostProcessing(*zip(*fitted, strict=True), kind=kind)
+    return PostProcessing(*zip(*fitted, strict=True))
 
 
 def _fit_trace(
@@ -197,7 +190,6 @@ def _fit_trace(
     inside: Tensor,
     widths: Sequence[int],
     delays: Sequence[int],
-    kind: str,
 ) -> tuple[int, float, float, float, int]:
     """Width, centre, gain, offset and delay for one trace of each video."""
 
@@ -210,8 +202,8 @@ def _fit_trace(
         options = (nothing, *options)
         return max(options, key=lambda option: score([step(t, option) for t in traces]))
 
-    width = choose(lambda t, w: smooth(t, w, kind), 1, widths)
-    traces = [smooth(t, width, kind) for t in traces]
+    width = choose(lambda t, w: smooth(t, w), 1, widths)
+    traces = [smooth(t, width) for t in traces]
     counted = torch.cat(traces)[inside]
     centre, spread = counted.mean().item(), counted.std().item()
     aim, wanted = goal[inside].mean().item(), goal[inside].std().item()
@@ -241,33 +233,47 @@ def score_videos(
     predictions: Sequence[Tensor],
     targets: Sequence[Tensor],
     masks: Sequence[Tensor] | None = None,
-    *,
-    convention: str = "population",
 ) -> VideoScores:
     """CCC, correlation and squared error, per video and over all frames of all videos together.
 
-    AVEC pools; the two can differ much, as only the pooled CCC rewards to tell videos apart.
+    By torchmetrics, in float64. AVEC pools; the two can differ much, as only the pooled CCC rewards
+    to tell videos apart. A constant trace agrees with none: its CCC is 0, its correlation NaN.
 
     Args:
         predictions: a trace (T, V) for each video.
         targets: likewise.
         masks: bool (T,) or (T, V) for each video; None: all frames count.
-        convention: of the CCC, see `losses.ccc`.
 
     Raises:
         ArgumentError: the videos differ in number or shape.
     """
     goals, counted = _joined("score_videos", predictions, targets, masks)
-
-    def agreement(prediction: Tensor, target: Tensor, mask: Tensor) -> Agreement:
-        three = (prediction[None], target[None], mask[None])
-        return Agreement(ccc(*three, convention=convention)[0], pcc(*three)[0], mse(*three)[0])
-
     sizes = [len(p) for p in predictions]
     parts = zip(predictions, goals.split(sizes), counted.split(sizes), strict=True)
-    videos = [agreement(*part) for part in parts]
+    videos = [_agreement(*part) for part in parts]
     mean = Agreement(*(torch.stack(column).nanmean(0) for column in zip(*videos, strict=True)))
-    return VideoScores(videos, mean, agreement(torch.cat(list(predictions)), goals, counted))
+    return VideoScores(videos, mean, _agreement(torch.cat(list(predictions)), goals, counted))
+
+
+def _agreement(prediction: Tensor, target: Tensor, mask: Tensor) -> Agreement:
+    """Of traces (T, V); NaN where it is not defined, as without two frames that count."""
+    from torchmetrics import functional as metrics
+
+    columns = []
+    for p, t, counts in zip(prediction.T, target.T, mask.T, strict=True):
+        p, t = p[counts].double(), t[counts].double()
+        ccc, pcc, mse = (torch.tensor(torch.nan, dtype=torch.float64) for _ in Agreement._fields)
+        if len(p):
+            mse = metrics.mean_squared_error(p, t)
+        if len(p) > 1 and (p != p[0]).any() and (t != t[0]).any():
+            with warnings.catch_warnings():  # a trace that hardly moves: float64 is enough for it
+                warnings.filterwarnings("ignore", "The variance of predictions or target")
+                pcc = metrics.pearson_corrcoef(p, t)
+                ccc = metrics.concordance_corrcoef(p, t)
+        elif len(p) > 1 and (p != t).any():
+            ccc = torch.zeros_like(ccc)
+        columns.append([value.reshape(()) for value in (ccc, pcc, mse)])
+    return Agreement(*(torch.stack(column) for column in zip(*columns, strict=True)))
 
 
 def _joined(

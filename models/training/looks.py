@@ -140,11 +140,13 @@ def _attention(
     report.picture("attention", figure, caption)
     if "at" not in clip:
         return {}
+    from sklearn.metrics import accuracy_score
+
     items = [task.test[k] for k in range(len(task.test))]
     items = [item for item in items if int(item["at"]) >= 0]
     x = torch.stack([item["x"] for item in items]).to(clip["x"].device)
     chosen = torch.cat([model(part).frame_weights.argmax(1) for part in x.split(64)]).cpu()
-    hits = float((chosen == torch.stack([item["at"] for item in items])).float().mean())
+    hits = float(accuracy_score(torch.stack([item["at"] for item in items]), chosen))
     report.text(
         f"In {len(items)} test clips the frame that decides is known. It has the largest weight in "
         f"a share of {hits:.3f} of them (chance: {1 / task.sample_length:.3f})."

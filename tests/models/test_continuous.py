@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from strnn_models.layers.backbone import FrameCNN
@@ -173,14 +175,11 @@ def test_a_video_is_read_window_by_window(small_cnn):
 def test_filters():
     x = torch.tensor([0.0, 0, 9, 0, 0, 3])
     torch.testing.assert_close(smooth(x, 3), torch.tensor([0.0, 3, 3, 3, 1, 2]))
-    torch.testing.assert_close(smooth(x, 3, "median"), torch.tensor([0.0, 0, 0, 0, 0, 3]))
     assert smooth(x, 1).equal(x)
     assert shift(x, 2).equal(torch.tensor([0.0, 0, 0, 0, 9, 0]))
     assert shift(x, -2).equal(torch.tensor([9.0, 0, 0, 3, 3, 3]))
     with pytest.raises(sk.ArgumentError, match="odd"):
         smooth(x, 4)
-    with pytest.raises(sk.ArgumentError, match="mean, median"):
-        smooth(x, 3, "max")
 
 
 def walk(T, V=2):
@@ -228,17 +227,37 @@ def test_masked_frames_do_not_count():
 def test_scores_per_video_and_pooled():
     goals = [walk(60), walk(40) + 5]
     traces = [g.mean(0) + 0.01 * torch.randn_like(g) for g in goals]  # knows videos, not moments
-    scores = score_videos(traces, goals, convention="avec")
+    scores = score_videos(traces, goals)
     for v, (p, g) in enumerate(zip(traces, goals, strict=True)):
         torch.testing.assert_close(
-            scores.videos[v].ccc, ccc(p[None], g[None], convention="avec")[0]
+            scores.videos[v].ccc, ccc(p[None], g[None], convention="sample")[0]
         )
     torch.testing.assert_close(scores.mean.ccc, (scores.videos[0].ccc + scores.videos[1].ccc) / 2)
     torch.testing.assert_close(
         scores.pooled.mse, ((torch.cat(traces) - torch.cat(goals)) ** 2).mean(0)
     )
+    both = torch.stack([torch.cat(traces)[:, 0], torch.cat(goals)[:, 0]])
+    torch.testing.assert_close(scores.pooled.pcc[0], torch.corrcoef(both)[0, 1])
     assert (scores.pooled.ccc > 0.8).all()
     assert (scores.mean.ccc.abs() < 0.2).all()
+
+
+def test_scores_of_traces_that_do_not_move():
+    moves, still = torch.tensor([0.0, 1, 0]), torch.ones(3)
+    pairs = {
+        "moves, still": (0.0, math.nan, 2 / 3),
+        "still, still": (math.nan, math.nan, 0.0),
+        "still, moves": (0.0, math.nan, 2 / 3),
+        "moves, hardly": (0.0, -0.5, 1 / 3),
+    }
+    traces = {"moves": moves, "still": still, "hardly": torch.tensor([1e-9, 0, 0])}
+    for pair, wanted in pairs.items():
+        p, t = (traces[name][:, None] for name in pair.split(", "))
+        found = score_videos([p], [t]).pooled
+        for value, number in zip(found, wanted, strict=True):
+            assert value.item() == pytest.approx(number, abs=1e-6, nan_ok=True)
+    nothing = score_videos([moves[:, None]], [moves[:, None]], [torch.zeros(3, dtype=torch.bool)])
+    assert all(value.isnan().all() for value in nothing.pooled)
 
 
 def test_wrong_arguments_are_refused(small_cnn):

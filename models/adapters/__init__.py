@@ -1,0 +1,1 @@
+"""The systems as other tools expect them: skorch and braindecode, the Hugging Face Hub."""

@@ -123,14 +123,14 @@ docs: $(VENV)/.ready
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES) bench/micro.cu
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) bench/micro.cu docs/run_package.cpp
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES) bench/micro.cu
+	$(BIN)/clang-format -i $(SOURCES) bench/micro.cu docs/run_package.cpp
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m bench

@@ -65,7 +65,7 @@ class RawSTRNN(STRNN):
         self.n_chans, self.n_times, self.sfreq = n_chans, n_times, sfreq
         self.scale = nn.BatchNorm1d(n_chans * len(SEED_BANDS), affine=False)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         """Class scores (batch, n_outputs), before the softmax.
 
         Args:

@@ -71,7 +71,7 @@ class OnHub(PyTorchModelHubMixin):
 def _write_topology(topology: sk.Topology) -> dict[str, Any]:
     for neighbourhood in NEIGHBOURHOODS if topology.positions is not None else ():
         kept = {
-            "cells": topology.positions.tolist(),
+            "cells": np.asarray(topology.positions).tolist(),
             "names": topology.names and list(topology.names),  # a dict would come back sorted
             "neighbourhood": neighbourhood,
         }

@@ -295,10 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     timing = time_step(net, train, budget, args.seed)
 
     args.out.mkdir(parents=True, exist_ok=True)
-    G, Q = (
-        w.detach().abs().cpu()
-        for w in (net.spatial.projection.weight, net.temporal_projection.weight)
-    )
+    G, Q = (projection.weight.detach().abs().cpu() for projection in net.projections())
     drawn = pictures.draw(args.out, clips, single, timing, G.numpy(), Q.numpy())
     report = {"clips": clips, "single_digits": single, "training_step_seconds": timing}
     (args.out / "demo.json").write_text(json.dumps(report, indent=1) + "\n")

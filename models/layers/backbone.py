@@ -10,6 +10,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from strnn_models.common import files, weights
@@ -189,7 +190,8 @@ class Recurrence(nn.Module):
         super().__init__()
         one_of("Recurrence", "cell", cell, ("elman", "gru", "lstm"))
         self.output_size = D_H = hidden_size * (2 if bidirectional else 1)
-        make, options = sk.TemporalRNN, {"activation": activation}
+        make: Callable[..., nn.Module] = sk.TemporalRNN
+        options: dict[str, Any] = {"activation": activation}
         if cell != "elman":
             make, options = {"gru": sk.GRU, "lstm": sk.LSTM}[cell], {"batch_first": True}
         sizes = [input_size] + [D_H] * (num_layers - 1)
@@ -263,7 +265,7 @@ def load_weights(
     else:
         load = weights.unpickle
     try:
-        state = load(files.read_bytes(path, weights.MOST))
+        state: Any = load(files.read_bytes(path, weights.MOST))
     except Exception as error:  # what a reader trips over in a damaged file varies
         why = textwrap.shorten(str(error), 300)
         raise sk.ArgumentError(f"load_weights: {path} holds no readable weights: {why}") from error

@@ -93,9 +93,9 @@ class CNNIRNN(nn.Module):
             bidirectional=False,
         )
         self.output = nn.Linear(hidden_size, num_classes)
-        nn.init.normal_(self.rnn.weight_ih_l0, std=input_std)
-        with torch.no_grad():
-            self.rnn.weight_hh_l0.copy_(torch.eye(hidden_size))
+        weights = dict(self.rnn.named_parameters())
+        nn.init.normal_(weights["weight_ih_l0"], std=input_std)
+        nn.init.eye_(weights["weight_hh_l0"])
         nn.init.uniform_(self.output.weight, -0.01, 0.01)  # the code's start
         nn.init.zeros_(self.output.bias)
 

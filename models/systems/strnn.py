@@ -6,6 +6,9 @@ arXiv 1705.04515, IEEE Transactions on Cybernetics 49(3), 2019.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -96,6 +99,7 @@ class STRNN(nn.Module):
         self.in_channels, self.sample_length = in_channels, sample_length
         self.lambda1, self.lambda2 = lambda1, lambda2
         self.grid_size, cells = _cells(self.topology, mask)
+        self.cells: Tensor | None
         self.register_buffer("cells", cells, persistent=False)
         D, recurrent, everywhere = self.topology.num_directions, bias != "none", bias == "all"
         self.spatial = sk.SpatialRNN(
@@ -109,7 +113,8 @@ class STRNN(nn.Module):
         )
         self.spatial_bias = _zeros(everywhere, D, sp_projection)
         self.combine = Combine(combine, D, sp_projection, sp_hidden, everywhere)
-        make, options = sk.TemporalRNN, {"activation": activation}
+        make: Callable[..., Any] = sk.TemporalRNN
+        options: dict[str, Any] = {"activation": activation}
         if of_time != "elman":
             make = {"gru": sk.GRU, "lstm": sk.LSTM}[of_time]
             options = {"batch_first": True, "bidirectional": True}
@@ -156,6 +161,10 @@ class STRNN(nn.Module):
             q = q + self.temporal_bias[..., None]
         return self.head(q)
 
+    def projections(self) -> tuple[sk.SparseProjection, sk.SparseProjection]:
+        """The sparse projections G, of space, and Q, of time."""
+        return cast(sk.SparseProjection, self.spatial.projection), self.temporal_projection
+
     def penalty(self, lambda1: float | None = None, lambda2: float | None = None) -> Tensor:
         """``lambda1 * sum of |G| + lambda2 * sum of |Q|``, a term of the loss.
 
@@ -167,8 +176,8 @@ class STRNN(nn.Module):
         """
         lambda1 = self.lambda1 if lambda1 is None else lambda1
         lambda2 = self.lambda2 if lambda2 is None else lambda2
-        spatial, temporal = self.spatial.projection, self.temporal_projection
-        return lambda1 * spatial.penalty() + lambda2 * temporal.penalty()
+        G, Q = self.projections()
+        return lambda1 * G.penalty() + lambda2 * Q.penalty()
 
     def proximal_step_(self, lr: float) -> None:
         """Move every entry of G by lr * lambda1, of Q by lr * lambda2, towards 0 and no further.
@@ -177,15 +186,14 @@ class STRNN(nn.Module):
         gradient method for the penalised loss. After another optimiser's step it is a soft
         threshold all the same.
         """
-        self.spatial.projection.proximal_step_(lr * self.lambda1)
-        self.temporal_projection.proximal_step_(lr * self.lambda2)
+        G, Q = self.projections()
+        G.proximal_step_(lr * self.lambda1)
+        Q.proximal_step_(lr * self.lambda2)
 
     def sparsity(self) -> dict[str, float]:
         """Share of exact zeros in G ("spatial") and in Q ("temporal")."""
-        return {
-            "spatial": 1 - float(self.spatial.projection.density()),
-            "temporal": 1 - float(self.temporal_projection.density()),
-        }
+        G, Q = self.projections()
+        return {"spatial": 1 - float(G.density()), "temporal": 1 - float(Q.density())}
 
     def _nodes(self, x: Tensor) -> Tensor:
         """The input as (B, T, N, C)."""
@@ -227,7 +235,7 @@ class STRNN(nn.Module):
     def _temporal(self, m: Tensor, lengths: Tensor | None) -> Tensor:
         """The temporal RNN and its projection in one call, (B, T, H) -> (B, 2, K, H)."""
         w_ih, w_hh, bias = self.temporal.stacked_parameters()
-        return sk.temporal_rnn(
+        q = sk.temporal_rnn(
             m,
             w_ih,
             w_hh,
@@ -237,6 +245,7 @@ class STRNN(nn.Module):
             lengths=lengths,
             projection=self.temporal_projection.weight[..., : m.shape[1]],
         )
+        return cast(Tensor, q)
 
 
 class Combine(nn.Module):

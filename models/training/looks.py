@@ -87,7 +87,8 @@ def _projections(report: Report, task: Task, model: nn.Module, strnn: STRNN) -> 
     """|G| in space and |Q| in time; saliency beside |G| over electrodes."""
     numbers: dict[str, float] = {}
     report.heading("What the sparse projections picked")
-    chosen = strnn.spatial.projection.weight.detach().abs().sum(1).cpu().numpy()
+    G, Q = strnn.projections()
+    chosen = G.weight.detach().abs().sum(1).cpu().numpy()
     figure, how = pictures.nodes(chosen, pictures.SPACE[: len(chosen)], strnn.topology)
     caption = f"Sum of |G| over the projections, for each direction, each on its own scale ({how})."
     report.picture("space", figure, caption)
@@ -109,7 +110,7 @@ def _projections(report: Report, task: Task, model: nn.Module, strnn: STRNN) -> 
         figure, _ = pictures.nodes(np.stack(list(maps.values())), list(maps), strnn.topology)
         caption = "Saliency is |x d score / dx|, the mean over test items, time and bands."
         report.picture("electrodes", figure, caption)
-    weights = strnn.temporal_projection.weight.detach().abs().cpu().numpy()
+    weights = Q.weight.detach().abs().cpu().numpy()
     if weights.shape[2] > 1:
         caption = "|Q|: what each projection takes of each time step."
         report.picture("time", pictures.temporal(weights), caption)

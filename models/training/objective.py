@@ -32,7 +32,7 @@ def call(model: nn.Module, batch: dict[str, Tensor]) -> Output:
     output = model(batch["x"], batch["lengths"]) if "lengths" in batch else model(batch["x"])
     if isinstance(output, Tensor):
         return Output(output)
-    inner = getattr(model, "module", model)
+    inner: Any = getattr(model, "module", model)
     if hasattr(output, "log_probs"):
         return Output(output.log_probs, inner.penalty_weight * output.penalty)
     parts = [part for part in output if part is not None]

@@ -85,7 +85,8 @@ class FramesSTRNN(nn.Module):
         step = patch if widths is None else 2 ** len(widths)
         rows, cols = (extent // step for extent in task.size)
         if widths is None:
-            self.cells, channels = nn.PixelUnshuffle(patch), task.channels * patch**2
+            self.cells: nn.Module = nn.PixelUnshuffle(patch)
+            channels = task.channels * patch**2
         else:
             self.cells, channels = _backbone(task, widths, weights), widths[-1]
         self.strnn = STRNN(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from strnn_kernels import checks
@@ -67,8 +69,8 @@ def replace_rnns(module: nn.Module) -> Replaced:
     return replaced
 
 
-def _no_backend(ours, layer) -> str | None:
-    weight = layer.weight_ih_l0
+def _no_backend(ours: type[nn.Module], layer: nn.RNNBase) -> str | None:
+    weight: Any = layer.weight_ih_l0
     try:
         select("replace_rnns", weight.device, weight.dtype, ours is not RNN)
     except BackendError as error:

@@ -1,4 +1,4 @@
-"""The losses of traces and categories, with masks; what is reported stands in `postprocess`."""
+"""Agreement of traces (CCC, correlation, error) and the losses made of it, with masks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 import strnn_kernels as sk
 
 CONVENTIONS = ("population", "sample", "avec")
-#: Aff-Wild2's, of frames without one.
-IGNORED_LABEL, IGNORED_VALUE = -1, -5.0
 
 
 def ccc(
@@ -53,6 +51,15 @@ def ccc(
     defined = (m.n >= 2) & (denominator > 0)
     value = 2 * m.pt / of_covariance.clamp(min=1) / torch.where(defined, denominator, 1)
     return torch.where(defined, value, torch.nan)
+
+
+def pcc(
+    prediction: Tensor, target: Tensor, mask: Tensor | None = None, *, pooled: bool = False
+) -> Tensor:
+    """Pearson's correlation of traces, as `ccc` otherwise; NaN if a trace is constant."""
+    m = _moments("pcc", prediction, target, mask, pooled)
+    defined = (m.pp > 0) & (m.tt > 0)
+    return torch.where(defined, m.pt / torch.where(defined, m.pp * m.tt, 1).sqrt(), torch.nan)
 
 
 def mse(
@@ -107,8 +114,9 @@ class CombinedLoss(nn.Module):
         kind: of the second term: "ccc" (ours), or "mse".
         pooled: whether traces are pooled over the batch, see `ccc_loss`.
         convention: of the CCC, see `ccc`.
-
-    Labels of -1 and targets of -5, Aff-Wild2's, and of NaN do not count.
+        class_weights: (K,), of the cross-entropy; None: all 1.
+        ignore_label: labels that do not count; -1 is Aff-Wild2's.
+        ignore_value: targets that do not count; -5 is Aff-Wild2's. NaN never counts.
 
     Raises:
         ArgumentError: an option is unknown.
@@ -122,12 +130,17 @@ class CombinedLoss(nn.Module):
         kind: str = "ccc",
         pooled: bool = False,
         convention: str = "population",
+        class_weights: Tensor | None = None,
+        ignore_label: int = -1,
+        ignore_value: float = -5.0,
     ) -> None:
         super().__init__()
         one_of("CombinedLoss", "kind", kind, ("ccc", "mse"))
         one_of("CombinedLoss", "convention", convention, CONVENTIONS)
         self.categorical, self.dimensional = categorical, dimensional
         self.kind, self.pooled, self.convention = kind, pooled, convention
+        self.ignore_label, self.ignore_value = ignore_label, ignore_value
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(
         self,
@@ -149,19 +162,19 @@ class CombinedLoss(nn.Module):
         Raises:
             ArgumentError: shapes do not fit, or there is nothing to learn at all.
         """
-        first = second = None
-        if scores is not None and labels is not None:
-            first = self._cross_entropy(scores, labels, mask)
-        if values is not None and targets is not None:
-            second = self._traces(values, targets, mask)
-        if first is None and second is None:
+        has_labels = scores is not None and labels is not None
+        has_targets = values is not None and targets is not None
+        if not has_labels and not has_targets:
             raise sk.ArgumentError(
                 "CombinedLoss: needs scores with labels, or values with targets, or both"
             )
         # The sum of nothing is a zero whose gradient reaches the head that has nothing to learn.
-        heads = [head[..., :0].float().sum() for head in (scores, values) if head is not None]
-        first = heads[0] if first is None else first
-        second = heads[-1] if second is None else second
+        first = (values if scores is None else scores)[..., :0].float().sum()
+        second = (scores if values is None else values)[..., :0].float().sum()
+        if has_labels:
+            first = self._cross_entropy(scores, labels, mask)
+        if has_targets:
+            second = self._traces(values, targets, mask)
         return LossTerms(self.categorical * first + self.dimensional * second, first, second)
 
     def _cross_entropy(self, scores: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
@@ -171,15 +184,23 @@ class CombinedLoss(nn.Module):
                 f"got {labels.dtype} {tuple(labels.shape)}"
             )
         if labels.ndim == 2 and mask is not None:
-            labels = torch.where(mask, labels, IGNORED_LABEL)
+            labels = torch.where(mask, labels, self.ignore_label)
+        weight = self.class_weights if self.class_weights is None else self.class_weights.to(scores)
         losses = nn.functional.cross_entropy(
-            scores.flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+            scores.flatten(0, -2),
+            labels.flatten(),
+            weight,
+            ignore_index=self.ignore_label,
+            reduction="sum",
         )
+        counted = labels != self.ignore_label
+        if weight is not None:
+            counted = torch.where(counted, weight[torch.where(counted, labels, 0)], 0)
         # As reduction="mean", but zero rather than NaN where no frame of the batch is labelled.
-        return losses / (labels != IGNORED_LABEL).sum().clamp(min=1)
+        return losses / counted.sum().clamp(min=1e-12)
 
     def _traces(self, values: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
-        known = targets.isfinite() & (targets != IGNORED_VALUE)
+        known = targets.isfinite() & (targets != self.ignore_value)
         if mask is not None:
             known = known & mask[..., None]
         if self.kind == "mse":

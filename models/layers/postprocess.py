@@ -9,9 +9,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from strnn_models.layers.backbone import one_of
 from strnn_models.layers.losses import ccc
 from torch import Tensor
 
@@ -86,19 +87,22 @@ def predict_video(
     return overlap_average(values, starts, T)
 
 
-def smooth(values: Tensor, width: int) -> Tensor:
-    """A filter over time that holds the first and last value: the mean of `width` frames.
+def smooth(values: Tensor, width: int, kind: str = "mean") -> Tensor:
+    """A filter over time that holds the first and last value: the mean or median of `width` frames.
 
     Args:
         values: (T, ..).
         width: odd; 1 changes nothing.
+        kind: "mean" or "median".
 
     Raises:
-        ArgumentError: width is not odd and positive.
+        ArgumentError: width is not odd and positive, or kind is unknown.
     """
+    one_of("smooth", "kind", kind, ("mean", "median"))
     if width < 1 or width % 2 == 0:
         raise sk.ArgumentError(f"smooth: width must be odd and positive, got {width}")
-    return torch.stack([shift(values, width // 2 - k) for k in range(width)]).mean(0)
+    near = torch.stack([shift(values, width // 2 - k) for k in range(width)])
+    return near.mean(0) if kind == "mean" else near.median(0).values
 
 
 def shift(values: Tensor, steps: int) -> Tensor:
@@ -116,6 +120,7 @@ class PostProcessing:
     """What is done to each of V traces: filter, centre and scale, shift, in this order.
 
     Attributes:
+        kind: of filter, see `smooth`.
         widths: of the filter, one for each trace.
         centres: what is taken off each trace.
         gains: what the rest is multiplied by.
@@ -128,6 +133,7 @@ class PostProcessing:
     gains: tuple[float, ...]
     offsets: tuple[float, ...]
     delays: tuple[int, ...]
+    kind: str = "mean"
 
     def __call__(self, values: Tensor) -> Tensor:
         """Applies the steps to the traces (T, V) of one video.
@@ -145,7 +151,7 @@ class PostProcessing:
         )
         return torch.stack(
             [
-                shift((smooth(trace, width) - centre) * gain + offset, delay)
+                shift((smooth(trace, width, self.kind) - centre) * gain + offset, delay)
                 for trace, width, centre, gain, offset, delay in steps
             ],
             1,
@@ -159,6 +165,7 @@ def fit_postprocessing(
     *,
     widths: Sequence[int] = (1, 5, 11, 25, 51),
     delays: Sequence[int] = (0,),
+    kind: str = "mean",
 ) -> PostProcessing:
     """Chooses each step in turn, for each trace, by the pooled CCC; one that does not help is left.
 
@@ -170,6 +177,7 @@ def fit_postprocessing(
         masks: bool (T,) or (T, V) for each video, the frames that count; None: all.
         widths: of the filter, to choose from; 1 is always one of them.
         delays: to choose from; 0 is always one of them.
+        kind: of filter.
 
     Raises:
         ArgumentError: the videos differ in number or shape.
@@ -178,10 +186,10 @@ def fit_postprocessing(
     if int(counted.sum(0).min()) < 2:
         raise sk.ArgumentError("fit_postprocessing: each trace needs two frames that count")
     fitted = [
-        _fit_trace([p[:, v] for p in predictions], goal, inside, widths, delays)
+        _fit_trace([p[:, v] for p in predictions], goal, inside, widths, delays, kind)
         for v, (goal, inside) in enumerate(zip(goals.T, counted.T, strict=True))
     ]
-    return PostProcessing(*zip(*fitted, strict=True))
+    return PostProcessing(*zip(*fitted, strict=True), kind=kind)
 
 
 def _fit_trace(
@@ -190,6 +198,7 @@ def _fit_trace(
     inside: Tensor,
     widths: Sequence[int],
     delays: Sequence[int],
+    kind: str,
 ) -> tuple[int, float, float, float, int]:
     """Width, centre, gain, offset and delay for one trace of each video."""
 
@@ -197,13 +206,13 @@ def _fit_trace(
         value = ccc(torch.cat(traces)[None, :, None], goal[None, :, None], inside[None, :, None])
         return float(value.nan_to_num(-1))
 
-    def choose(step: Callable[[Tensor, Any], Tensor], nothing: Any, options: Sequence) -> Any:
+    def choose(step: Callable[[Tensor, float], Tensor], nothing: float, options: Sequence) -> float:
         """The option that scores best; the one that does nothing where none is better."""
         options = (nothing, *options)
         return max(options, key=lambda option: score([step(t, option) for t in traces]))
 
-    width = choose(lambda t, w: smooth(t, w), 1, widths)
-    traces = [smooth(t, width) for t in traces]
+    width = choose(lambda t, w: smooth(t, w, kind), 1, widths)
+    traces = [smooth(t, width, kind) for t in traces]
     counted = torch.cat(traces)[inside]
     centre, spread = counted.mean().item(), counted.std().item()
     aim, wanted = goal[inside].mean().item(), goal[inside].std().item()

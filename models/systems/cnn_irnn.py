@@ -40,6 +40,45 @@ class KahouCNN(nn.Sequential):
         _zero_biases(self)
 
 
+class KahouFrameClassifier(nn.Module):
+    """The whole frame CNN of the code, as it is trained on single faces before the RNN is.
+
+    Args:
+        num_classes: 7 (code: Angry, Disgust, Fear, Happy, Sad, Surprise, Neutral).
+        in_channels: 1, grey.
+        dropout: after each stage; 0.25 (code).
+
+    The code trains it by SGD, rate 0.001, momentum 0.9, batches of 128, on what `crop_and_flip`
+    makes of single faces.
+    """
+
+    def __init__(
+        self, num_classes: int = 7, in_channels: int = 1, *, dropout: float = 0.25
+    ) -> None:
+        super().__init__()
+        self.features = KahouCNN(in_channels, dropout=dropout)
+        self.classifier = nn.Sequential(
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(32, 64, 5, padding=2),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Flatten(),
+            nn.Linear(64 * 5 * 5, num_classes),
+        )
+        _zero_biases(self.classifier)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Class scores (frames, num_classes) of (frames, C, 44, 44)."""
+        if frames.ndim != 4 or frames.shape[2:] != (44, 44):
+            raise sk.ArgumentError(
+                "KahouFrameClassifier: frames must have shape (frames, C, rows, cols) = "
+                f"(.., {self.features.in_channels}, 44, 44), got {tuple(frames.shape)}"
+            )
+        return self.classifier(self.features(frames))
+
+
 class CNNIRNN(nn.Module):
     """Classes of clips: features of frames, h[t] = relu(W_in x[t] + W h[t-1]), o[t] = V h[t] + c.
 
@@ -53,16 +92,17 @@ class CNNIRNN(nn.Module):
         window: frames joined into one input x[t]; 1 (code).
         readout: what a clip is classified by: "last", the last valid frame (code, in training), or
             "mean", the mean of the probabilities of the valid frames (a helper in the code).
+        recurrent_scale: W starts as this times the identity; 1 (code; Le et al., arXiv 1504.00941).
         input_std: W_in starts normal with this deviation; 0.001 (code).
         dropout: of the input of the RNN; 0 (code).
 
     Raises:
         ArgumentError: an option is unknown.
 
-    W starts as the identity (code; Le et al., arXiv 1504.00941); there is no hidden bias (code).
-    The code trains by SGD, rate 0.005, batches of 64, clipping the gradient's norm to 1; its loss
-    is that of the last frame divided by the length of the longest clip, here it is not divided. Its
-    clipping of probabilities to [1e-6, 1 - 1e-6] is left out: it stops the gradient.
+    There is no hidden bias (code). The code trains by SGD, rate 0.005, batches of 64, clipping the
+    gradient's norm to 1; its loss is that of the last frame divided by the length of the longest
+    clip, here it is not divided. Its clipping of probabilities to [1e-6, 1 - 1e-6] is left out: it
+    stops the gradient.
     """
 
     def __init__(
@@ -75,6 +115,7 @@ class CNNIRNN(nn.Module):
         feature_size: int | None = None,
         window: int = 1,
         readout: str = "last",
+        recurrent_scale: float = 1.0,
         input_std: float = 1e-3,
         dropout: float = 0.0,
     ) -> None:
@@ -93,9 +134,9 @@ class CNNIRNN(nn.Module):
             bidirectional=False,
         )
         self.output = nn.Linear(hidden_size, num_classes)
-        weights = dict(self.rnn.named_parameters())
-        nn.init.normal_(weights["weight_ih_l0"], std=input_std)
-        nn.init.eye_(weights["weight_hh_l0"])
+        nn.init.normal_(self.rnn.weight_ih_l0, std=input_std)
+        with torch.no_grad():
+            self.rnn.weight_hh_l0.copy_(recurrent_scale * torch.eye(hidden_size))
         nn.init.uniform_(self.output.weight, -0.01, 0.01)  # the code's start
         nn.init.zeros_(self.output.bias)
 
@@ -159,6 +200,31 @@ def clip_log_probs(scores: Tensor, lengths: Tensor | None, readout: str) -> Tens
         return (wins.sum(1) / inside.sum(1, keepdim=True)).to(scores).log()
     log_probs = log_probs.masked_fill(~inside[..., None], -torch.inf)
     return log_probs.logsumexp(1) - inside.sum(1, keepdim=True).log()
+
+
+def crop_and_flip(frames: Tensor, size: int = 44, *, training: bool) -> Tensor:
+    """Square crops of faces: in training one random window for all, and half of them mirrored.
+
+    Args:
+        frames: (frames, C, rows, cols).
+        size: rows and cols of the crop; 44 of 48 (code).
+        training: otherwise the window in the centre, nothing mirrored.
+
+    Raises:
+        ArgumentError: the frames are smaller than the crop.
+    """
+    rows, cols = frames.shape[-2:]
+    if min(rows, cols) < size:
+        raise sk.ArgumentError(
+            f"crop_and_flip: frames must have at least {size} rows and cols, got {rows} and {cols}"
+        )
+    spare = (rows - size, cols - size)
+    top, left = (int(torch.randint(n + 1, ())) if training else n // 2 for n in spare)
+    frames = frames[..., top : top + size, left : left + size]
+    if not training:
+        return frames
+    mirrored = torch.rand(len(frames), 1, 1, 1, device=frames.device) < 0.5
+    return torch.where(mirrored, frames.flip(-1), frames)
 
 
 def _zero_biases(module: nn.Module) -> None:

@@ -15,7 +15,9 @@ from strnn_models.reference import cnn_irnn as twin
 from strnn_models.systems.cnn_irnn import (
     CNNIRNN,
     KahouCNN,
+    KahouFrameClassifier,
     clip_log_probs,
+    crop_and_flip,
 )
 
 import strnn_kernels as sk
@@ -85,6 +87,26 @@ def test_the_authors_cnn_has_the_sizes_of_their_code():
     net = CNNIRNN(backbone=cnn, pool="flatten")
     assert net.rnn.input_size == 3872
     assert net(torch.randn(1, 2, 1, 44, 44)).shape == (1, 7)
+    whole = KahouFrameClassifier()
+    assert whole(torch.randn(2, 1, 44, 44)).shape == (2, 7)
+    assert sum(p.numel() for p in whole.parameters()) == (
+        81 * 32 + 32 + 25 * 32 * 32 + 32 + 25 * 32 * 64 + 64 + 1600 * 7 + 7
+    )
+    cnn.load_state_dict(whole.features.state_dict())
+
+
+def test_crops():
+    frames = torch.arange(6 * 48 * 48.0).view(6, 1, 48, 48)
+    assert crop_and_flip(frames, training=False).equal(frames[..., 2:46, 2:46])
+    crops = torch.cat([crop_and_flip(frames, 40, training=True) for _ in range(9)])
+    rising = crops[:, 0, 0, 1] > crops[:, 0, 0, 0]
+    assert 0 < rising.sum() < len(crops)
+    corners = torch.where(rising, crops[:, 0, 0, 0], crops[:, 0, 0, -1]).view(9, 6)
+    corners = corners - frames[:, 0, 0, 0]
+    assert (corners == corners[:, :1]).all()  # one window for the whole batch
+    assert len(corners[:, 0].unique()) > 1
+    with pytest.raises(sk.ArgumentError, match="at least 44"):
+        crop_and_flip(frames[..., :40], training=False)
 
 
 def test_gradients_of_the_input_in_eval_mode(small_cnn):
@@ -107,6 +129,8 @@ def test_wrong_arguments_are_refused(small_cnn):
         model(small_cnn)(torch.randn(1, 2, 2, 5, 4).double(), torch.tensor([3]))
     with pytest.raises(sk.ArgumentError, match="last, mean, vote"):
         clip_log_probs(torch.randn(1, 2, 3), None, "first")
+    with pytest.raises(sk.ArgumentError, match="44, 44"):
+        KahouFrameClassifier()(torch.randn(2, 1, 48, 48))
 
 
 def test_feature_fusion_is_its_equations():

@@ -175,11 +175,14 @@ def test_a_video_is_read_window_by_window(small_cnn):
 def test_filters():
     x = torch.tensor([0.0, 0, 9, 0, 0, 3])
     torch.testing.assert_close(smooth(x, 3), torch.tensor([0.0, 3, 3, 3, 1, 2]))
+    torch.testing.assert_close(smooth(x, 3, "median"), torch.tensor([0.0, 0, 0, 0, 0, 3]))
     assert smooth(x, 1).equal(x)
     assert shift(x, 2).equal(torch.tensor([0.0, 0, 0, 0, 9, 0]))
     assert shift(x, -2).equal(torch.tensor([9.0, 0, 0, 3, 3, 3]))
     with pytest.raises(sk.ArgumentError, match="odd"):
         smooth(x, 4)
+    with pytest.raises(sk.ArgumentError, match="mean, median"):
+        smooth(x, 3, "max")
 
 
 def walk(T, V=2):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from strnn_models.layers.losses import CombinedLoss, ccc, ccc_loss, mse
+from strnn_models.layers.losses import CombinedLoss, ccc, ccc_loss, mse, pcc
 
 import strnn_kernels as sk
 
@@ -58,8 +58,11 @@ def test_the_conventions_differ_by_n():
     torch.testing.assert_close(ccc(p, t, convention="avec"), ccc(p, t) * (T - 1) / T)
 
 
-def test_error():
+def test_correlation_and_error():
     p, t = traces()
+    torch.testing.assert_close(
+        pcc(p, t)[1, 0], torch.corrcoef(torch.stack([p[1, :, 0], t[1, :, 0]]))[0, 1]
+    )
     mask = torch.rand(B, T, V) < 0.6
     torch.testing.assert_close(
         mse(p, t, mask, pooled=True)[1], ((p - t)[..., 1][mask[..., 1]] ** 2).mean()
@@ -124,9 +127,10 @@ def test_the_combined_loss_is_its_parts(kind):
     scores, labels = torch.randn(B, T, K, dtype=torch.float64), torch.randint(K, (B, T))
     mask = torch.arange(T) < torch.tensor([[T], [5], [4]])
     labels[0, 0], t[1, 1, 0], t[2, 2, 1] = -1, -5, torch.nan
-    loss = CombinedLoss(0.5, 2.0, kind=kind)(scores, p, labels, t, mask)
+    weights = torch.rand(K)
+    loss = CombinedLoss(0.5, 2.0, kind=kind, class_weights=weights)(scores, p, labels, t, mask)
     counted = mask & (labels >= 0)
-    first = torch.nn.functional.cross_entropy(scores[counted], labels[counted])
+    first = torch.nn.functional.cross_entropy(scores[counted], labels[counted], weights.double())
     known = mask[..., None].repeat(1, 1, V)
     known[1, 1, 0] = known[2, 2, 1] = False
     second = (

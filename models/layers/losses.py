@@ -135,6 +135,7 @@ class CombinedLoss(nn.Module):
         ignore_value: float = -5.0,
     ) -> None:
         super().__init__()
+        self.class_weights: Tensor | None
         one_of("CombinedLoss", "kind", kind, ("ccc", "mse"))
         one_of("CombinedLoss", "convention", convention, CONVENTIONS)
         self.categorical, self.dimensional = categorical, dimensional
@@ -162,19 +163,19 @@ class CombinedLoss(nn.Module):
         Raises:
             ArgumentError: shapes do not fit, or there is nothing to learn at all.
         """
-        has_labels = scores is not None and labels is not None
-        has_targets = values is not None and targets is not None
-        if not has_labels and not has_targets:
+        first = second = None
+        if scores is not None and labels is not None:
+            first = self._cross_entropy(scores, labels, mask)
+        if values is not None and targets is not None:
+            second = self._traces(values, targets, mask)
+        if first is None and second is None:
             raise sk.ArgumentError(
                 "CombinedLoss: needs scores with labels, or values with targets, or both"
             )
         # The sum of nothing is a zero whose gradient reaches the head that has nothing to learn.
-        first = (values if scores is None else scores)[..., :0].float().sum()
-        second = (scores if values is None else values)[..., :0].float().sum()
-        if has_labels:
-            first = self._cross_entropy(scores, labels, mask)
-        if has_targets:
-            second = self._traces(values, targets, mask)
+        heads = [head[..., :0].float().sum() for head in (scores, values) if head is not None]
+        first = heads[0] if first is None else first
+        second = heads[-1] if second is None else second
         return LossTerms(self.categorical * first + self.dimensional * second, first, second)
 
     def _cross_entropy(self, scores: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from strnn_models.layers.backbone import one_of
@@ -189,7 +189,8 @@ def fit_postprocessing(
         _fit_trace([p[:, v] for p in predictions], goal, inside, widths, delays, kind)
         for v, (goal, inside) in enumerate(zip(goals.T, counted.T, strict=True))
     ]
-    return PostProcessing(*zip(*fitted, strict=True), kind=kind)
+    widths, centres, gains, offsets, delays = zip(*fitted, strict=True)
+    return PostProcessing(widths, centres, gains, offsets, delays, kind)
 
 
 def _fit_trace(
@@ -206,7 +207,7 @@ def _fit_trace(
         value = ccc(torch.cat(traces)[None, :, None], goal[None, :, None], inside[None, :, None])
         return float(value.nan_to_num(-1))
 
-    def choose(step: Callable[[Tensor, float], Tensor], nothing: float, options: Sequence) -> float:
+    def choose(step: Callable[[Tensor, Any], Tensor], nothing: Any, options: Sequence) -> Any:
         """The option that scores best; the one that does nothing where none is better."""
         options = (nothing, *options)
         return max(options, key=lambda option: score([step(t, option) for t in traces]))

@@ -134,9 +134,10 @@ class CNNIRNN(nn.Module):
             bidirectional=False,
         )
         self.output = nn.Linear(hidden_size, num_classes)
-        nn.init.normal_(self.rnn.weight_ih_l0, std=input_std)
+        weights = dict(self.rnn.named_parameters())
+        nn.init.normal_(weights["weight_ih_l0"], std=input_std)
         with torch.no_grad():
-            self.rnn.weight_hh_l0.copy_(recurrent_scale * torch.eye(hidden_size))
+            weights["weight_hh_l0"].copy_(recurrent_scale * torch.eye(hidden_size))
         nn.init.uniform_(self.output.weight, -0.01, 0.01)  # the code's start
         nn.init.zeros_(self.output.bias)
 

@@ -100,9 +100,9 @@ def stacked(cell: int, weights, bias=None) -> Tensor | None:
     return torch.stack(rows)
 
 
-def last_visit(mask: Tensor | None, order: list[int], B: int, device) -> Tensor:
+def last_visit(mask: Tensor | None, order: list[int] | Tensor, B: int, device) -> Tensor:
     """The last node in the order that the mask (B, N) leaves, (B,); -1 where it leaves none."""
-    nodes = torch.tensor(order, device=device)
+    nodes = torch.as_tensor(order, device=device)
     if mask is None:
         return nodes[-1:].expand(B)
     position = torch.where(mask[:, nodes], torch.arange(1, len(order) + 1, device=device), 0)

@@ -78,7 +78,14 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("cuda", ("cuda",), _FLOATS, native.CUDA_UNAVAILABLE, has_tf32=True),
-        Backend("triton", triton.DEVICES, triton.DTYPES, triton.UNAVAILABLE, has_tf32=True),
+        Backend(
+            "triton",
+            triton.DEVICES,
+            triton.DTYPES,
+            triton.UNAVAILABLE,
+            has_tf32=True,
+            has_cells=True,
+        ),
         Backend("cpu", ("cpu",), _FLOATS, native.CPU_UNAVAILABLE, has_cells=True),
         Backend("reference", None, None, None),
     )

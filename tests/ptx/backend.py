@@ -37,7 +37,9 @@ GAP = 4096
 @contextmanager
 def running(executed) -> Iterator[None]:
     """The package's functions run on `executed`, which has the ops of the schema as methods."""
-    backend = Backend("ptx", ("cpu",), tuple(DTYPES), None, has_tf32=True)
+    backend = Backend(
+        "ptx", ("cpu",), tuple(DTYPES), None, has_tf32=True, has_cells=executed.has_cells
+    )
     if backend.name not in registration._OPS:
         registration._OPS[backend.name] = registration._register(backend)
         library = torch.library.Library(backend.namespace, "IMPL")
@@ -70,6 +72,8 @@ class Cuda:
         seed: the schedule; 0 runs lanes in ascending order.
         offset: elements between an aligned place and the first of each tensor.
     """
+
+    has_cells = False
 
     def __init__(self, built, device=H100, family: str | None = None, seed=1, offset=0):
         library, self._files = built
@@ -249,6 +253,8 @@ class Triton:
         seed: the schedule; 0 runs lanes in ascending order.
         edit: changes the PTX before it is decoded.
     """
+
+    has_cells = True
 
     def __init__(self, architecture: int, multiprocessors: int = 132, seed: int = 1, edit=None):
         self._architecture, self._multiprocessors = architecture, multiprocessors

@@ -30,18 +30,18 @@ def check(machine, case, dtype=None, *, precision="ieee", gradients=True):
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
-@pytest.mark.parametrize("case", testing.ELMAN_CASES, ids=str)
+@pytest.mark.parametrize("case", testing.CONFORMANCE, ids=str)
 def test_matches_reference(case, architecture, wanted):
-    wanted((testing.ELMAN_CASES.index(case) % 2 == 0) == (architecture == 90))
+    wanted((testing.CONFORMANCE.index(case) % 2 == 0) == (architecture == 90))
     check(Triton(architecture), case)
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
-@pytest.mark.parametrize("case", testing.ELMAN_CASES, ids=str)
+@pytest.mark.parametrize("case", testing.CONFORMANCE, ids=str)
 def test_matches_reference_in_16_bits(case, dtype, architecture, wanted):
     wanted(
-        dtype == BF16 and testing.ELMAN_CASES.index(case) % 4 == (0 if architecture == 80 else 2)
+        dtype == BF16 and testing.CONFORMANCE.index(case) % 4 == (0 if architecture == 80 else 2)
     )
     check(Triton(architecture, seed=2), case.smooth(), dtype)
 

@@ -34,9 +34,9 @@ from strnn_kernels.backends.triton import (
     sweep,
     sweep_weights,
 )
-from strnn_kernels.notation import ACTIVATIONS
+from strnn_kernels.notation import CELLS, bias_rows, gates, saved
 from strnn_kernels.testing import (
-    ELMAN_CASES,
+    CONFORMANCE,
     Case,
     sweep_arguments,
     sweep_backward_arguments,
@@ -108,7 +108,8 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def call(
     op: str, topology: Topology, B: int, H: int, dtype: torch.dtype, *, C: int = 0, K: int = 0,
     keep_h: bool = True, has_mask: bool = False, has_h0: bool = False, has_entry: bool = False,
-    has_ds: bool = False, activation: int = 2, precision: str = "ieee",
+    has_ds: bool = False, has_c0: bool = False, keep_c: bool = False, cell: int = 2,
+    mean: bool = False, precision: str = "ieee",
 ) -> None:  # fmt: skip
     """One raw op of the schema on tensors without data."""
     allow_tf32 = precision != "ieee"
@@ -119,25 +120,42 @@ def call(
     program = empty(forth.table("cpu").numel(), dtype=torch.int32)
     sizes = [forth.num_groups, forth.num_slots, back.num_groups, back.num_slots]
     t = partial(empty, dtype=dtype)
-    states, w = t(B, N, D, H), t(D, H, H)
-    x, w_ih, bias = (t(B, N, C), t(D, H, C), t(D, H)) if C else (states, None, None)
+    G = gates(cell)
+    states, w = t(B, N, D, H), t(D, G * H, H)
+    x, w_ih, bias = states, None, None
+    if C:
+        x, w_ih, bias = t(B, N, C), t(D, G * H, C), t(D, bias_rows(cell) * H)
+    known = t(B, N, D, saved(cell) * H) if G > 1 else None
     mask = empty(B, N, dtype=torch.bool) if has_mask else None
-    h0 = t(B, D, H) if has_h0 else None
+    h0, c0 = (t(B, D, H) if has else None for has in (has_h0, has_c0))
     entry = empty(B, D, dtype=torch.int64) if has_entry else None
     projection = t(D, K, N) if K else None
     inputs = {
-        "w_ih": w_ih, "bias": bias, "mask": mask, "h0": h0, "entry": entry,
-        "projection": projection, "allow_tf32": allow_tf32,
+        "w_ih": w_ih, "bias": bias, "mask": mask, "h0": h0, "c0": c0, "entry": entry,
+        "projection": projection, "allow_tf32": allow_tf32, "mean": mean,
     }  # fmt: skip
     tables = (program, program, sizes)
     ds = t(B, D, K, H) if has_ds else None
     dh = None if has_ds else states
     calls = {
         "sweep_fwd": lambda: sweep.sweep_fwd(
-            *sweep_arguments(x, w, tables, activation, keep_h=keep_h, **inputs)
+            *sweep_arguments(
+                x, w, tables, cell, keep_h=keep_h, keep_c=keep_c, save=keep_h, **inputs
+            )
         ),
         "sweep_bwd": lambda: sweep.sweep_bwd(
-            *sweep_backward_arguments(x, states, w, tables, activation, dh=dh, ds=ds, **inputs)
+            *sweep_backward_arguments(
+                x,
+                states,
+                w,
+                tables,
+                cell,
+                dh=dh,
+                ds=ds,
+                dc=states if keep_c else None,
+                saved=known,
+                **inputs,
+            )
         ),
         "gated_sweep_fwd": lambda: gated_sweep.gated_sweep_fwd(
             states, states, w, program, program, sizes, allow_tf32
@@ -161,9 +179,10 @@ def variants() -> dict[str, Callable]:
     chain = Topology.chain(512)
     f32, f64, bf16, f16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
     fwd, bwd = partial(call, "sweep_fwd"), partial(call, "sweep_bwd")
+    gru, lstm = CELLS.index("gru"), CELLS.index("lstm")
     return {
-        "seed fwd relu": partial(fwd, cap, 288, 30, f32, C=5, activation=1),
-        "seed bwd relu": partial(bwd, cap, 288, 30, f32, C=5, activation=1),
+        "seed fwd relu": partial(fwd, cap, 288, 30, f32, C=5, cell=1),
+        "seed bwd relu": partial(bwd, cap, 288, 30, f32, C=5, cell=1),
         "seed fwd K": partial(fwd, cap, 288, 30, f32, C=5, K=10, keep_h=False),
         "seed bwd K mask": partial(bwd, cap, 288, 30, f32, C=5, K=10, has_ds=True, has_mask=True),
         "seed fwd K bf16": partial(fwd, cap, 288, 30, bf16, C=5, K=10, keep_h=False),
@@ -197,6 +216,15 @@ def variants() -> dict[str, Callable]:
         "chain 128 fwd tf32": partial(fwd, chain, 64, 128, f32, C=128, precision="tf32"),
         "chain 128 bwd tf32": partial(bwd, chain, 64, 128, f32, C=128, precision="tf32"),
         "seed fwd tf32x3": partial(fwd, cap, 288, 30, f32, C=5, precision="tf32x3"),
+        "seed fwd gru": partial(fwd, cap, 288, 30, f32, C=5, cell=gru, mean=True),
+        "seed bwd lstm K mask": partial(
+            bwd, cap, 288, 30, f32, C=5, K=10, has_ds=True, has_mask=True, cell=lstm, mean=True
+        ),
+        "seed fwd lstm bf16": partial(fwd, cap, 288, 30, bf16, C=5, cell=lstm, mean=True),
+        "image 64 bwd lstm bf16": partial(bwd, image, 16, 64, bf16, C=64, cell=lstm, mean=True),
+        "chain 30 fwd lstm": partial(fwd, chain, 8, 30, f32, C=30, cell=lstm),
+        "chain 128 bwd gru": partial(bwd, chain, 32, 128, f32, C=128, cell=gru),
+        "chain 128 fwd lstm f16": partial(fwd, chain, 64, 128, f16, C=128, cell=lstm),
     }
 
 
@@ -207,7 +235,9 @@ def calls_of(case: Case, dtype: torch.dtype, precision: str) -> Iterator[Callabl
     options = {
         "has_mask": case.has_mask or case.has_lengths, "has_h0": case.has_h0,
         "has_entry": case.has_h0 and case.has_lengths,
-        "activation": ACTIVATIONS.index(case.activation), "precision": precision,
+        "has_c0": case.has_c0, "keep_c": case.returns_carry, "cell": case.code,
+        "mean": case.reduce == "mean" or (case.reduce is None and case.cell != "elman"),
+        "precision": precision,
     }  # fmt: skip
     make = partial(call, topology=case.topology, dtype=dtype, **sizes, **options)
     yield partial(make, f"{op}_fwd", keep_h=not case.K)
@@ -250,7 +280,7 @@ def read_cases() -> int:
     """Reads what the shared table launches, each case in its dtype and in one other; how many."""
     others = ((torch.float64, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "tf32"))
     launches = {}
-    for i, case in enumerate(ELMAN_CASES):
+    for i, case in enumerate(CONFORMANCE):
         for dtype, precision in ((case.dtype, "ieee"), others[i % len(others)]):
             for make in calls_of(case, dtype, precision):
                 launches |= {repr(launched): launched for launched in launches_of(make)}

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import strnn_kernels as sk
+from strnn_kernels.notation import CELLS, bias_rows, gates
 from strnn_kernels.testing import (
-    ELMAN_CASES,
+    CONFORMANCE,
     Case,
     Expected,
     assert_zeros_are_not_read,
@@ -23,6 +24,16 @@ from strnn_kernels.topology import Topology
 
 pytestmark = pytest.mark.usefixtures("triton_backend")
 
+#: In the interpreter a gate takes long: tests/ptx runs all cases, compiled, in a tenth of the time.
+IN_INTERPRETER = (
+    "lstm-sum", "lstm-1x1-h1", "elman-mean", "gru-t9", "gru-causal", "lstm-lengths",
+)  # fmt: skip
+CASES = [
+    case if torch.cuda.is_available() or not case.needs_cells
+    else dataclasses.replace(case, B=min(case.B, 2))
+    for case in CONFORMANCE
+    if torch.cuda.is_available() or not case.needs_cells or case.name in IN_INTERPRETER
+]  # fmt: skip
 #: Smooth, so that rounding to 16 bits cannot move a state across the kink of a ReLU.
 OTHER_DTYPES = (
     ("diamond", torch.bfloat16),
@@ -34,6 +45,8 @@ OTHER_DTYPES = (
     ("chain-lengths-k", torch.float16),
     ("sweep-diamond", torch.float16),
     ("gated-chain", torch.float16),
+    ("gru-causal", torch.bfloat16),
+    ("lstm-states", torch.float16),
     ("sweep-mask-h0", torch.float64),
     ("gated-diamond", torch.float64),
     ("project", torch.float64),
@@ -50,7 +63,7 @@ def check(case: Case, device: torch.device) -> None:
         expected.check({"output": case.run(sk, there)}, "triton, no gradient")
 
 
-@pytest.mark.parametrize("case", ELMAN_CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_reference(case: Case, device: torch.device) -> None:
     check(case, device)
 
@@ -60,43 +73,81 @@ def test_other_dtypes(name: str, dtype: torch.dtype, device: torch.device) -> No
     check(dataclasses.replace(find(name), dtype=dtype), device)
 
 
-def test_any_backward_finishes_any_forward(device: torch.device) -> None:
-    """Raw ops: what either backend leaves, the other takes."""
+@pytest.mark.parametrize(
+    ("cell", "mean", "graph"),
+    [
+        ("tanh", False, lambda: Topology.grid(3, 4)),
+        ("tanh", True, lambda: Topology.dag([[[], [0], [1, 0], [1]]])),
+        ("gru", True, lambda: Topology.dag([[[], [], [1, 0], [1]]])),
+        ("lstm", True, lambda: Topology.dag([[[], [0], [1, 0], [1]]])),
+        ("gru", False, lambda: Topology.chain(3)),
+        ("lstm", False, lambda: Topology.chain(3)),
+    ],
+)
+def test_any_backward_finishes_any_forward(cell, mean, graph, device: torch.device) -> None:
+    """Raw ops with all that they know: what either backend leaves, the other takes."""
     if sk.backends()["cpu"]:
         pytest.skip(f"backend cpu: {sk.backends()['cpu']}")
     cpu, triton = torch.ops.strnn_cpu, torch.ops.strnn_triton
-    topology = Topology.grid(3, 4)
-    (B, N, D), (C, H, K) = (5, 12, 4), (3, 17, 2)
+    topology, code = graph(), CELLS.index(cell)
+    G, has_c = gates(code), cell == "lstm"
+    B, N, D, C, H, K = 5, topology.num_nodes, topology.num_directions, 3, 17, 2
     torch.manual_seed(0)
-    x, w_ih, bias = torch.randn(B, N, C), torch.randn(D, H, C), torch.randn(D, H)
-    w_hh, projection = torch.randn(D, H, H) / (3 * H**0.5), torch.randn(D, K, N)
-    mask, h0 = torch.rand(B, N) < 0.8, torch.randn(B, D, H)
+    x, w_ih = torch.randn(B, N, C), torch.randn(D, G * H, C)
+    bias, w_hh = torch.randn(D, bias_rows(code) * H), torch.randn(D, G * H, H) / (3 * H**0.5)
+    projection, h0 = torch.randn(D, K, N), torch.randn(B, D, H)
+    mask = torch.rand(B, N) < 0.8
+    mask[1] = False
+    entry = torch.randint(-1, N, (B, D), dtype=torch.int32)
+    c0 = torch.randn(B, D, H) if has_c else None
     forth, back = topology.program("levels"), topology.reversed().program("levels")
     sizes = [forth.num_groups, forth.num_slots, back.num_groups, back.num_slots]
-    tensors = {"w_ih": w_ih, "bias": bias, "mask": mask, "h0": h0, "projection": projection}
+    tensors = {
+        "w_ih": w_ih, "bias": bias, "mask": mask, "h0": h0, "c0": c0, "entry": entry,
+        "projection": projection,
+    }  # fmt: skip
+    keep = {"keep_c": True, "keep_last": True, "save": G > 1}
 
     def tables(where):
         return forth.table(where), back.table(where), sizes
 
     def there(**given):
-        return {name: t.to(device) for name, t in given.items()}
+        return {n: None if t is None else t.to(device) for n, t in given.items()}
 
-    h, s, *_ = cpu.sweep_fwd(*sweep_arguments(x, w_hh, tables("cpu"), 2, **tensors))
     weight = w_hh.to(device)
-    h_there, s_there, *_ = triton.sweep_fwd(
-        *sweep_arguments(x.to(device), weight, tables(device), 2, **there(**tensors))
-    )
-    torch.testing.assert_close(h_there.cpu(), h, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(s_there.cpu(), s, atol=1e-5, rtol=1e-5)
-    given = tensors | {"dh": torch.randn_like(h), "ds": torch.randn_like(s)}
-    a = cpu.sweep_bwd(*sweep_backward_arguments(x, h_there.cpu(), w_hh, tables("cpu"), 2, **given))
-    b = triton.sweep_bwd(
-        *sweep_backward_arguments(
-            x.to(device), h.to(device), weight, tables(device), 2, **there(**given)
+    ours = triton.sweep_fwd(
+        *sweep_arguments(
+            x.to(device), weight, tables(device), code, mean=mean, **there(**tensors), **keep
         )
     )
-    for ours, theirs in zip(b, a, strict=True):
-        torch.testing.assert_close(ours.cpu(), theirs, atol=1e-4, rtol=1e-4)
+    theirs = cpu.sweep_fwd(
+        *sweep_arguments(x, w_hh, tables("cpu"), code, mean=mean, **tensors, **keep)
+    )
+    # What a masked node would save nobody reads.
+    left = [torch.where(mask[:, :, None, None], t[-1].cpu(), 0) if G > 1 else None
+            for t in (ours, theirs)]  # fmt: skip
+    for mine, other in zip((*ours[:-1], left[0]), (*theirs[:-1], left[1]), strict=True):
+        if mine is not None:
+            torch.testing.assert_close(mine.cpu(), other, atol=1e-5, rtol=1e-5)
+    h, s, c, h_n, c_n, _ = theirs
+    given = {
+        "dh": torch.randn_like(h), "ds": torch.randn_like(s), "dh_n": torch.randn_like(h_n),
+        "dc": torch.randn_like(c) if has_c else None,
+        "dc_n": torch.randn_like(c_n) if has_c else None, **tensors,
+    }  # fmt: skip
+    a = cpu.sweep_bwd(
+        *sweep_backward_arguments(
+            x, ours[0].cpu(), w_hh, tables("cpu"), code, saved=left[0], mean=mean, **given
+        )
+    )
+    given["saved"] = left[1]
+    b = triton.sweep_bwd(
+        *sweep_backward_arguments(
+            x.to(device), h.to(device), weight, tables(device), code, mean=mean, **there(**given)
+        )
+    )
+    for mine, other in zip(b, a, strict=True):
+        torch.testing.assert_close(mine.cpu(), other, atol=1e-4, rtol=1e-4)
 
 
 def test_masked_values_are_never_looked_at(device: torch.device) -> None:

@@ -25,10 +25,10 @@ def gated_sweep_fwd(g, gate, w, program, _reversed, sizes, allow_tf32=False):
         B, N, D, H = g.shape
         with launch.on(g):
             tables = Tables.of(program, sizes[0], sizes[1], N, D)
-            shape = launch.sweep_shape(tables, B, D, H, g.dtype, g.device, allow_tf32)
+            shape = launch.sweep_shape(tables, B, D, H, 1, g.dtype, g.device, allow_tf32)
             run_sweep(
                 shape, tables, GATED, w=transposed(w), state=y, out=y, x=g.contiguous(),
-                gate=gate.contiguous(),
+                known=gate.contiguous(),
             )  # fmt: skip
     return y
 
@@ -43,8 +43,8 @@ def gated_sweep_bwd(dy, y, g, gate, w, program, reversed_program, sizes, allow_t
     with launch.on(g):
         back = Tables.of(reversed_program, sizes[2], sizes[3], N, D)
         forth = Tables.of(program, sizes[0], sizes[1], N, D)
-        shape = launch.sweep_shape(back, B, D, H, g.dtype, g.device, allow_tf32)
-        run_sweep(shape, back, GATED, w=w, state=dg, out=dg, x=dy, gate=gate, pre=t)
-        run_sweep(shape, forth, GATED, w=transposed(w), state=y, out=dgate, x=g, gate=t)
-        dw = weight_gradient(dg, y, back, shape.precision).sum(0).to(w.dtype)
+        shape = launch.sweep_shape(back, B, D, H, 1, g.dtype, g.device, allow_tf32)
+        run_sweep(shape, back, GATED, w=w, state=dg, out=dg, x=dy, known=gate, pre=t)
+        run_sweep(shape, forth, GATED, w=transposed(w), state=y, out=dgate, x=g, known=t)
+        dw = weight_gradient(dg, y, 1, back, shape.precision).sum(0).to(w.dtype)
     return dg, dgate, dw

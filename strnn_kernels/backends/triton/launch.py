@@ -20,6 +20,8 @@ from . import IS_INTERPRETED
 #: Widest state (padded to a power of two) of which W stays on chip, by operand; beyond it the wide
 #: kernel. tests/triton/budget.json holds what these cost.
 _NARROW = {"float64": 16, "ieee": 64, "tf32": 128, "tf32x3": 64, "16 bit": 128}
+#: The same of gated cells, of which there are three or four such W.
+_NARROW_GATED = {"float64": 16, "ieee": 32, "tf32": 64, "tf32x3": 32, "16 bit": 64}
 #: The same for chains in exact float32: a thread keeps its column of W in registers.
 _NARROW_CHAIN = 128
 #: Columns made at once, states read at once, and warps, of the wide kernel. Exact float32 has its
@@ -31,8 +33,8 @@ _WIDE = {
 _FUSED_INPUT = {"float64": 0, "ieee": 2048, "tf32": 4096, "tf32x3": 2048, "16 bit": 4096}
 #: dW is summed inside the backward sweep up to this padded H, otherwise by its own kernel.
 _FUSED_WEIGHTS = {"float64": 16, "ieee": 32, "tf32": 64, "tf32x3": 32, "16 bit": 64}
-#: Accumulators of the projection (K x rows x H) that a thread can carry.
-_PROJECTION = 80
+#: Accumulators of the projection (K x rows x H) that a thread can carry, and of gated cells.
+_PROJECTION, _PROJECTION_GATED = 80, 16
 #: Widest input that is multiplied column by column.
 _COLUMNS = 8
 #: Shortest masked chain of which rows are sorted: sorting is three more launches.
@@ -79,7 +81,6 @@ class Tables:
         num_groups: its groups.
         num_slots: its slots.
         num_edges: edges of all directions.
-        is_chain: on average at most one predecessor, so one is loaded at a time.
         width: visits in a group, on average.
     """
 
@@ -88,14 +89,13 @@ class Tables:
     num_groups: int
     num_slots: int
     num_edges: int
-    is_chain: bool
     width: float
 
     @classmethod
     def of(cls, program: torch.Tensor, num_groups: int, num_slots: int, N: int, D: int) -> Tables:
         """The table and what its size tells."""
         edges = (program.numel() - D * (3 * N + (num_groups + 1) + (N + 1))) // 2
-        return cls(program, N, num_groups, num_slots, edges, edges <= D * N, N / num_groups)
+        return cls(program, N, num_groups, num_slots, edges, N / num_groups)
 
 
 def padded(n: int) -> int:
@@ -113,9 +113,10 @@ def kept(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if IS_INTERPRETED and dtype == torch.bfloat16 else dtype
 
 
-def stages(shape: Shape, dtype: torch.dtype) -> int:
+def stages(shape: Shape, products: int, dtype: torch.dtype) -> int:
     """Blocks of W that the wide kernel has in flight, as many as 96 KB hold."""
-    block = shape.block_k * (shape.block_h + shape.block_j * shape.block_r) * dtype.itemsize
+    columns = products * shape.block_h + shape.block_j * shape.block_r
+    block = shape.block_k * columns * dtype.itemsize
     return max(1, min(4, 96 * 1024 // block))
 
 
@@ -162,9 +163,10 @@ def _operand(dtype: torch.dtype, precision: str) -> str:
 
 
 def sweep_shape(
-    tables: Tables, B: int, D: int, H: int, dtype: torch.dtype, device, allow_tf32: bool
-) -> Shape:
-    """The tile of a sweep.
+    tables: Tables, B: int, D: int, H: int, G: int, dtype: torch.dtype, device, allow_tf32: bool,
+    is_back: bool = False,
+) -> Shape:  # fmt: skip
+    """The tile of a sweep, of a cell with G gates.
 
     Chains: one visit, and 16 rows, which tensor cores want. Exact float32 has no such wish: there
     a program is one row and a thread one column of W, so a step is as short as it can be and all
@@ -177,16 +179,18 @@ def sweep_shape(
     precision, width = precision_of(dtype, allow_tf32), padded(H)
     operand = _operand(dtype, precision)
     is_exact, many = operand == "ieee", num_multiprocessors(device)
-    is_wide = width > _NARROW[operand]
+    narrow = (_NARROW if G == 1 else _NARROW_GATED)[operand]
+    narrow_chain = _NARROW_CHAIN if G == 1 else _NARROW_GATED["ieee"]
+    is_wide = width > narrow
     block_j, block_r = 1, 16
     if tables.width >= 2:
         block_j, block_r = 8, 2 if is_exact else 4
         while block_r > 1 and block_r * many > D * B:
             block_j, block_r = 2 * block_j, block_r // 2
-    elif is_exact and width <= _NARROW_CHAIN and (width > 32 or D * B // many <= 32):
+    elif is_exact and width <= narrow_chain and (width > 32 or D * B // many <= 32):
         return Shape(False, False, 1, 1, width, width, max(1, width // 32), 4 if width > 32 else 1)
     if not is_wide:
-        num_warps = 4 if width <= (32 if is_exact else 64) else 8
+        num_warps = 4 if width <= (32 if is_exact else 64) and (G == 1 or block_j == 1) else 8
         return Shape(False, False, block_j, block_r, width, width, num_warps, precision=precision)
     is_stepwise = H >= _STEPWISE
     if is_exact:
@@ -194,6 +198,8 @@ def sweep_shape(
         block_k, num_warps = 32, block_j * block_r * block_h // 512
     else:
         block_h, block_k, num_warps = _WIDE[operand]
+    if G > 1 and not is_back:  # as many results in all
+        block_h = max(16, block_h // 4)
     return Shape(
         True, is_stepwise, block_j, block_r, min(block_h, width), block_k, num_warps,
         precision=precision,
@@ -207,10 +213,10 @@ def weights_shape(H: int, dtype: torch.dtype, precision: str) -> tuple[int, int,
     return block_h, 32, 4 if block_h < 64 else 8
 
 
-def fuses_input(shape: Shape, C: int, dtype: torch.dtype) -> bool:
-    """Whether u is made inside the sweep."""
+def fuses_input(shape: Shape, C: int, G: int, dtype: torch.dtype) -> bool:
+    """Whether u is made inside the sweep: of one gate, several leave no registers for it."""
     most = _FUSED_INPUT[_operand(dtype, shape.precision)]
-    return not shape.is_wide and padded(C) * shape.block_h <= most
+    return G == 1 and not shape.is_wide and padded(C) * shape.block_h <= most
 
 
 def fuses_weights(shape: Shape, dtype: torch.dtype) -> bool:
@@ -220,11 +226,12 @@ def fuses_weights(shape: Shape, dtype: torch.dtype) -> bool:
     return not shape.is_wide and rows >= 16 and shape.block_h <= widest
 
 
-def fuses_projection(shape: Shape, K: int) -> bool:
+def fuses_projection(shape: Shape, K: int, G: int) -> bool:
     """Whether s = projection h is summed inside the sweep, so that h need not be kept."""
     rows = shape.block_j * shape.block_r
     threads = 32 * shape.num_warps
-    return not shape.is_wide and K * rows * shape.block_h <= _PROJECTION * threads
+    most = _PROJECTION if G == 1 else _PROJECTION_GATED
+    return not shape.is_wide and K * rows * shape.block_h <= most * threads
 
 
 def wants_frontier(shape: Shape, H: int, dtype: torch.dtype) -> bool:

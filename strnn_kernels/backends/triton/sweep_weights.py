@@ -1,7 +1,8 @@
 """dW of a sweep for any H: dW[d] = sum_{b,n} (sum of the successors' du)[b,n,d] (x) h[b,n,d].
 
-A plain sum over all (b, n), so no order of visits matters. A program takes a share of the rows and
-one BLOCK_H x BLOCK_H block of dW[d], and writes its partial sum; those are added in order.
+With G gates du has as many blocks, which lie at the end of its rows. A plain sum over all (b, n),
+so no order of visits matters. A program takes a share of the rows and one BLOCK_H x BLOCK_H block
+of dW[d], and writes its partial sum; those are added in order.
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .tile import load_rows
+from .tile import is_column, load_rows
 
 _SIZES = ["B", "N", "num_groups", "num_edges", "rows_per_program"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def sweep_weights_kernel(
-    du_ptr,  # (B, N, D, H)
+    du_ptr,  # (B, N, D, ROW)
     h_ptr,  # (B, N, D, H)
-    dw_ptr,  # (programs, D, H, H)
+    dw_ptr,  # (programs, D, G H, H)
     program_ptr,  # the reversed sweep program
     B, N, num_groups, num_edges, rows_per_program,
     D: tl.constexpr,
     H: tl.constexpr,
+    GH: tl.constexpr,
+    ROW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
     ACC: tl.constexpr,
@@ -54,29 +57,32 @@ def sweep_weights_kernel(
         for p in range(tl.max(count, 0)):
             has = is_live & (p < count)
             at = tl.load(edge_ptr + first + p, mask=has, other=0)
-            total += load_rows(du_ptr, (b * N + at) * D + d, H, to, has, ACC)
+            du_at = ((b * N + at) * D + d)[:, None] * ROW + (ROW - GH) + to[None, :]
+            mask = has[:, None] & is_column(to, GH)
+            total += tl.load(du_ptr + du_at, mask=mask, other=0.0).to(ACC)
         h = load_rows(h_ptr, (b * N + n) * D + d, H, of, is_live, ACC)
         dw += tl.dot(tl.trans(total.to(DOT)), h.to(DOT), input_precision=PRECISION, out_dtype=ACC)
-    at = ((tl.program_id(0) * D + d).to(tl.int64) * H + to[:, None]) * H + of[None, :]
-    tl.store(dw_ptr + at, dw, mask=(to < H)[:, None] & (of < H)[None, :])
+    at = ((tl.program_id(0) * D + d).to(tl.int64) * GH + to[:, None]) * H + of[None, :]
+    tl.store(dw_ptr + at, dw, mask=(to < GH)[:, None] & (of < H)[None, :])
 
 
 def weight_gradient(
-    du: torch.Tensor, h: torch.Tensor, tables: launch.Tables, precision: str
+    du: torch.Tensor, h: torch.Tensor, G: int, tables: launch.Tables, precision: str
 ) -> torch.Tensor:
-    """Partial sums of dW, (programs, D, H, H), from the tables of the reversed program."""
+    """Partial sums of dW, (programs, D, G H, H), from the tables of the reversed program."""
     B, N, D, H = h.shape
     types = launch.types(h.dtype, precision)
     block_h, block_m, num_warps = launch.weights_shape(H, h.dtype, precision)
-    blocks = triton.cdiv(H, block_h) ** 2
+    blocks = triton.cdiv(G * H, block_h) * triton.cdiv(H, block_h)
     rows = B * N
     programs = min(
         triton.cdiv(rows, 4 * block_m), max(1, launch.num_programs(h.device) // (D * blocks))
     )
     share = triton.cdiv(triton.cdiv(rows, programs), block_m) * block_m
-    partial = h.new_empty((programs, D, H, H), dtype=launch.accumulator(h.dtype))
+    partial = h.new_empty((programs, D, G * H, H), dtype=launch.accumulator(h.dtype))
     sweep_weights_kernel[programs, D, blocks](
         du, h, partial, tables.program, B, N, tables.num_groups, tables.num_edges, share, D=D, H=H,
+        GH=G * H, ROW=du.shape[-1],
         BLOCK_M=block_m, BLOCK_H=block_h, **types, **launch.options(num_warps, 168, h.device),
     )  # fmt: skip
     return partial

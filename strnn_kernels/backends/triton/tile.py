@@ -1,4 +1,4 @@
-"""What the sweep kernels share: activations, and tiles of (visits of the program) x (rows of B).
+"""What the sweep kernels share: tiles of (visits of the program) x (rows of B), and their loads.
 
 A tile has M = BLOCK_J * BLOCK_R rows: row m is visit ``i0 + m // BLOCK_R`` of sequence
 ``b0 + m % BLOCK_R``. All arithmetic is in ACC (float32, or float64 for float64); 16-bit values are
@@ -10,8 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-FORWARD: tl.constexpr = tl.constexpr(0)  # h = mask * act(a)
-DERIVATIVE: tl.constexpr = tl.constexpr(1)  # du = mask * act'(h) * a, the gate tile holds h
+from .cell import GRU, backward, forward
+
+FORWARD: tl.constexpr = tl.constexpr(0)  # h, carried = mask * cell(a, m)
+DERIVATIVE: tl.constexpr = tl.constexpr(1)  # da, dm = mask * its gradients, a is dh
 GATED: tl.constexpr = tl.constexpr(2)  # y = gate * a
 
 
@@ -34,44 +36,34 @@ def tables_of(program_ptr, d, N, D, num_groups, num_edges, HAS_SLOTS: tl.constex
 
 
 @triton.jit
-def activate(a, ACTIVATION: tl.constexpr):
-    """act(a); codes as in notation.ACTIVATIONS. A NaN stays one."""
-    if ACTIVATION == 1:
-        a = tl.where(a < 0, 0.0, a)
-    if ACTIVATION == 2:
-        # Of exp(-2|a|), which never overflows.
-        e = tl.exp(-2 * tl.abs(a))
-        t = (1 - e) / (1 + e)
-        a = tl.where(a < 0, -t, t)
-    if ACTIVATION == 3:
-        a = 1 / (1 + tl.exp(-a))
-    return a
+def finish(a, known, m, keep, MODE: tl.constexpr, CELL: tl.constexpr, ROW: tl.constexpr):
+    """The ROW blocks that a node gives, and what it carries, from what reached it.
+
+    What is masked is selected away, not multiplied.
+    """
+    if MODE == GATED:
+        row, carried = (known[0] * a[0],), m
+    else:
+        if MODE == FORWARD:
+            h, carried = forward(a, m, CELL)
+            made = (h,)
+        elif CELL == GRU:
+            made, carried = backward(known, a[0] + m, m, CELL)
+        else:
+            made, carried = backward(known, a[0], m, CELL)
+        row = ()
+        for k in tl.static_range(ROW):
+            row = row + (tl.where(keep[:, None], made[k], 0.0),)  # noqa: RUF005
+        carried = tl.where(keep[:, None], carried, 0.0)
+    return row, carried
 
 
 @triton.jit
-def derivative(h, ACTIVATION: tl.constexpr):
-    """act'(a) as a function of h = act(a)."""
-    if ACTIVATION == 1:
-        d = tl.where(h <= 0, 0.0, 1.0).to(h.dtype)
-    elif ACTIVATION == 2:
-        d = 1 - h * h
-    elif ACTIVATION == 3:
-        d = h * (1 - h)
-    else:
-        d = h * 0 + 1
-    return d
-
-
-@triton.jit
-def finish(a, gate, keep, MODE: tl.constexpr, ACTIVATION: tl.constexpr):
-    """The state from what reached the node; a masked one is selected away, not multiplied."""
-    if MODE == FORWARD:
-        y = tl.where(keep[:, None], activate(a, ACTIVATION), 0.0)
-    elif MODE == DERIVATIVE:
-        y = tl.where(keep[:, None], derivative(gate, ACTIVATION) * a, 0.0)
-    else:
-        y = gate * a
-    return y
+def reduced(tile, count, MEAN: tl.constexpr, ACC: tl.constexpr):
+    """The tile, or over so many rows of a mean."""
+    if MEAN:
+        tile = tile * (1 / tl.maximum(count, 1).to(ACC))[:, None]
+    return tile
 
 
 @triton.jit
@@ -83,6 +75,31 @@ def load_rows(ptr, row, WIDTH: tl.constexpr, col, is_live, ACC: tl.constexpr):
         at = row[:, None] * WIDTH + col[None, :]
         tile = tl.load(ptr + at, mask=is_live[:, None] & is_column(col, WIDTH), other=0.0).to(ACC)
     return tile
+
+
+@triton.jit
+def load_blocks(
+    ptr, row, NUM: tl.constexpr, H: tl.constexpr, col, is_live, ACC: tl.constexpr
+):  # fmt: skip
+    """The NUM blocks of rows of NUM H, as a tuple."""
+    tiles = ()
+    for k in tl.static_range(NUM):
+        if ptr is None:
+            tile = load_rows(None, row, H, col, is_live, ACC)
+        else:
+            tile = load_rows(ptr + k * H, row * NUM, H, col, is_live, ACC)
+        tiles = tiles + (tile,)  # noqa: RUF005
+    return tiles
+
+
+@triton.jit
+def store_blocks(
+    ptr, row, tiles, FIRST: tl.constexpr, NUM: tl.constexpr, H: tl.constexpr, col, is_stored
+):  # fmt: skip
+    """Writes rows of NUM H, whose blocks are the tiles from FIRST on."""
+    for k in tl.static_range(NUM):
+        at = (row * NUM)[:, None] * H + k * H + col[None, :]
+        tl.store(ptr + at, tiles[FIRST + k].to(ptr.dtype.element_ty), mask=is_stored)
 
 
 @triton.jit

@@ -21,7 +21,8 @@ from strnn_kernels.backends.triton import (
     sweep,
     sweep_weights,
 )
-from strnn_kernels.registration import topology_tables
+from strnn_kernels.notation import CELLS
+from strnn_kernels.registration import NO_TABLES, topology_tables
 from strnn_kernels.testing import sweep_arguments, sweep_backward_arguments
 from strnn_kernels.topology import Topology
 
@@ -97,7 +98,18 @@ def raw_calls(device: torch.device) -> dict[str, tuple]:
     mask, h0 = torch.ones(B, N, dtype=torch.bool, device=device), t["u"][:, 0].contiguous()
     given = {name: t[name] for name in ("w_ih", "bias", "projection")} | {"mask": mask, "h0": h0}
     ds = torch.ones(B, D, K, H, device=device)
+    # Of an lstm all that there can be, with lists of weights and no tables.
+    of_lstm = {"w_ih": torch.cat([t["w_ih"]] * 4, 1), "c0": h0} | {"mask": mask, "h0": h0}
+    w, last = torch.cat([t["w"]] * 4, 1), torch.ones(D, B, H, device=device)
+    lstm, states = (CELLS.index("lstm"), t["u"])
+    keep = {"keep_c": True, "keep_last": True, "save": True}
+    grads = {"dh": states, "dc": states, "dh_n": last, "dc_n": last}
+    saved = torch.cat([states] * 5, 3)
     return {
+        "sweep_fwd lstm": sweep_arguments(t["x"], w, NO_TABLES, lstm, **of_lstm, **keep),
+        "sweep_bwd lstm": sweep_backward_arguments(
+            t["x"], t["gate"], w, NO_TABLES, lstm, saved=saved, **grads, **of_lstm
+        ),
         "sweep_fwd": sweep_arguments(t["x"], t["w"], tables, 2, **given),
         "sweep_bwd": sweep_backward_arguments(
             t["x"], t["gate"], t["w"], tables, 2, dh=t["u"], ds=ds, **given
@@ -111,13 +123,14 @@ def raw_calls(device: torch.device) -> dict[str, tuple]:
 
 NAMES = (
     "sweep_fwd", "sweep_bwd", "gated_sweep_fwd", "gated_sweep_bwd", "sparse_projection_fwd",
-    "sparse_projection_bwd",
+    "sparse_projection_bwd", "sweep_fwd lstm", "sweep_bwd lstm",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name: str, device: torch.device) -> None:
     arguments = list(raw_calls(device)[name])
+    name = name.split()[0]
     if name.endswith("_fwd"):
         arguments = [
             a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
@@ -153,7 +166,7 @@ def test_the_host_reads_nothing(name: str, device: torch.device, monkeypatch) ->
     monkeypatch.setattr(launch, "sorts_rows", lambda *_: True)
     launches: list = []
     arguments = tree_map_only(torch.Tensor, lambda t: t.to("meta"), raw_calls(device)[name])
-    outputs = getattr(modules[name.split("_")[0]], name)(*arguments)
+    outputs = getattr(modules[name.split("_")[0]], name.split()[0])(*arguments)
     assert launches
     for t in (*launches[0], *(outputs if isinstance(outputs, tuple) else (outputs,))):
         assert not isinstance(t, torch.Tensor) or t.device.type == "meta"

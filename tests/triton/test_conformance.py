@@ -150,6 +150,26 @@ def test_any_backward_finishes_any_forward(cell, mean, graph, device: torch.devi
         torch.testing.assert_close(mine.cpu(), other, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["GRU", "LSTM"])
+def test_a_layer_of_torch(name: str, device: torch.device) -> None:
+    """Weights of each direction in a tensor of its own, last states and their gradients."""
+    torch.manual_seed(0)
+    theirs = getattr(torch.nn, name)(3, 5, bidirectional=True, batch_first=True)
+    ours = getattr(sk, name)(3, 5, bidirectional=True, batch_first=True)
+    ours.load_state_dict(theirs.state_dict())
+    x, states = torch.randn(2, 3, 3), torch.randn(2, 2, 2, 5)
+    found = []
+    for layer, where in ((ours.to(device), device), (theirs, "cpu")):
+        start = states.to(where).requires_grad_()
+        y, last = layer(x.to(where), start[0] if name == "GRU" else tuple(start))
+        results = (y, last) if name == "GRU" else (y, *last)
+        loss = sum((r * torch.arange(1, 1 + r.shape[-1], device=where)).sum() for r in results)
+        slopes = torch.autograd.grad(loss, (start, *layer.parameters()))
+        found.append([t.cpu() for t in (*results, *slopes)])
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
+
+
 def test_masked_values_are_never_looked_at(device: torch.device) -> None:
     topology, make = Topology.grid(3, 3), torch.Generator().manual_seed(0)
     B, N, D, C, H = 3, 9, 4, 4, 6

@@ -113,8 +113,7 @@ def sweep_fwd(
     K = 0 if projection is None else projection.shape[1]
     has_c = CELLS[cell] == "lstm"
     keep_c, save = keep_c and has_c, save and saved(cell) > 0
-    nothing = x.new_empty((0,))
-    s = nothing if projection is None else x.new_empty((B, D, K, H))
+    s = None if projection is None else x.new_empty((B, D, K, H))
     kept = x.new_empty((B, N, D, saved(cell) * H)) if save else None
     h = c = None
     if keep_h or keep_last or has_c:
@@ -142,16 +141,14 @@ def sweep_fwd(
             )  # fmt: skip
             if K and not is_fused:
                 projection_forward(states, projection, s)
-    h_n = c_n = nothing
+    h_n = c_n = None
     if keep_last:
         at = _last_visits(program, mask, B, N, D)
         h_n = _last_states(h, h0, at)
         if has_c:
             c_n = _last_states(c.to(x.dtype), c0, at)
-    return (
-        h if keep_h else nothing, s, c.to(x.dtype) if keep_c else nothing, h_n, c_n,
-        kept if save else nothing,
-    )  # fmt: skip
+    of_nodes = (h if keep_h else None, s, c.to(x.dtype) if keep_c else None)
+    return _or_empty(x, (*of_nodes, h_n, c_n, kept))
 
 
 def _last_visits(program, mask, B, N, D, is_reversed=False):
@@ -192,14 +189,12 @@ def sweep_bwd(
         dh, ds, dc, x, h, known, w_ih, w_hh, mask, h0, c0, entry, projection
     )
     (B, N, D, H), G = h.shape, gates(cell)
-    nothing = x.new_empty((0,))
-    dx = dw_ih = dbias = dh0 = dc0 = dprojection = nothing
+    dx = dw_ih = dbias = dh0 = dc0 = dprojection = None
     if B == 0 or H == 0:
-        zeros = [
-            nothing if t is None else torch.zeros_like(t) for t in (w_ih, w_hh, h0, c0, projection)
-        ]
-        dbias = x.new_zeros((D, bias_rows(cell) * H)) if has_bias else nothing
-        return torch.zeros_like(x) if need_dx else nothing, zeros[0], dbias, *zeros[1:]
+        given = (x if need_dx else None, w_ih, dbias, w_hh, h0, c0, projection)
+        dx, dw_ih, _, *found = (None if t is None else torch.zeros_like(t) for t in given)
+        dbias = x.new_zeros((D, bias_rows(cell) * H)) if has_bias else None
+        return _or_empty(x, (dx, dw_ih, dbias, *found))
     with launch.on(x):
         if dh_n is not None or dc_n is not None:
             at = _last_visits(program, mask, B, N, D, is_reversed=True)
@@ -237,7 +232,7 @@ def sweep_bwd(
             dc0 = dc0 + torch.where((at < 0)[..., None], dc_n.transpose(0, 1), 0)
         flat = da.view(B * N, -1)
         if w_ih is None:
-            dx = _by_gate(da, G, G * H) if need_dx else nothing
+            dx = _by_gate(da, G, G * H) if need_dx else None
         else:
             # A masked x may hold anything, a NaN too.
             live = x if mask is None else torch.where(mask[..., None], x, 0)
@@ -253,10 +248,13 @@ def sweep_bwd(
             dprojection = (
                 projection_weight_gradient(ds, h) if has_ds else torch.zeros_like(projection)
             )
-        return (
-            dx, dw_ih, dbias.to(x.dtype), dw_hh.to(x.dtype), dh0.to(x.dtype).contiguous(),
-            dc0.to(x.dtype).contiguous(), dprojection,
-        )  # fmt: skip
+        found = (dx, dw_ih, dbias, dw_hh, dh0, dc0, dprojection)
+        return _or_empty(x, (None if t is None else t.to(x.dtype).contiguous() for t in found))
+
+
+def _or_empty(like, values):
+    """A tensor (0,) in place of each None."""
+    return tuple(like.new_empty((0,)) if value is None else value for value in values)
 
 
 def _by_gate(of_blocks, G, width):

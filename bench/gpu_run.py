@@ -39,6 +39,7 @@ from bench.gpu_peers import COMPILE_SECONDS, FlashRNN, within
 from bench.peers.wavefront import Wavefront
 from bench.roofline import work
 from strnn_kernels.backends import BACKENDS
+from strnn_kernels.notation import CELLS, bias_rows, gates
 from strnn_kernels.registration import topology_tables
 from strnn_kernels.testing import (
     BENCHMARKS,
@@ -47,6 +48,8 @@ from strnn_kernels.testing import (
     Expected,
     assert_close_to_reference,
     find,
+    sweep_arguments,
+    sweep_backward_arguments,
     tf32,
 )
 from strnn_kernels.topology import Topology
@@ -91,7 +94,7 @@ TF32 = _small("diamond", 70, torch.float32, " as TF32")
 #: and for 16 bits.
 SMALL = (
     *map(find, ("corner-1x5-b1-h1", "chain-wide", "diamond", "gated-diamond", "project")),
-    *map(find, ("chain-lengths-k", "chain-h264")),
+    *map(find, ("chain-lengths-k", "chain-h264", "lstm-sum", "gru-t9", "lstm-carry-lengths")),
     _small("corner-3x4-h30", 30, BF16), _small("diamond", 70, BF16),
     _small("gated-diamond", 70, BF16), _small("chain-lengths-k", 130, BF16),
     _small("chain-h264", 520, BF16), _small("chain-h264", 264, torch.float32), TF32,
@@ -252,36 +255,49 @@ def pairs(names: list[str], device: torch.device) -> Iterator[dict[str, Any]]:
 
     It must be as close to its own float64 as the tolerance allows the backend's that made it.
     """
-    for graph, dtype in product(("grid", "chain"), (torch.float32, BF16)):
+    for cell, graph, dtype in product(
+        ("tanh", "gru", "lstm"), ("grid", "chain"), (torch.float32, BF16)
+    ):
         topology = Topology.grid(5, 6) if graph == "grid" else Topology.chain(11)
+        code, is_gated = CELLS.index(cell), cell != "tanh"
+        able = [name for name in names if BACKENDS[name].has_cells or not is_gated]
+        G, R = gates(code), bias_rows(code)
         (B, N, D), (C, H, K) = (7, topology.num_nodes, topology.num_directions), (5, 30, 3)
         make = torch.Generator().manual_seed(0)
-        shapes = ((B, N, C), (D, H, C), (D, H), (D, H, H), (D, K, N), (B, D, H), (B, N, D, H))
-        x, w_ih, bias, w_hh, projection, h0, dh, ds = (
-            (torch.randn(shape, generator=make) / (3 * shape[-1] ** 0.5)).to(device, dtype)
-            for shape in (*shapes, (B, D, K, H))
-        )
+        shapes = {
+            "x": (B, N, C), "w_ih": (D, G * H, C), "bias": (D, R * H), "w_hh": (D, G * H, H),
+            "projection": (D, K, N), "h0": (B, D, H), "dh": (B, N, D, H), "ds": (B, D, K, H),
+        }  # fmt: skip
+        given = {
+            name: (torch.randn(shape, generator=make) / (3 * shape[-1] ** 0.5)).to(device, dtype)
+            for name, shape in shapes.items()
+        }
         mask = (torch.rand(B, N, generator=make) < 0.8).to(device)
-        tensors = (w_ih, bias, w_hh, mask, h0, None, projection)
+        options = {"mask": mask, "mean": is_gated and graph == "grid", "cell": code}
 
-        def forward(name, topology=topology, x=x, tensors=tensors):
+        def forward(name, topology=topology, given=given, options=options, is_gated=is_gated):
             ops, tables = raw(name, topology, device)
-            return ops.sweep_fwd(x, *tensors, *tables, 2, True)[0]
+            inputs = {n: t for n, t in given.items() if n not in ("dh", "ds")}
+            found = ops.sweep_fwd(
+                *sweep_arguments(tables=tables, save=is_gated, **inputs, **options)
+            )
+            return {"h": found[0], "saved": found[5]}
 
-        def backward(name, h, dtype=dtype, topology=topology, given=(dh, ds, x), tensors=tensors):
-            ops, (_, back, sizes) = raw(name, topology, device)
-            return ops.sweep_bwd(*as_dtype(dtype, (*given, h, *tensors)), back, sizes, 2, True)
+        def backward(name, left, dtype=dtype, topology=topology, given=given, options=options):
+            ops, tables = raw(name, topology, device)
+            inputs = {n: t.to(dtype) for n, t in (given | left).items()}
+            return ops.sweep_bwd(*sweep_backward_arguments(tables=tables, **inputs, **options))
 
-        for first, second in product(names, names):
+        for first, second in product(able, able):
             status = "ok"
             try:
-                h = forward(first)
-                own, exact = backward(first, h), backward(first, h, torch.float64)
-                for a, b, c in zip(backward(second, h), own, exact, strict=True):
+                left = forward(first)
+                own, exact = backward(first, left), backward(first, left, torch.float64)
+                for a, b, c in zip(backward(second, left), own, exact, strict=True):
                     assert_close_to_reference(a, b, c, what=second, gradient=True)
             except Exception as error:
                 status = wrong(error)
-            case = f"{graph} {str(dtype).removeprefix('torch.')}"
+            case = f"{cell} {graph} {str(dtype).removeprefix('torch.')}"
             yield {"case": case, "who": f"{first} forward, {second} backward", "status": status}
 
 
@@ -289,11 +305,6 @@ def raw(name: str, topology: Topology, device: torch.device) -> tuple[Any, Any]:
     """A backend's ops, and the tables of a topology as it wants them."""
     backend = BACKENDS[name]
     return getattr(torch.ops, backend.namespace), topology_tables(topology, device, backend.order)
-
-
-def as_dtype(dtype: torch.dtype, tensors) -> list[Tensor | None]:
-    """Floating tensors in another dtype, the rest as it is."""
-    return [t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors]
 
 
 def once(names: list[str], device: torch.device, cases: list[Case]) -> int:
@@ -311,6 +322,8 @@ def small(names: list[str], device: torch.device) -> int:
     for case in SMALL:
         inputs = {name: value.to(device) for name, value in case.inputs().items()}
         for name in names:
+            if case.needs_cells and not BACKENDS[name].has_cells:
+                continue
             with sk.use_backend(name), tf32(case is TF32):
                 case.results(sk, inputs)
                 with torch.no_grad():
@@ -377,8 +390,11 @@ def time_case(
     if time.monotonic() > deadline:
         return [_row(case, c, "absent") | {"reason": "out of time"} for c in contestants]
     inputs = {name: value.to(device) for name, value in case.inputs().items()}
-    expected = Expected.of(case, inputs, oracle=OnDevice(Wavefront(), device))
-    dy = case.output_gradient(expected.same_dtype["output"])
+    if case.needs_cells:  # the peer has none
+        expected = Expected.of(case, case.inputs(), oracle=OnCpu())
+    else:
+        expected = Expected.of(case, inputs, oracle=OnDevice(Wavefront(), device))
+    dy = case.output_gradient(expected.same_dtype["output"]).to(device)
     rows, tasks = [], {}
     for contestant in contestants:
         reason = contestant.refusal(case)
@@ -439,6 +455,17 @@ class OnDevice:
         def call(*args: Any, **kwargs: Any) -> Any:
             with self.device:
                 return function(*args, **kwargs)
+
+        return call
+
+
+class OnCpu:
+    """The package's functions on its CPU backend, which the tests hold against the reference."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with sk.use_backend("cpu"):
+                return getattr(sk, name)(*args, **kwargs)
 
         return call
 

@@ -9,7 +9,7 @@ file in each backend's folder. Tensors keep the letters of :mod:`strnn_kernels.n
     sparse_projection  s = weight h
 
 A cell is a number, its place in :data:`strnn_kernels.notation.CELLS`. Weights are a list: one
-tensor for all directions, (D, G H, C), or one for each, (G H, C), as modules hold them (cpu only;
+tensor for all directions, (D, G H, C), or one for each, (G H, C), as modules hold them (not cuda;
 the gradients always come in one piece). ``bias`` is empty, one tensor (D, G H), of a gru (D, 4 H),
 or b_ih and b_hh, (G H) each, of every direction in turn.
 

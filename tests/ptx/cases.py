@@ -20,6 +20,12 @@ def widened(name: str, H: int) -> testing.Case:
     return testing.find(name).smooth(name=f"{name}-h{H}", H=H)
 
 
+#: What CI runs of gated cells and means: compiling them takes most of the time.
+GATED = (
+    "gru-line-mask", "gru-sum-no-bias", "lstm-corner-mask", "lstm-sum", "elman-mean", "gru-t9",
+    "lstm-states", "lstm-lengths", "lstm-carry-lengths",
+)  # fmt: skip
+GATED_IN_16_BITS = ("gru-causal", "lstm-states", "lstm-sum")
 #: Every shape of the tensor_core family (1, 2, 4, 8 and 16 units of columns), rows of each
 #: alignment, one to four predecessors, and every option of the ops.
 TENSOR = (

@@ -116,7 +116,7 @@ def sparse_projection(backend: Backend, h, weight):
 def _needs_grad(*tensors) -> bool:
     """Whether anyone may ask for a derivative."""
     # A trace is made for both, with gradients and without.
-    if torch.is_grad_enabled() or torch._C._is_tracing():
+    if torch.is_grad_enabled() or torch.jit.is_tracing():
         for t in tensors:
             if t is not None and t.requires_grad:
                 return True
@@ -159,7 +159,7 @@ def _tables(topology, device, order):
 
 
 def _call(backend: Backend, name: str, args, needs_grad: bool):
-    if torch.compiler.is_compiling() or torch._C._is_tracing() or _is_functionalizing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_functionalizing():
         return getattr(getattr(torch.ops, backend.namespace), f"{name}_fwd")(*args)
     op = _OPS[backend.name][name]
     if _under_transform():

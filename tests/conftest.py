@@ -92,7 +92,7 @@ def run_python():
             env=inherited | environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
 
     return run

@@ -271,7 +271,7 @@ def gpu_run_script(out, tmp_path, python, gpu="exit 9"):
         env={**os.environ, "BUILD": "0", "SHARDS": "2", "DEVICE": device, **paths},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
     )
     summary = json.loads((out / "summary.json").read_text()) if done.returncode != 2 else {}
     return done, {name: row["status"] for name, row in summary.items() if isinstance(row, dict)}

@@ -188,7 +188,7 @@ def test_no_call_ends_the_process(tmp_path):
     script = Path(__file__).with_name("raw_ops_fuzz.py")
     with open(tmp_path / "log", "w+") as log:
         done = subprocess.run(
-            [sys.executable, script, "20000"], stdout=log, stderr=log, timeout=300
+            [sys.executable, script, "20000"], stdout=log, stderr=log, timeout=900
         )
         log.seek(0)
         text = log.read()

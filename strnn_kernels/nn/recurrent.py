@@ -332,7 +332,7 @@ def _own(output: torch.Tensor) -> torch.Tensor:
 
     So that a caller may change it in place, as the output of torch's own layers.
     """
-    if output.requires_grad or torch._C._is_tracing():
+    if output.requires_grad or torch.jit.is_tracing():
         return output.clone(memory_format=torch.contiguous_format)
     return output.contiguous()
 

@@ -113,7 +113,7 @@ def test_resume_after_kill_is_exact(tmp_path):
 
 
 def wait_for_epoch(process: subprocess.Popen, run: Path, epoch: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         found = checkpoint.load(run) if run.exists() else None
         if found is not None and found[0] >= epoch:
@@ -148,7 +148,7 @@ def test_two_processes_train_as_one(tmp_path, changes):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "strnn_models.train", *arguments(two), "--quiet"]
     done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *command], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
@@ -166,7 +166,7 @@ def test_fsdp2_trains_every_model_as_one_process(tmp_path):
         [sys.executable, *command, str(script)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

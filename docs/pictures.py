@@ -86,7 +86,8 @@ def ratios() -> Figure:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(cases)), list(CASES.values()))
     panels[0].invert_yaxis()
-    panels[1].legend(frameon=False, loc="lower right", fontsize=8)
+    handles, labels = panels[1].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=4, fontsize=8)
     figure.supxlabel("times as long as strnn-kernels takes (one Zen 3 core)", fontsize=9)
     return figure
 

@@ -56,8 +56,14 @@ def train(config: Config, *, quiet: bool = True, restart: bool = False) -> dict[
     """
     config.check()
     device = processes.choose_device(config.device)
+    with processes.group(device), _reproducible(config):
+        return _train(config, device, quiet, restart)
+
+
+def _train(config: Config, device: torch.device, quiet: bool, restart: bool) -> dict[str, Any]:
+    """The run inside the group; nothing of it outlives it, see `processes.group`."""
     run = Path(config.out)
-    with processes.group(device), _reproducible(config), ExitStack() as held:
+    with ExitStack() as held:
         processes.first(lambda: held.enter_context(_open_run(run, config, restart)))
         trainer = prepare(config, device, quiet)
         is_first = processes.rank() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,13 +15,20 @@ from torch import Tensor
 
 @contextmanager
 def group(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started: nccl on GPUs, otherwise gloo."""
+    """Joins the processes that torchrun started: nccl on GPUs, otherwise gloo.
+
+    What DistributedDataParallel made must be gone before the group: as the last owner of a gloo
+    group it would join threads that wait for Python's lock, which it holds.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -390,7 +390,7 @@ def time_case(
     if time.monotonic() > deadline:
         return [_row(case, c, "absent") | {"reason": "out of time"} for c in contestants]
     inputs = {name: value.to(device) for name, value in case.inputs().items()}
-    if case.needs_cells:  # the peer has none
+    if case.needs_cells:  # the peer takes them without lengths and first states only
         expected = Expected.of(case, case.inputs(), oracle=OnCpu())
     else:
         expected = Expected.of(case, inputs, oracle=OnDevice(Wavefront(), device))

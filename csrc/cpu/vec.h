@@ -238,7 +238,7 @@ template <>
 STRNN_INLINE Vec<float> load_partial<float, float>(const float* p, int64_t n) {
   return (Vec<float>)_mm256_maskload_ps(p, first_lanes_32(n));
 }
-// In pieces: a masked store takes a dozen cycles on Zen.
+// In pieces: a masked store is slow on Zen.
 template <>
 STRNN_INLINE void store_partial<float, float>(float* p, int64_t n, Vec<float> v) {
   if (n == kLanes<float>) return store(p, v);

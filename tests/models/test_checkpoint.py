@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -149,35 +151,43 @@ def test_no_report_no_folder(copy, tmp_path, capsys):
 # Two at once, kills, Ctrl-C.
 
 
-def start(out: Path, *settings: str) -> subprocess.Popen:
-    """A run without an end that has done its first epochs, in a process group of its own."""
+@contextmanager
+def running(out: Path, *settings: str) -> Iterator[subprocess.Popen]:
+    """A run without an end that has done its first epochs, and its group, which end with the block.
+
+    Ctrl-C reaches it also where the tests themselves run in the background, which ignores it.
+    """
     command = [sys.executable, "-m", "strnn_models.train", *TINY, *settings]
     process = subprocess.Popen(
         [*command, "epochs=1000000", f"out={out}", "--quiet"],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 600
-    while not (out / "checkpoint-before.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.01)
-    return process
+    try:
+        deadline = time.monotonic() + 600
+        while not (out / "checkpoint-before.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+            time.sleep(0.01)
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
 
 
 def test_a_second_run_names_the_first_and_a_killed_one_is_free(tmp_path, capsys):
     out = tmp_path / "run"
-    process = start(out, "workers=1")
-    try:
+    with running(out, "workers=1") as process:
         assert main([*TINY, "epochs=1000000", f"out={out}", "--quiet"]) == 2
         message = capsys.readouterr().err
         assert f"{out} is in use by process {process.pid} on {socket.gethostname()}" in message
-    finally:
-        process.send_signal(signal.SIGKILL)  # its worker lives on for a while
+        process.kill()  # its worker lives on for a while
         process.wait()
-        process.stderr.close()
-    seen = checkpoint.load(out)[0]
-    assert main([*TINY, f"epochs={seen + 1}", f"out={out}", "--quiet"]) == 0
+        seen = checkpoint.load(out)[0]
+        assert main([*TINY, f"epochs={seen + 1}", f"out={out}", "--quiet"]) == 0
     assert not [name for name in names_in(out) if name.startswith(".")]
 
 
@@ -216,10 +226,10 @@ def test_several_processes_end_when_the_folder_is_in_use(tmp_path):
 
 
 def test_interrupted_with_workers(tmp_path):
-    process = start(tmp_path / "run", "workers=2")
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    said = process.communicate(timeout=600)[1]
-    assert process.returncode == 130
+    with running(tmp_path / "run", "workers=2") as process:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        said = process.communicate(timeout=600)[1]
+        assert process.returncode == 130
     assert said == "strnn-train: interrupted; the same command goes on\n"
     seen = checkpoint.load(tmp_path / "run")[0]
     assert main([*TINY, f"epochs={seen + 1}", f"out={tmp_path / 'run'}", "--quiet"]) == 0

@@ -33,12 +33,13 @@ test: $(VENV)/.ready
 test-core: $(VENV)/.ready
 	STRNN_EXPECT_COMPILED=1 $(BIN)/python -m pytest --ignore=tests/triton --ignore=tests/ptx
 
-# What nvcc and Triton emit, executed on the CPU; PTX=--exhaustive for every case and every planted bug, hours.
+# What nvcc and Triton emit, executed on the CPU; CASES=--exhaustive for every case and every planted bug, hours.
 test-ptx: $(VENV)/.ready
-	CUDA_HOME=$(CUDA_HOME) $(BIN)/python -m pytest tests/ptx -rs $(PTX)
+	CUDA_HOME=$(CUDA_HOME) $(BIN)/python -m pytest tests/ptx -rs $(CASES)
 
+# CASES=--exhaustive for the budgets on every architecture.
 test-triton: $(VENV)/.ready
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton $(CASES)
 
 # Where nvcc is: the CUDA part compiled, linked, imported and inspected against a CUDA build of torch, without a GPU.
 CUDA_TORCH ?= torch==2.11.0
@@ -57,7 +58,7 @@ test-cuda-build: $(CUDA_VENV)/.ready
 # took as long again; of the tree itself, needs no compiler.
 test-triton-3.6: $(CUDA_VENV)/.torch
 	TRITON_INTERPRET=1 $(CUDA_BIN)/python -m pytest -o addopts=--import-mode=importlib -q tests/triton \
-	  --ignore=tests/triton/test_conformance.py
+	  --ignore=tests/triton/test_conformance.py $(CASES)
 
 # Triton 3.6's interpreter takes arrays of one element for numbers, which NumPy 2.4 refuses.
 $(CUDA_VENV)/.torch: Makefile

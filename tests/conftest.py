@@ -18,6 +18,30 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+def pytest_addoption(parser):
+    """Everything, not the choice that CI runs."""
+    parser.addoption(
+        "--exhaustive", action="store_true", help="tests/ptx, tests/triton: every case there is"
+    )
+
+
+@pytest.fixture(scope="session")
+def is_exhaustive(request) -> bool:
+    """Whether everything is to be run."""
+    return request.config.getoption("--exhaustive")
+
+
+@pytest.fixture
+def wanted(is_exhaustive):
+    """wanted(x): skips what is left out of CI, where x is false."""
+
+    def check(is_in_ci: bool) -> None:
+        if not (is_in_ci or is_exhaustive):
+            pytest.skip("left out; --exhaustive runs it")
+
+    return check
+
+
 @pytest.fixture(autouse=True)
 def _same_start(monkeypatch):
     monkeypatch.delenv("STRNN_BACKEND", raising=False)

@@ -38,8 +38,8 @@ def triton_backend():
 def _hasten_the_interpreter() -> None:
     """Four times as fast, at the same results.
 
-    It patches Triton's language at every call of a function from a kernel, which the kernel's launch
-    has done, and does sums of integers twice, which are far from 32 bits here.
+    It patches Triton's language at every call of a function from a kernel, which the launch has
+    done, and does sums of integers twice, which are far from 32 bits here.
     """
     import triton.language as tl
     from triton.runtime import interpreter

@@ -317,6 +317,7 @@ struct Ops {
     a.h_n = keep_last ? h_n.mutable_data_ptr() : nullptr;
     a.c_n = keep_last && carries ? c_n.mutable_data_ptr() : nullptr;
     a.saved = save && saved_of(a.cell) ? saved.mutable_data_ptr() : nullptr;
+    a.has_backward = save;
     if (in.B && in.H) Backend::sweep(a, dtype_of<Backend>(x), x);
     return {h, s, c, h_n, c_n, saved};
   }

@@ -80,7 +80,7 @@ def sweep(
     allow_tf32 = backend.has_tf32 and tf32.is_allowed(x.dtype)
     args = (
         x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, *tables, cell, mean, keep_h, keep_c,
-        gives_last, needs_grad and saved(cell) > 0, allow_tf32,
+        gives_last, needs_grad, allow_tf32,
     )  # fmt: skip
     h, s, c, h_n, c_n, _ = _call(backend, "sweep", args, needs_grad)
     if keep_last != gives_last:

@@ -64,6 +64,7 @@ struct SweepForward : Sweep {
   void* h_n;    // (D, B, H) or null
   void* c_n;    // (D, B, H) or null
   void* saved;  // (B, N, D, R H) or null, see saved_of
+  bool has_backward;  // one will follow
 };
 
 struct SweepBackward : Sweep {

@@ -27,12 +27,14 @@ struct Capability {
 
 #if defined(__aarch64__)
 extern const Capability kNeon;
+extern const Capability kNeonBf16;
 #else
 extern const Capability kBaseline;
 #endif
 #if defined(__x86_64__)
 extern const Capability kAvx2;
 extern const Capability kAvx512;
+extern const Capability kAvx512Bf16;
 #endif
 
 // The widest set that this machine has, or the one that STRNN_CPU_CAPABILITY names. Throws

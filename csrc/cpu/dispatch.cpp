@@ -6,6 +6,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 #include "capability.h"
@@ -26,16 +28,31 @@ struct Candidate {
   bool is_supported;
 };
 
+#if defined(__aarch64__)
+bool has_bf16() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP2) >> 14 & 1;  // HWCAP2_BF16, which older headers do not name
+#else
+  return false;
+#endif
+}
+#endif
+
 // Widest first.
 std::vector<Candidate> candidates() {
+#if defined(__x86_64__)
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#endif
   return {
 #if defined(__x86_64__)
-      {&kAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
+      {&kAvx512Bf16, has_avx512 && __builtin_cpu_supports("avx512bf16")},
+      {&kAvx512, has_avx512},
       {&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() &&
                    __builtin_cpu_supports("bmi2")},
 #endif
 #if defined(__aarch64__)
+      {&kNeonBf16, has_bf16()},
       {&kNeon, true},
 #else
       {&kBaseline, true},

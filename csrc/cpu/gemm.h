@@ -11,6 +11,8 @@
 // The sum over k starts at zero and meets init at the end, so that a long accumulation (a weight
 // gradient over many chunks) is a sum of short ones and loses little to rounding.
 //
+// A and B may be pairs of terms (E = Pair); sums are of T.
+//
 // One micro-kernel keeps a tile of MR x NV registers: on AVX-512, 14 x 2 accumulators + 2 of B + 1
 // of A of 32; on NEON 8 x 2 + 2 + 8 of A, whose lanes are factors of a product; on 16-register
 // machines 6 x 2 + 2 + 1. Rows are divided evenly over the tiles, so no tile is small; one or two
@@ -33,17 +35,17 @@ constexpr int64_t kMaxTerms = 256;
 template <typename T>
 constexpr int kPanel = kPanelVecs * kLanes<T>;
 
-template <typename T>
+template <typename E>
 struct Product {
   int64_t K = 0;
-  const T* a = nullptr;
+  const E* a = nullptr;
   int64_t row_step = 0, k_step = 0;
-  const T* b = nullptr;
+  const E* b = nullptr;
   int64_t ldb = 0, panel_step = 0;
 
   // Where register v of a term of B lies, of the panels from this one on.
   int64_t offset(int64_t v) const {
-    return v / kPanelVecs * panel_step + v % kPanelVecs * kLanes<T>;
+    return v / kPanelVecs * panel_step + v % kPanelVecs * kLanes<E>;
   }
   // Its terms from `first` on, at most `count`.
   Product terms(int64_t first, int64_t count) const {
@@ -55,14 +57,14 @@ struct Product {
   }
 };
 
-template <typename T>
+template <typename T, typename E = T>
 struct Gemm {
-  Product<T> product;
+  Product<E> product;
   const T* init;
   int64_t init_step;
   T* c;
   int64_t ldc;
-  Product<T> second = {};
+  Product<E> second = {};
   bool from_the_end = false;  // panels of B in falling order
 };
 
@@ -77,13 +79,21 @@ STRNN_INLINE Vec<double> add_lane(Vec<double> acc, Vec<double> a, Vec<double> b)
   return vfmaq_laneq_f64(acc, b, a, kLane);
 }
 
+#if defined(STRNN_PAIRS)
+template <int kLane>
+STRNN_INLINE Vec<float> add_lane(Vec<float> acc, Vec<Pair> a, Vec<Pair> b) {
+  asm("bfdot %0.4s, %1.8h, %2.2h[%3]" : "+w"(acc) : "w"(b), "w"(a), "i"(kLane));
+  return acc;
+}
+#endif
+
 // acc[i] += a[i][kLane] * b for each row.
-template <int kLane, typename T, int MR, int NV>
-STRNN_INLINE void add_lanes(const Product<T>& p, const T* b, const Vec<T> (&a)[MR],
-                            Vec<T> (&acc)[MR][NV]) {
+template <int kLane, typename E, typename V, int MR, int NV>
+STRNN_INLINE void add_lanes(const Product<E>& p, const E* b, const Vec<E> (&a)[MR],
+                            V (&acc)[MR][NV]) {
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) {
-    const Vec<T> bv = load(b + p.offset(v));
+    const Vec<E> bv = load(b + p.offset(v));
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) acc[i][v] = add_lane<kLane>(acc[i][v], a[i], bv);
   }
@@ -91,19 +101,19 @@ STRNN_INLINE void add_lanes(const Product<T>& p, const T* b, const Vec<T> (&a)[M
 
 // The terms of acc += A B that fill registers of A, whose rows lie in one piece: a load of A serves
 // as many terms as it has lanes. Returns their number.
-template <typename T, int MR, int NV>
-STRNN_INLINE int64_t add_product_by_lanes(const Product<T>& p, int64_t m, int64_t panel,
-                                          Vec<T> (&acc)[MR][NV]) {
-  const T *a = p.a + m * p.row_step, *b = p.b + panel * p.panel_step;
+template <typename E, typename V, int MR, int NV>
+STRNN_INLINE int64_t add_product_by_lanes(const Product<E>& p, int64_t m, int64_t panel,
+                                          V (&acc)[MR][NV]) {
+  const E *a = p.a + m * p.row_step, *b = p.b + panel * p.panel_step;
   const int64_t row_step = p.row_step, ldb = p.ldb;
   int64_t k = 0;
-  for (; k + kLanes<T> <= p.K; k += kLanes<T>, b += kLanes<T> * ldb) {
-    Vec<T> terms[MR];
+  for (; k + kLanes<E> <= p.K; k += kLanes<E>, b += kLanes<E> * ldb) {
+    Vec<E> terms[MR];
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) terms[i] = load(a + i * row_step + k);
     add_lanes<0>(p, b, terms, acc);
     add_lanes<1>(p, b + ldb, terms, acc);
-    if constexpr (kLanes<T> == 4) {
+    if constexpr (kLanes<E> == 4) {
       add_lanes<2>(p, b + 2 * ldb, terms, acc);
       add_lanes<3>(p, b + 3 * ldb, terms, acc);
     }
@@ -113,22 +123,23 @@ STRNN_INLINE int64_t add_product_by_lanes(const Product<T>& p, int64_t m, int64_
 #endif
 
 // acc += A B for a tile.
-template <typename T, typename V, int MR, int NV>
-STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel, V (&acc)[MR][NV]) {
+template <typename E, typename V, int MR, int NV>
+STRNN_INLINE void add_product(const Product<E>& p, int64_t m, int64_t panel, V (&acc)[MR][NV]) {
+  using F = std::conditional_t<sizeof(V) == kVecBytes, Vec<E>, HalfVec<E>>;
   int64_t first = 0;
 #if defined(__aarch64__)
-  if constexpr (std::is_same_v<V, Vec<T>>)
+  if constexpr (sizeof(V) == kVecBytes)
     if (p.k_step == 1) first = add_product_by_lanes(p, m, panel, acc);
 #endif
   // Three rows per base pointer: x86 addresses base, base + step and base + 2 * step without
   // arithmetic, so 14 rows need five moving pointers instead of fourteen.
-  const T* base[(MR + 2) / 3];
+  const E* base[(MR + 2) / 3];
 #pragma GCC unroll 8
   for (int g = 0; g < (MR + 2) / 3; ++g) {
     base[g] = p.a + (m + 3 * g) * p.row_step + first * p.k_step;
     asm("" : "+r"(base[g]));
   }
-  const T* b = p.b + panel * p.panel_step + first * p.ldb;
+  const E* b = p.b + panel * p.panel_step + first * p.ldb;
   const int64_t row_step = p.row_step, k_step = p.k_step, ldb = p.ldb;
   if constexpr (MR * NV * 2 <= kMinSums) {
     // Too few sums to hide the latency of an addition: each in parts, of every kParts-th term.
@@ -139,9 +150,10 @@ STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel, V (
       for (int q = 0; q < kParts; ++q, b += ldb)
 #pragma GCC unroll 4
         for (int i = 0; i < MR; ++i) {
-          const V am = splat<T, V>(base[i / 3][q * k_step + (i % 3) * row_step]);
+          const F am = splat<E, F>(base[i / 3][q * k_step + (i % 3) * row_step]);
 #pragma GCC unroll 2
-          for (int v = 0; v < NV; ++v) part[q][i][v] += am * load<T, V>(b + p.offset(v));
+          for (int v = 0; v < NV; ++v)
+            part[q][i][v] = add_term(part[q][i][v], am, load<E, F>(b + p.offset(v)));
         }
 #pragma GCC unroll 8
       for (int g = 0; g < (MR + 2) / 3; ++g) base[g] += kParts * k_step;
@@ -154,14 +166,14 @@ STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel, V (
         for (int v = 0; v < NV; ++v) acc[i][v] += part[q][i][v];
   }
   for (int64_t k = first; k < p.K; ++k) {
-    V bv[NV];
+    F bv[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) bv[v] = load<T, V>(b + p.offset(v));
+    for (int v = 0; v < NV; ++v) bv[v] = load<E, F>(b + p.offset(v));
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      const V am = splat<T, V>(base[i / 3][(i % 3) * row_step]);
+      const F am = splat<E, F>(base[i / 3][(i % 3) * row_step]);
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) acc[i][v] += am * bv[v];
+      for (int v = 0; v < NV; ++v) acc[i][v] = add_term(acc[i][v], am, bv[v]);
     }
     b += ldb;
 #pragma GCC unroll 8
@@ -169,8 +181,8 @@ STRNN_INLINE void add_product(const Product<T>& p, int64_t m, int64_t panel, V (
   }
 }
 
-template <typename T, typename V, int MR, int NV>
-STRNN_INLINE void gemm_tile(const Gemm<T>& g, int64_t m, int64_t panel) {
+template <typename V, int MR, int NV, typename T, typename E>
+STRNN_INLINE void gemm_tile(const Gemm<T, E>& g, int64_t m, int64_t panel) {
   V acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
@@ -188,49 +200,49 @@ STRNN_INLINE void gemm_tile(const Gemm<T>& g, int64_t m, int64_t panel) {
             load<T, V>(init + i * g.init_step + v * kLanes<T>) + acc[i][v]);
 }
 
-template <typename T, int MR>
-STRNN_NOINLINE void gemm_rows(const Gemm<T>& g, int64_t m, int64_t width) {
+template <typename T, typename E, int MR>
+STRNN_NOINLINE void gemm_rows(const Gemm<T, E>& g, int64_t m, int64_t width) {
   const int64_t panels = (width + kLanes<T> - 1) / kPanel<T>;
   constexpr int kAtOnce = std::max(1, kMinSums / (MR * kPanelVecs));
   int64_t i = 0;
   for (; i + kAtOnce <= panels; i += kAtOnce)
-    gemm_tile<T, Vec<T>, MR, kAtOnce * kPanelVecs>(g, m, g.from_the_end ? panels - kAtOnce - i : i);
+    gemm_tile<Vec<T>, MR, kAtOnce * kPanelVecs>(g, m, g.from_the_end ? panels - kAtOnce - i : i);
   if constexpr (kAtOnce > 1)
     for (; i < panels; ++i)
-      gemm_tile<T, Vec<T>, MR, kPanelVecs>(g, m, g.from_the_end ? panels - 1 - i : i);
+      gemm_tile<Vec<T>, MR, kPanelVecs>(g, m, g.from_the_end ? panels - 1 - i : i);
   width -= panels * kPanel<T>;
   if (width > kLanes<T> / 2)
-    gemm_tile<T, Vec<T>, MR, 1>(g, m, panels);
+    gemm_tile<Vec<T>, MR, 1>(g, m, panels);
   else if (width > 0)
-    gemm_tile<T, HalfVec<T>, MR, 1>(g, m, panels);
+    gemm_tile<HalfVec<T>, MR, 1>(g, m, panels);
 }
 
-template <typename T, int... I>
-STRNN_INLINE void gemm_rows_any(int rows, const Gemm<T>& g, int64_t m, int64_t width,
+template <typename T, typename E, int... I>
+STRNN_INLINE void gemm_rows_any(int rows, const Gemm<T, E>& g, int64_t m, int64_t width,
                                 std::integer_sequence<int, I...>) {
-  using Fn = void (*)(const Gemm<T>&, int64_t, int64_t);
-  static constexpr Fn table[] = {gemm_rows<T, I + 1>...};
+  using Fn = void (*)(const Gemm<T, E>&, int64_t, int64_t);
+  static constexpr Fn table[] = {gemm_rows<T, E, I + 1>...};
   table[rows - 1](g, m, width);
 }
 
-template <typename T>
-STRNN_INLINE void gemm_terms(int64_t M, int64_t width, const Gemm<T>& g) {
+template <typename T, typename E>
+STRNN_INLINE void gemm_terms(int64_t M, int64_t width, const Gemm<T, E>& g) {
   const int64_t tiles = (M + kMaxTileRows - 1) / kMaxTileRows;
   int64_t m = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t rows = (M - m) / (tiles - t);
-    gemm_rows_any<T>((int)rows, g, m, width, std::make_integer_sequence<int, kMaxTileRows>{});
+    gemm_rows_any((int)rows, g, m, width, std::make_integer_sequence<int, kMaxTileRows>{});
     m += rows;
   }
 }
 
-template <typename T>
-STRNN_INLINE void gemm(int64_t M, int64_t width, const Gemm<T>& g) {
+template <typename T, typename E>
+STRNN_INLINE void gemm(int64_t M, int64_t width, const Gemm<T, E>& g) {
   if (M == 0) return;
   if (g.product.K + g.second.K <= kMaxTerms) return gemm_terms(M, width, g);
-  Gemm<T> part = g;
+  Gemm<T, E> part = g;
   part.second = {};
-  for (const Product<T>& product : {g.product, g.second})
+  for (const Product<E>& product : {g.product, g.second})
     for (int64_t k = 0; k < product.K; k += kMaxTerms) {
       part.product = product.terms(k, kMaxTerms);
       gemm_terms(M, width, part);

@@ -21,6 +21,28 @@ namespace strnn::cpu::STRNN_CAPABILITY {
 #include "sweep_backward.h"
 #include "sweep_forward.h"
 
+#ifdef STRNN_PAIRS
+// Products of bfloat16 by pairs in inference, and wherever a rounding cannot move a state across a
+// kink (a relu's derivative would be another): those of forward sweeps. All else is STRNN_BASE's.
+inline void sweep(const SweepForward& a, Dtype dtype, int num_threads, ParallelFor parallel_for) {
+  if (dtype == Dtype::kBFloat16 && !a.gate && !(a.cell == kRelu && a.has_backward))
+    SweepForwardKernel<BFloat16, Pair>::run(a, num_threads, parallel_for);
+  else
+    STRNN_BASE.sweep(a, dtype, num_threads, parallel_for);
+}
+inline void sweep_backward(const SweepBackward& a, Dtype dtype, int num_threads,
+                           ParallelFor parallel_for) {
+  STRNN_BASE.sweep_backward(a, dtype, num_threads, parallel_for);
+}
+inline void sparse_projection(const SparseProjection& a, Dtype dtype, int num_threads,
+                              ParallelFor parallel_for) {
+  STRNN_BASE.sparse_projection(a, dtype, num_threads, parallel_for);
+}
+inline void sparse_projection_backward(const SparseProjectionBackward& a, Dtype dtype,
+                                       int num_threads, ParallelFor parallel_for) {
+  STRNN_BASE.sparse_projection_backward(a, dtype, num_threads, parallel_for);
+}
+#else
 // Calls f(S{}) with the storage type of dtype.
 template <typename F>
 void with_dtype(Dtype dtype, const F& f) {
@@ -57,5 +79,6 @@ inline void sparse_projection_backward(const SparseProjectionBackward& a, Dtype 
     SparseProjectionKernel<decltype(s)>::backward(a, num_threads, parallel_for);
   });
 }
+#endif
 
 }  // namespace strnn::cpu::STRNN_CAPABILITY

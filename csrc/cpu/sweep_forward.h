@@ -1,9 +1,11 @@
 // Forward sweep; see sweep_kernel.h for the plan. Also the gated sweep, which is the same with a
 // gate for act.
 
-template <typename S>
+// Factors are what its products with weights are of: values of acc_t, or pairs of bfloat16.
+template <typename S, typename Factor = acc_t<S>>
 class SweepForwardKernel {
   using T = acc_t<S>;
+  static constexpr bool kHasPairs = std::is_same_v<Factor, Pair>;
 
  public:
   static void run(const SweepForward& a, int num_threads, ParallelFor parallel_for) {
@@ -24,7 +26,8 @@ class SweepForwardKernel {
         cell_(CellWidths::of(a.cell)),
         width_(round_up<T>(a.H)),
         ld_(leading_dimension<T>(a.H)),
-        ldc_(leading_dimension<T>(a.C)),
+        ldc_(leading_dimension<Factor>(terms_of<Factor>(a.C))),
+        ldq_(leading_dimension<Factor>(terms_of<Factor>(a.H))),
         pitch_(leading_dimension<T>(cell_.blocks * width_)),
         slot_pitch_(leading_dimension<T>((cell_.has_cell() ? 2 : 1) * width_)) {
     const double flops = 2.0 * a.B * a.N * a.D * a.H * (cell_.gates * (a.C + a.H) + a.K);
@@ -43,8 +46,10 @@ class SweepForwardKernel {
   void prepare(Scratch& scratch) {
     const int64_t D = a_.D, H = a_.H, C = a_.C, K = a_.K, N = a_.N;
     const int64_t columns = cell_.gates * width_;
-    T* w = scratch.take<T>(D * packed_size<T>(H, columns));
-    T* u = scratch.take<T>(D * packed_size<T>(C, columns));
+    const int64_t size_w = packed_size<Factor>(terms_of<Factor>(H), columns);
+    const int64_t size_u = packed_size<Factor>(terms_of<Factor>(C), columns);
+    Factor* w = scratch.take<Factor>(D * size_w);
+    Factor* u = scratch.take<Factor>(D * size_u);
     T* bias = scratch.take<T>(D * cell_.blocks * width_);
     int64_t* row_of = scratch.take<int64_t>(a_.B);
     T* projection = scratch.take<T>(D * K * N);
@@ -56,10 +61,10 @@ class SweepForwardKernel {
 
     for (int64_t d = 0; d < D; ++d) {
       pack_columns(static_cast<const S*>(a_.w_hh.of(d)), H, H, cell_.gates, cell_.state_gate,
-                   width_, w + d * packed_size<T>(H, columns));
+                   width_, w + d * size_w);
       if (C == 0) continue;
       pack_columns(static_cast<const S*>(a_.w_ih.of(d)), C, H, cell_.gates, cell_.input_gate,
-                   width_, u + d * packed_size<T>(C, columns));
+                   width_, u + d * size_u);
       load_bias(d, bias + d * cell_.blocks * width_);
     }
     order_rows(a_, row_of);
@@ -102,14 +107,16 @@ class SweepForwardKernel {
   }
 
   struct Buffers {
-    T *slots, *x, *pre, *sum, *initial, *states, *s;
+    T *slots, *pre, *sum, *initial, *states, *s;
+    Factor *x, *pairs;
     bool* mask;
     int32_t *active, *last;
     Buffers(const SweepForwardKernel& kernel, Scratch& scratch) {
       const SweepForward& a = kernel.a_;
       const int64_t rows = kernel.tiling_.rows, chunk_rows = rows * kernel.tiling_.chunk;
       slots = scratch.take<T>(a.program.S * rows * kernel.slot_pitch_);
-      x = scratch.take<T>(a.C ? chunk_rows * kernel.ldc_ : 0);
+      x = scratch.take<Factor>(a.C ? chunk_rows * kernel.ldc_ : 0);
+      pairs = scratch.take<Factor>(kHasPairs ? chunk_rows * kernel.ldq_ : 0);
       pre = scratch.take<T>(chunk_rows * kernel.pitch_);
       sum = scratch.take<T>(chunk_rows * kernel.slot_pitch_);
       initial = scratch.take<T>(kernel.has_initial_ ? rows * kernel.slot_pitch_ : 0);
@@ -246,7 +253,7 @@ class SweepForwardKernel {
           load_row<S, T>(x + (at * D + tile.d) * H, H, buffers.pre + row * pitch_);
         } else {
           prefetch_to_read(x + (first + next) * C, C);
-          load_row<S, T>(x + at * C, C, buffers.x + row * ldc_);
+          load_factor_row<S, Factor>(x + at * C, C, buffers.x + row * ldc_);
         }
         if (a_.h) prefetch_to_write(static_cast<const S*>(a_.h) + (at * D + tile.d) * H, H);
       }
@@ -254,21 +261,38 @@ class SweepForwardKernel {
     if (!input_apart_) return;
     const T* bias = bias_ + tile.d * cell_.blocks * width_;
     const int64_t rows = (end - begin) * m;
-    gemm(rows, columns, Gemm<T>{input_product(tile.d, 0, buffers), bias, 0, buffers.pre, pitch_});
+    gemm(rows, columns,
+         Gemm<T, Factor>{input_product(tile.d, 0, buffers), bias, 0, buffers.pre, pitch_});
     for (int64_t row = 0; row < rows; ++row)
       std::copy(bias + columns, bias + cell_.blocks * width_, buffers.pre + row * pitch_ + columns);
   }
 
   // x U^T, from a row of the chunk on.
-  Product<T> input_product(int64_t d, int64_t row, const Buffers& buffers) const {
-    const int64_t C = a_.C;
-    return {C,
-            buffers.x + row * ldc_,
-            ldc_,
+  Product<Factor> input_product(int64_t d, int64_t row, const Buffers& buffers) const {
+    return product(a_.C, buffers.x + row * ldc_, ldc_, packed_u_, d);
+  }
+  Product<Factor> product(int64_t values, const Factor* rows, int64_t pitch, const Factor* packed,
+                          int64_t d) const {
+    const int64_t terms = terms_of<Factor>(values);
+    return {terms,
+            rows,
+            pitch,
             1,
-            packed_u_ + d * packed_size<T>(C, cell_.gates * width_),
-            kPanel<T>,
-            C * kPanel<T>};
+            packed + d * packed_size<Factor>(terms, cell_.gates * width_),
+            kPanel<Factor>,
+            terms * kPanel<Factor>};
+  }
+  // q W^T of the first `count` rows of q.
+  Product<Factor> recurrent_product(int64_t d, const T* q, int64_t count,
+                                    const Buffers& buffers) const {
+    if constexpr (kHasPairs) {
+      for (int64_t r = 0; r < count; ++r)
+        for (int64_t j = 0; j < a_.H; j += kLanes<T>)
+          store(buffers.pairs + r * ldq_ + j / 2, to_pairs(load(q + r * slot_pitch_ + j)));
+      return product(a_.H, buffers.pairs, ldq_, packed_w_, d);
+    } else {
+      return product(a_.H, q, slot_pitch_, packed_w_, d);
+    }
   }
 
   // pre += q W^T for the visits begin..end, which do not depend on each other; they start at a row
@@ -276,7 +300,7 @@ class SweepForwardKernel {
   // buffer.
   const T* add_recurrent(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, int64_t row,
                          const Buffers& buffers) {
-    const int64_t H = a_.H, C = a_.C, columns = cell_.gates * width_;
+    const int64_t C = a_.C, rows = tile.product_rows(begin, end, m);
     const T* sum = buffers.sum;
     bool some = has_initial_;
     if (end - begin == 1 && tile.num_predecessors(begin) == 1 && !(has_initial_ && a_.entry)) {
@@ -290,16 +314,13 @@ class SweepForwardKernel {
     T* pre = buffers.pre + row * pitch_;
     const bool takes_input = C && !input_apart_;
     T* to = pre + cell_.first_state_block() * width_;
-    gemm(tile.product_rows(begin, end, m), columns,
-         Gemm<T>{{some ? H : 0, sum, slot_pitch_, 1,
-                  packed_w_ + tile.d * packed_size<T>(H, columns), kPanel<T>, H * kPanel<T>},
-                 takes_input ? bias_ + tile.d * cell_.blocks * width_ : to,
-                 takes_input ? 0 : pitch_,
-                 to,
-                 pitch_,
-                 takes_input ? input_product(tile.d, row, buffers) : Product<T>{},
-                 // There and back, so that the next visit finds the last panels in the cache.
-                 begin % 2 != 0});
+    gemm(rows, cell_.gates * width_,
+         Gemm<T, Factor>{
+             some ? recurrent_product(tile.d, sum, rows, buffers) : Product<Factor>{},
+             takes_input ? bias_ + tile.d * cell_.blocks * width_ : to, takes_input ? 0 : pitch_,
+             to, pitch_, takes_input ? input_product(tile.d, row, buffers) : Product<Factor>{},
+             // There and back, so that the next visit finds the last panels in the cache.
+             begin % 2 != 0});
     return sum;
   }
 
@@ -396,12 +417,14 @@ class SweepForwardKernel {
 
   const SweepForward& a_;
   CellWidths cell_;
-  int64_t width_, ld_, ldc_, pitch_, slot_pitch_;  // of a block; of rows of h, x, pre and slots
+  int64_t width_, ld_, ldc_, ldq_, pitch_,
+      slot_pitch_;  // of a block; of rows of h, x, q, pre, slots
   int64_t num_chunks_;
   bool input_apart_;  // x U^T is a product of its own
   bool has_initial_, has_last_;
   Tiling tiling_;
-  T *packed_w_ = nullptr, *packed_u_ = nullptr, *bias_ = nullptr;
+  Factor *packed_w_ = nullptr, *packed_u_ = nullptr;
+  T* bias_ = nullptr;
   int64_t* row_of_ = nullptr;
   bool is_dense_ = false;    // the projection
   T* projection_ = nullptr;  // (D, K, N) in visiting order

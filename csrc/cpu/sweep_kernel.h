@@ -93,26 +93,29 @@ struct GatedCell {
 };
 
 // Packs w (gates H, K), whose blocks of rows are taken in the order gate_of: transposed, so that
-// column gate * width + j of B is a row of w,
-template <typename S, typename T>
+// column gate * width + j of B is a row of w, of values or of pairs,
+template <typename S, typename E>
 void pack_columns(const S* w, int64_t K, int64_t H, int gates, const int* gate_of, int64_t width,
-                  T* to) {
+                  E* to) {
+  constexpr int64_t kStep =
+      std::is_same_v<E, Pair> ? 2 * kLanes<E> : kLanes<E>;  // values of a register
+  const int64_t terms = terms_of<E>(K);
   // Registers of columns, each of one block.
-  for (int64_t n = 0; n < (gates * width + kPanel<T> - 1) / kPanel<T> * kPanel<T>; n += kLanes<T>) {
+  for (int64_t n = 0; n < (gates * width + kPanel<E> - 1) / kPanel<E> * kPanel<E>; n += kLanes<E>) {
     const int64_t gate = n / width, j = n % width;
-    const int64_t count = gate < gates ? std::min<int64_t>(kLanes<T>, H - j) : 0;
+    const int64_t count = gate < gates ? std::min<int64_t>(kLanes<E>, H - j) : 0;
     const S* rows = count ? w + (gate_of[gate] * H + j) * K : w;
-    T* column = to + n / kPanel<T> * K * kPanel<T> + n % kPanel<T>;
-    for (int64_t k = 0; k < K; k += kLanes<T>) {
-      const int64_t lanes = std::min<int64_t>(kLanes<T>, K - k);
-      Vec<T> square[kLanes<T>];  // in registers, so not cleared at once
+    E* column = to + n / kPanel<E> * terms * kPanel<E> + n % kPanel<E>;
+    for (int64_t k = 0; k < K; k += kStep, column += kLanes<E> * kPanel<E>) {
+      const int64_t values = std::min(kStep, K - k), lanes = terms_of<E>(values);
+      Vec<E> square[kLanes<E>];  // in registers, so not cleared at once
 #pragma GCC unroll 16
-      for (int c = 0; c < kLanes<T>; ++c)
-        square[c] = c < count ? load_lanes<S, T>(rows + c * K + k, lanes) : Vec<T>{};
-      transpose<T>(square, std::make_integer_sequence<int, kLanes<T>>{});
+      for (int c = 0; c < kLanes<E>; ++c)
+        square[c] = c < count ? load_factors<S, E>(rows + c * K + k, values) : Vec<E>{};
+      transpose<E>(square, std::make_integer_sequence<int, kLanes<E>>{});
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes<T>; ++i)
-        if (i < lanes) store(column + (k + i) * kPanel<T>, square[i]);
+      for (int i = 0; i < kLanes<E>; ++i)
+        if (i < lanes) store(column + i * kPanel<E>, square[i]);
     }
   }
 }

@@ -44,6 +44,46 @@ STRNN_INLINE void store(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
+// acc + a b. A term of a product of bfloat16 may be a pair of them, neighbours along k, in one
+// lane.
+template <typename V>
+STRNN_INLINE V add_term(V acc, V a, V b) {
+  return acc + a * b;
+}
+using Pair = uint32_t;
+template <>
+struct VecOf<Pair> {
+  typedef Pair type __attribute__((vector_size(kVecBytes)));
+  typedef Pair half __attribute__((vector_size(kVecBytes / 2)));
+  typedef int32_t bits __attribute__((vector_size(kVecBytes)));
+};
+#if defined(STRNN_PAIRS) && defined(__aarch64__)
+// In words: clang 14 has the intrinsics only where all of the file is compiled for them.
+STRNN_INLINE Vec<float> add_term(Vec<float> acc, Vec<Pair> a, Vec<Pair> b) {
+  asm("bfdot %0.4s, %1.8h, %2.8h" : "+w"(acc) : "w"(a), "w"(b));
+  return acc;
+}
+STRNN_INLINE HalfVec<float> add_term(HalfVec<float> acc, HalfVec<Pair> a, HalfVec<Pair> b) {
+  asm("bfdot %0.2s, %1.4h, %2.4h" : "+w"(acc) : "w"(a), "w"(b));
+  return acc;
+}
+STRNN_INLINE HalfVec<Pair> to_pairs(Vec<float> v) {
+  HalfVec<Pair> pairs;
+  asm("bfcvtn %0.4h, %1.4s" : "=w"(pairs) : "w"(v));
+  return pairs;
+}
+#elif defined(STRNN_PAIRS)
+STRNN_INLINE Vec<float> add_term(Vec<float> acc, Vec<Pair> a, Vec<Pair> b) {
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+}
+STRNN_INLINE HalfVec<float> add_term(HalfVec<float> acc, HalfVec<Pair> a, HalfVec<Pair> b) {
+  return (HalfVec<float>)_mm256_dpbf16_ps((__m256)acc, (__m256bh)a, (__m256bh)b);
+}
+STRNN_INLINE HalfVec<Pair> to_pairs(Vec<float> v) {
+  return (HalfVec<Pair>)_mm512_cvtneps_pbh((__m512)v);
+}
+#endif
+
 // x - 0 is x, whatever x is, so this is a broadcast and nothing else; 0 + x is not, for x = -0.
 template <typename T, typename V = Vec<T>>
 STRNN_INLINE V splat(T x) {
@@ -323,4 +363,27 @@ STRNN_INLINE void store_row(const T* from, int64_t n, S* to) {
   int64_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>) store_as<S, T>(to + i, load<T>(from + i));
   if (i < n) store_partial<S, T>(to + i, n - i, load<T>(from + i));
+}
+
+// The factors of a product: values as they are computed with, or pairs of bfloat16. A row of n
+// values is terms_of<E>(n) of them; the last pair of an odd row ends with zero.
+template <typename E>
+constexpr int64_t terms_of(int64_t n) {
+  return std::is_same_v<E, Pair> ? (n + 1) / 2 : n;
+}
+template <typename S, typename E>
+STRNN_INLINE Vec<E> load_factors(const S* p, int64_t n) {
+  if constexpr (!std::is_same_v<E, Pair>) {
+    return load_lanes<S, E>(p, n);
+  } else {
+    Vec<E> v{};
+    std::memcpy(&v, p, n * sizeof(S));
+    return v;
+  }
+}
+template <typename S, typename E>
+STRNN_INLINE void load_factor_row(const S* from, int64_t n, E* to) {
+  if constexpr (!std::is_same_v<E, Pair>) return load_row<S, E>(from, n, to);
+  to[terms_of<E>(n) - 1] = 0;
+  std::memcpy(to, from, n * sizeof(S));
 }

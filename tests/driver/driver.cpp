@@ -106,8 +106,9 @@ struct Case {
 
   void call(const std::string& op) {
     const cpu::Capability& kernels = cpu::capability();
-    if (op == "sweep") {
+    if (op == "sweep" || op == "training_sweep") {
       SweepForward a{};
+      a.has_backward = op == "training_sweep";
       fill(a, a.program, "program", 0);
       a.gate = in("gate");
       a.h = out("h"), a.pre = out("pre"), a.s = out("s"), a.c = out("c"), a.h_n = out("h_n"),

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import composed
 from .backends import BACKENDS, Backend, tf32
-from .notation import ACTIVATIONS, CELLS, saved
+from .notation import ACTIVATIONS, CELLS
 from .schema import OPS
 from .topology import Topology, by_handle
 

@@ -28,7 +28,10 @@ FLAGS = ("-std=c++17", "-O2", "-g1", "-fno-math-errno", "-fno-trapping-math", "-
 #: Emulated processors: one with everything, and one with nothing that armv8.0-a does not have.
 ARM = tuple(("qemu-aarch64", "-cpu", cpu) for cpu in ("max", "cortex-a53"))
 #: The instruction sets of x86-64, each if the machine has it.
-X86 = tuple(("env", f"STRNN_CPU_CAPABILITY={name}") for name in ("baseline", "avx2", "avx512", "avx512_bf16"))
+X86 = tuple(
+    ("env", f"STRNN_CPU_CAPABILITY={name}")
+    for name in ("baseline", "avx2", "avx512", "avx512_bf16")
+)
 UNSUPPORTED = "this machine does not have it"
 
 

@@ -22,8 +22,9 @@ namespace strnn::cpu::STRNN_CAPABILITY {
 #include "sweep_forward.h"
 
 #ifdef STRNN_PAIRS
-// Products of bfloat16 by pairs in inference, and wherever a rounding cannot move a state across a
-// kink (a relu's derivative would be another): those of forward sweeps. All else is STRNN_BASE's.
+// Products of bfloat16 by pairs; but not those of a relu's forward that a backward follows, whose
+// derivative would be another where a rounding moves a state across the kink. All else is
+// STRNN_BASE's.
 inline void sweep(const SweepForward& a, Dtype dtype, int num_threads, ParallelFor parallel_for) {
   if (dtype == Dtype::kBFloat16 && !a.gate && !(a.cell == kRelu && a.has_backward))
     SweepForwardKernel<BFloat16, Pair>::run(a, num_threads, parallel_for);
@@ -32,7 +33,10 @@ inline void sweep(const SweepForward& a, Dtype dtype, int num_threads, ParallelF
 }
 inline void sweep_backward(const SweepBackward& a, Dtype dtype, int num_threads,
                            ParallelFor parallel_for) {
-  STRNN_BASE.sweep_backward(a, dtype, num_threads, parallel_for);
+  if (dtype == Dtype::kBFloat16 && !a.gate)
+    SweepBackwardKernel<BFloat16, Pair>::run(a, num_threads, parallel_for);
+  else
+    STRNN_BASE.sweep_backward(a, dtype, num_threads, parallel_for);
 }
 inline void sparse_projection(const SparseProjection& a, Dtype dtype, int num_threads,
                               ParallelFor parallel_for) {

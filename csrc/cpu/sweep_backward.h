@@ -1,9 +1,11 @@
 // Derivative of the forward sweep; see sweep_kernel.h for the plan. a.program is that of the
 // reversed topology, so that a "predecessor" here is a successor of the forward sweep.
 
-template <typename S>
+// Factors as of the forward sweep.
+template <typename S, typename Factor = acc_t<S>>
 class SweepBackwardKernel {
   using T = acc_t<S>;
+  static constexpr bool kHasPairs = std::is_same_v<Factor, Pair>;
 
  public:
   static void run(const SweepBackward& a, int num_threads, ParallelFor parallel_for) {
@@ -58,8 +60,10 @@ class SweepBackwardKernel {
 
   void prepare(Scratch& scratch) {
     const int64_t D = a_.D, H = a_.H, C = a_.C, K = a_.K, N = a_.N;
-    T* w = scratch.take<T>(D * packed_size<T>(terms_, H));
-    T* u = scratch.take<T>(has_dx_sum_ ? D * packed_size<T>(terms_, C) : 0);
+    const int64_t size_w = packed_size<Factor>(terms_of<Factor>(terms_), H);
+    const int64_t size_u = packed_size<Factor>(terms_of<Factor>(terms_), C);
+    Factor* w = scratch.take<Factor>(D * size_w);
+    Factor* u = scratch.take<Factor>(has_dx_sum_ ? D * size_u : 0);
     int64_t* row_of = scratch.take<int64_t>(a_.B);
     auto* nonzeros = scratch.take<NonZero<T>>(a_.ds ? D * K * N : 0);
     int64_t* nonzero_ptr = scratch.take<int64_t>(a_.ds ? D * N + 1 : 0);
@@ -77,10 +81,10 @@ class SweepBackwardKernel {
 
     for (int64_t d = 0; d < D; ++d) {
       pack_rows(static_cast<const S*>(a_.w_hh.of(d)), H, H, cell_.gates, cell_.state_gate, width_,
-                w + d * packed_size<T>(terms_, H));
+                w + d * size_w);
       if (has_dx_sum_)
         pack_rows(static_cast<const S*>(a_.w_ih.of(d)), C, H, cell_.gates, cell_.input_gate, width_,
-                  u + d * packed_size<T>(terms_, C));
+                  u + d * size_u);
     }
     order_rows(a_, row_of);
     if (!a_.ds) return;
@@ -104,6 +108,7 @@ class SweepBackwardKernel {
 
   struct Buffers {
     T *slots, *x, *dx, *h, *dh, *da, *sum, *h0, *dinitial, *ds;
+    Factor *a_pairs, *b_pairs;
     bool* mask;
     int32_t *active, *last;
     Buffers(const SweepBackwardKernel& kernel, Scratch& scratch) {
@@ -121,6 +126,9 @@ class SweepBackwardKernel {
       h0 = scratch.take<T>(kernel.has_initial_ ? rows * ld : 0);
       dinitial = scratch.take<T>(kernel.has_initial_ ? rows * kernel.slot_pitch_ : 0);
       ds = scratch.take<T>(a.ds ? a.K * rows * ld : 0);
+      const int64_t width = std::max({kernel.pitch_, kernel.slot_pitch_, kernel.ldx_, ld});
+      a_pairs = scratch.take<Factor>(kHasPairs ? chunk_rows * width : 0);
+      b_pairs = scratch.take<Factor>(kHasPairs ? chunk_rows * width : 0);
       mask = scratch.take<bool>(a.mask ? a.N * rows : 0);
       active = scratch.take<int32_t>(a.mask ? a.N : 0);
       last = scratch.take<int32_t>(kernel.has_last_ ? rows : 0);
@@ -238,19 +246,28 @@ class SweepBackwardKernel {
     }
     if (!some) return;
     T* dh = buffers.dh + row * ld_;
-    gemm(tile.product_rows(begin, end, m), width_,
-         Gemm<T>{recurrent_product(tile.d, buffers.sum + row * slot_pitch_), dh, ld_, dh, ld_});
+    const int64_t rows = tile.product_rows(begin, end, m);
+    gemm(rows, width_,
+         Gemm<T, Factor>{recurrent_product(tile.d, buffers.sum + row * slot_pitch_, rows, buffers),
+                         dh, ld_, dh, ld_});
   }
 
   // Rows of a slot's form, times W.
-  Product<T> recurrent_product(int64_t d, const T* rows) const {
-    return {terms_,
-            rows,
-            slot_pitch_,
+  Product<Factor> recurrent_product(int64_t d, const T* rows, int64_t count,
+                                    const Buffers& buffers) const {
+    return product(rows, count, slot_pitch_, packed_w_, a_.H, d, buffers);
+  }
+  // Rows of da, times weights with n columns.
+  Product<Factor> product(const T* rows, int64_t count, int64_t pitch, const Factor* packed,
+                          int64_t n, int64_t d, const Buffers& buffers) const {
+    const int64_t terms = terms_of<Factor>(terms_);
+    return {terms,
+            along_rows(rows, count, terms_, pitch, buffers.a_pairs),
+            pitch,
             1,
-            packed_w_ + d * packed_size<T>(terms_, a_.H),
-            kPanel<T>,
-            terms_ * kPanel<T>};
+            packed + d * packed_size<Factor>(terms, n),
+            kPanel<Factor>,
+            terms * kPanel<Factor>};
   }
 
   // da, dm = mask * the cell's gradients from what reached the state, to the slots too; with a gate
@@ -368,7 +385,7 @@ class SweepBackwardKernel {
   void add_gradients(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m,
                      const Gradients& mine, const Buffers& buffers) {
     const int64_t R = (end - begin) * m, C = a_.C;
-    add_dw(R, buffers.sum, buffers.h, mine);
+    add_dw(R, buffers.sum, buffers.h, mine, buffers);
     if (a_.ds) add_dprojection(tile, begin, end, m, mine.dprojection, buffers);
     if (C == 0) return;
     for (int64_t i = begin, row = 0; i < end; ++i)
@@ -383,24 +400,21 @@ class SweepBackwardKernel {
         x[C] = 1;
       }
     const int64_t inputs = C + (a_.dbias ? 1 : 0), columns = cell_.gates * width_;
-    const Product<T> product{R, buffers.x, 1, ldx_, buffers.da, pitch_, kPanel<T>};
-    gemm(inputs, columns, Gemm<T>{product, mine.du_t, pitch_, mine.du_t, pitch_});
+    const Product<Factor> over_all = product_over_rows(R, buffers.x, inputs, ldx_, buffers.da,
+                                                       cell_.blocks * width_, pitch_, buffers);
+    gemm(inputs, columns, Gemm<T, Factor>{over_all, mine.du_t, pitch_, mine.du_t, pitch_});
     if (a_.dbias && cell_.blocks > cell_.gates) {
       // What only the bias of the state's side reaches.
-      Product<T> rest = product;
+      Product<Factor> rest = over_all;
       rest.a += C;
       rest.b += columns;
       T* to = mine.du_t + C * pitch_ + columns;
-      gemm(1, (cell_.blocks - cell_.gates) * width_, Gemm<T>{rest, to, pitch_, to, pitch_});
+      gemm(1, (cell_.blocks - cell_.gates) * width_, Gemm<T, Factor>{rest, to, pitch_, to, pitch_});
     }
     if (!has_dx_sum_) return;
     gemm(R, C,
-         Gemm<T>{{terms_, buffers.da, pitch_, 1, packed_u_ + tile.d * packed_size<T>(terms_, C),
-                  kPanel<T>, terms_ * kPanel<T>},
-                 zeros_,
-                 0,
-                 buffers.dx,
-                 ldc_});
+         Gemm<T, Factor>{product(buffers.da, R, pitch_, packed_u_, C, tile.d, buffers), zeros_, 0,
+                         buffers.dx, ldc_});
     add_dx(tile, begin, end, m, buffers);
   }
 
@@ -456,20 +470,35 @@ class SweepBackwardKernel {
   }
 
   // dW += sum^T h over R rows.
-  void add_dw(int64_t R, const T* sum, const T* h, const Gradients& mine) const {
+  void add_dw(int64_t R, const T* sum, const T* h, const Gradients& mine,
+              const Buffers& buffers) const {
     gemm(terms_, width_,
-         Gemm<T>{{R, sum, 1, slot_pitch_, h, ld_, kPanel<T>}, mine.dw, ld_, mine.dw, ld_});
+         Gemm<T, Factor>{product_over_rows(R, sum, terms_, slot_pitch_, h, width_, ld_, buffers),
+                         mine.dw, ld_, mine.dw, ld_});
+  }
+  // a^T b over R rows, of a_width and b_width values.
+  Product<Factor> product_over_rows(int64_t R, const T* a, int64_t a_width, int64_t a_pitch,
+                                    const T* b, int64_t b_width, int64_t b_pitch,
+                                    const Buffers& buffers) const {
+    return {terms_of<Factor>(R),
+            over_rows(a, R, a_width, a_pitch, buffers.a_pairs),
+            1,
+            a_pitch,
+            over_rows(b, R, b_width, b_pitch, buffers.b_pairs),
+            b_pitch,
+            kPanel<Factor>};
   }
 
   // h0 and c0 are states of no cell: dh0 = (sum of da where it entered) W, dc0 = the sum of dm, and
   // the share of dW. A row without a visit hands out what came in.
   void finish_initial(const Tile<S>& tile, const Gradients& mine, const Buffers& buffers) {
     const int64_t carried = cell_.gates * width_;
-    if (a_.h0) add_dw(tile.rows, buffers.dinitial, buffers.h0, mine);
+    if (a_.h0) add_dw(tile.rows, buffers.dinitial, buffers.h0, mine, buffers);
     T* result = buffers.h;
     if (a_.dh0) {
       gemm(tile.rows, width_,
-           Gemm<T>{recurrent_product(tile.d, buffers.dinitial), zeros_, 0, result, ld_});
+           Gemm<T, Factor>{recurrent_product(tile.d, buffers.dinitial, tile.rows, buffers), zeros_,
+                           0, result, ld_});
       hand_in(tile, result, ld_,
               cell_.carry == Carry::kState ? buffers.dinitial + carried : nullptr, a_.dh_n, a_.dh0);
     }
@@ -536,8 +565,8 @@ class SweepBackwardKernel {
   bool has_initial_, has_last_;
   Tiling tiling_;
   bool has_dx_sum_, split_directions_, dx_in_place_;
-  T *packed_w_ = nullptr, *packed_u_ = nullptr, *gradients_ = nullptr, *dx_ = nullptr,
-    *zeros_ = nullptr;
+  Factor *packed_w_ = nullptr, *packed_u_ = nullptr;
+  T *gradients_ = nullptr, *dx_ = nullptr, *zeros_ = nullptr;
   int64_t* row_of_ = nullptr;
   NonZero<T>* nonzeros_ = nullptr;
   int64_t* nonzero_ptr_ = nullptr;

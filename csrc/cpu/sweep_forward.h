@@ -27,7 +27,6 @@ class SweepForwardKernel {
         width_(round_up<T>(a.H)),
         ld_(leading_dimension<T>(a.H)),
         ldc_(leading_dimension<Factor>(terms_of<Factor>(a.C))),
-        ldq_(leading_dimension<Factor>(terms_of<Factor>(a.H))),
         pitch_(leading_dimension<T>(cell_.blocks * width_)),
         slot_pitch_(leading_dimension<T>((cell_.has_cell() ? 2 : 1) * width_)) {
     const double flops = 2.0 * a.B * a.N * a.D * a.H * (cell_.gates * (a.C + a.H) + a.K);
@@ -116,7 +115,7 @@ class SweepForwardKernel {
       const int64_t rows = kernel.tiling_.rows, chunk_rows = rows * kernel.tiling_.chunk;
       slots = scratch.take<T>(a.program.S * rows * kernel.slot_pitch_);
       x = scratch.take<Factor>(a.C ? chunk_rows * kernel.ldc_ : 0);
-      pairs = scratch.take<Factor>(kHasPairs ? chunk_rows * kernel.ldq_ : 0);
+      pairs = scratch.take<Factor>(kHasPairs ? chunk_rows * kernel.slot_pitch_ : 0);
       pre = scratch.take<T>(chunk_rows * kernel.pitch_);
       sum = scratch.take<T>(chunk_rows * kernel.slot_pitch_);
       initial = scratch.take<T>(kernel.has_initial_ ? rows * kernel.slot_pitch_ : 0);
@@ -282,17 +281,11 @@ class SweepForwardKernel {
             kPanel<Factor>,
             terms * kPanel<Factor>};
   }
-  // q W^T of the first `count` rows of q.
+  // q W^T of some rows of q.
   Product<Factor> recurrent_product(int64_t d, const T* q, int64_t count,
                                     const Buffers& buffers) const {
-    if constexpr (kHasPairs) {
-      for (int64_t r = 0; r < count; ++r)
-        for (int64_t j = 0; j < a_.H; j += kLanes<T>)
-          store(buffers.pairs + r * ldq_ + j / 2, to_pairs(load(q + r * slot_pitch_ + j)));
-      return product(a_.H, buffers.pairs, ldq_, packed_w_, d);
-    } else {
-      return product(a_.H, q, slot_pitch_, packed_w_, d);
-    }
+    return product(a_.H, along_rows(q, count, a_.H, slot_pitch_, buffers.pairs), slot_pitch_,
+                   packed_w_, d);
   }
 
   // pre += q W^T for the visits begin..end, which do not depend on each other; they start at a row
@@ -417,8 +410,7 @@ class SweepForwardKernel {
 
   const SweepForward& a_;
   CellWidths cell_;
-  int64_t width_, ld_, ldc_, ldq_, pitch_,
-      slot_pitch_;  // of a block; of rows of h, x, q, pre, slots
+  int64_t width_, ld_, ldc_, pitch_, slot_pitch_;  // of a block; of rows of h, x, pre and slots
   int64_t num_chunks_;
   bool input_apart_;  // x U^T is a product of its own
   bool has_initial_, has_last_;

@@ -120,16 +120,49 @@ void pack_columns(const S* w, int64_t K, int64_t H, int gates, const int* gate_o
   }
 }
 // or as it is, so that row gate * width + j of B is; K here is the number of columns.
-template <typename S, typename T>
+template <typename S, typename E>
 void pack_rows(const S* w, int64_t K, int64_t H, int gates, const int* gate_of, int64_t width,
-               T* to) {
-  for (int64_t n0 = 0; n0 < K; n0 += kPanel<T>)
-    for (int64_t k = 0; k < (gates - 1) * width + H; ++k, to += kPanel<T>) {
+               E* to) {
+  constexpr bool kHasPairs = std::is_same_v<E, Pair>;
+  for (int64_t n0 = 0; n0 < K; n0 += kPanel<E>)
+    for (int64_t k = 0; k < (gates - 1) * width + H; k += kHasPairs ? 2 : 1, to += kPanel<E>) {
       const int64_t gate = k / width, j = k % width;
-      const int64_t count = j < H ? std::min<int64_t>(kPanel<T>, K - n0) : 0;
+      const int64_t count = j < H ? std::min<int64_t>(kPanel<E>, K - n0) : 0;
       const S* row = w + (gate_of[gate] * H + j) * K + n0;
-      for (int64_t n = 0; n < kPanel<T>; ++n) to[n] = n < count ? to_acc(row[n]) : T(0);
+      for (int64_t n = 0; n < kPanel<E>; ++n) {
+        if constexpr (kHasPairs)
+          to[n] = n < count ? row[n].bits | (j + 1 < H ? (Pair)row[K + n].bits << 16 : 0) : 0;
+        else
+          to[n] = n < count ? to_acc(row[n]) : E(0);
+      }
     }
+}
+
+// Rows of n values as factors of a product, in a buffer of the same pitch if they are to be pairs:
+// of neighbours in a row, for sums along rows,
+template <typename E, typename T>
+const E* along_rows(const T* rows, int64_t count, int64_t n, int64_t pitch, E* to) {
+  if constexpr (std::is_same_v<E, T>) {
+    return rows;
+  } else {
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t j = 0; j < n; j += kLanes<T>)
+        store(to + r * pitch + j / 2, to_pairs(load(rows + r * pitch + j)));
+    return to;
+  }
+}
+// or of two rows, for sums over rows.
+template <typename E, typename T>
+const E* over_rows(const T* rows, int64_t count, int64_t n, int64_t pitch, E* to) {
+  if constexpr (std::is_same_v<E, T>) {
+    return rows;
+  } else {
+    for (int64_t r = 0; r < count; r += 2, rows += 2 * pitch)
+      for (int64_t j = 0; j < n; j += kLanes<T>)
+        store(to + r / 2 * pitch + j,
+              join(load(rows + j), r + 1 < count ? load(rows + pitch + j) : Vec<T>{}));
+    return to;
+  }
 }
 
 // How the work of one call is cut.

@@ -83,6 +83,16 @@ STRNN_INLINE HalfVec<Pair> to_pairs(Vec<float> v) {
   return (HalfVec<Pair>)_mm512_cvtneps_pbh((__m512)v);
 }
 #endif
+#if defined(STRNN_PAIRS)
+// The same lanes of two registers, as pairs.
+STRNN_INLINE Vec<Pair> join(Vec<float> a, Vec<float> b) {
+  typedef uint16_t Halves __attribute__((vector_size(kVecBytes / 2)));
+  const auto widen = [](Vec<float> v) {
+    return __builtin_convertvector((Halves)to_pairs(v), Vec<Pair>);
+  };
+  return widen(a) | widen(b) << 16;
+}
+#endif
 
 // x - 0 is x, whatever x is, so this is a broadcast and nothing else; 0 + x is not, for x = -0.
 template <typename T, typename V = Vec<T>>

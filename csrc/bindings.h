@@ -228,7 +228,7 @@ struct SweepInputs {
   Shape saved() const { return {B, N, D, times(saved_of(static_cast<int>(cell)), H)}; }
   int64_t bias_rows() const { return bias_rows_of(static_cast<int>(cell)); }
 
-  void fill(Sweep& a, bool mean, bool allow_tf32) const {
+  void fill(Sweep& a, bool mean) const {
     a.B = B, a.N = N, a.D = D, a.C = C, a.H = H, a.K = K;
     a.x = x.data(), a.w_ih = w_ih.directions(), a.bias = bias.directions(),
     a.bias_hh = bias_hh.directions(), a.w_hh = w_hh.directions();
@@ -236,7 +236,6 @@ struct SweepInputs {
     a.entry = entry.template data<int32_t>(), a.projection = projection.data();
     a.cell = static_cast<int>(cell);
     a.mean = mean;
-    a.allow_tf32 = allow_tf32;
   }
 
  private:
@@ -298,7 +297,7 @@ struct Ops {
       OptionalTensor mask, OptionalTensor h0, OptionalTensor c0, OptionalTensor entry,
       OptionalTensor projection, OptionalTensor program, OptionalTensor reversed_program,
       std::vector<int64_t> program_sizes, int64_t cell, bool mean, bool keep_h, bool keep_c,
-      bool keep_last, bool save, bool allow_tf32) {
+      bool keep_last, bool save, bool /*allow_tf32*/) {
     const SweepInputs<Backend> in(cell, x, w_ih, bias, w_hh, mask, h0, c0, entry, projection);
     const bool carries = cell == kLstm;
     Tensor h = new_tensor(x, keep_h ? in.states() : Shape{0});
@@ -309,7 +308,7 @@ struct Ops {
     Tensor saved = new_tensor(x, save ? in.saved() : Shape{0});
     typename Backend::Chain chain;
     SweepForward a{};
-    in.fill(a, mean, allow_tf32);
+    in.fill(a, mean);
     a.program = program_of(program, x, in.N, in.D, program_sizes, 0, chain);
     a.h = keep_h ? h.mutable_data_ptr() : nullptr;
     a.s = projection ? s.mutable_data_ptr() : nullptr;
@@ -328,7 +327,8 @@ struct Ops {
       std::vector<Tensor> w_ih, std::vector<Tensor> bias, std::vector<Tensor> w_hh,
       OptionalTensor mask, OptionalTensor h0, OptionalTensor c0, OptionalTensor entry,
       OptionalTensor projection, OptionalTensor reversed_program,
-      std::vector<int64_t> program_sizes, int64_t cell, bool mean, bool need_dx, bool allow_tf32) {
+      std::vector<int64_t> program_sizes, int64_t cell, bool mean, bool need_dx,
+      bool /*allow_tf32*/) {
     const SweepInputs<Backend> in(cell, x, w_ih, bias, w_hh, mask, h0, c0, entry, projection);
     const Shape last{in.D, in.B, in.H};
     const bool carries = cell == kLstm;
@@ -353,7 +353,7 @@ struct Ops {
     Tensor dprojection = output(projection.has_value(), {in.D, in.K, in.N});
     typename Backend::Chain chain;
     SweepBackward a{};
-    in.fill(a, mean, allow_tf32);
+    in.fill(a, mean);
     a.program = program_of(reversed_program, x, in.N, in.D, program_sizes, 2, chain);
     a.h = h_in.data(), a.saved = saved_in.data(), a.dh = dh_in.data(),
     a.ds = projection ? ds_in.data() : nullptr, a.dc = dc_in.data(), a.dh_n = dh_n_in.data(),
@@ -374,12 +374,12 @@ struct Ops {
 
   static Tensor gated_sweep_fwd(const Tensor& g, const Tensor& gate, const Tensor& w,
                                 const Tensor& program, const Tensor& reversed_program,
-                                std::vector<int64_t> program_sizes, bool allow_tf32) {
+                                std::vector<int64_t> program_sizes, bool /*allow_tf32*/) {
     const SweepInputs<Backend> in(kIdentity, g, {}, {}, {w}, {}, {}, {}, {}, {});
     const Argument<Backend> gate_in("gate", gate, g, in.dtype, in.states());
     Tensor y = new_tensor(g, in.states());
     SweepForward a{};
-    in.fill(a, false, allow_tf32);
+    in.fill(a, false);
     a.program = program_of(program, g, in.N, in.D, program_sizes, 0);
     a.gate = gate_in.data();
     a.h = y.mutable_data_ptr();
@@ -394,19 +394,19 @@ struct Ops {
                                                             const Tensor& w, const Tensor& program,
                                                             const Tensor& reversed_program,
                                                             std::vector<int64_t> program_sizes,
-                                                            bool allow_tf32) {
+                                                            bool /*allow_tf32*/) {
     const SweepInputs<Backend> in(kIdentity, g, {}, {}, {w}, {}, {}, {}, {}, {});
     const Argument<Backend> gate_in("gate", gate, g, in.dtype, in.states()),
         dy_in("dy", dy, g, in.dtype, in.states()), y_in("y", y, g, in.dtype, in.states());
     Tensor pre = new_tensor(g, in.states()), dg = new_tensor(g, in.states()),
            dgate = new_tensor(g, in.states()), dw = new_tensor(g, {in.D, in.H, in.H});
     SweepForward again{};
-    in.fill(again, false, allow_tf32);
+    in.fill(again, false);
     again.program = program_of(program, g, in.N, in.D, program_sizes, 0);
     again.gate = gate_in.data();
     again.pre = pre.mutable_data_ptr();
     SweepBackward a{};
-    in.fill(a, false, allow_tf32);
+    in.fill(a, false);
     a.program = program_of(reversed_program, g, in.N, in.D, program_sizes, 2);
     a.h = y_in.data(), a.dh = dy_in.data(), a.gate = gate_in.data(), a.pre = pre.const_data_ptr();
     a.dx = dg.mutable_data_ptr(), a.dgate = dgate.mutable_data_ptr(),

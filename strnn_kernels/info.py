@@ -47,7 +47,6 @@ def _cuda_plan(dtype: str) -> str:
     device = (gpu.major * 10 + gpu.minor, gpu.multi_processor_count, *shared)
     sizes = {"B": 288, "N": 62, "D": 4, "C": 5, "H": 30, "K": 10, "groups": 13, "slots": 13}
     kind = {"dtype": dtype, "is_backward": False, "is_gated": False}
-    kind["allow_tf32"] = tf32.is_allowed(getattr(torch, dtype))
     return ", ".join(f"{k} {v}" for k, v in plan_cuda_sweep(**sizes, **kind, device=device).items())
 
 

@@ -23,7 +23,7 @@ direction visits and the mask leaves, ``saved`` what the backward needs beside h
 An output that is not wanted has shape (0,). What a forward leaves for its backward is the same for
 every backend, so any backward can finish any forward.
 
-``allow_tf32`` lets a sweep make its products of float32 of TF32 (cuda, triton); other backends,
+``allow_tf32`` lets a sweep make its products of float32 of TF32 (triton); other backends,
 and sparse projections everywhere, are exact. An argument, not a setting of the library: what a
 graph was compiled with, and what a forward ran with, holds for its backward. Products that torch
 makes for a backend (the GEMMs before and after a sweep of triton, derivatives under

@@ -50,8 +50,7 @@ struct Sweep {
   const int32_t* entry;    // (B, D)          or null; a value outside 0..N-1: h0 enters nowhere
   const void* projection;  // (D, K, N)       or null with K = 0
   int cell;
-  bool mean;        // q and m are means over the predecessors
-  bool allow_tf32;  // products of float32 may be of operands rounded to tf32
+  bool mean;  // q and m are means over the predecessors
 };
 
 struct SweepForward : Sweep {

@@ -13,18 +13,8 @@ template <typename A>
 SweepSizes sizes_of(const A& a, Dtype dtype) {
   constexpr bool kIsBackward = std::is_same_v<A, SweepBackward>;
   const Program& program = a.program;
-  return {a.B,
-          a.N,
-          a.D,
-          a.C,
-          a.H,
-          a.K,
-          program.G,
-          program.S,
-          dtype,
-          kIsBackward,
-          a.gate != nullptr,
-          a.allow_tf32};
+  return {
+      a.B, a.N, a.D, a.C, a.H, a.K, program.G, program.S, dtype, kIsBackward, a.gate != nullptr};
 }
 
 // warp_per_row: all of the op.

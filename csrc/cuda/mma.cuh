@@ -3,7 +3,7 @@
 // becomes the next product's operand without leaving its lane, and 4 neighbouring columns are one
 // piece in memory. mma's own order of columns differs, but a column may have any place as long as
 // both operands agree: column 4q + 2t + e of a unit is column 2q + e of its t-th tile of 8 as
-// output, and as operand row or column 2q + e of the t-th 8 (tf32: q + 4e of the t-th product).
+// output, and as operand row or column 2q + e of the t-th 8.
 #pragma once
 #include <cstring>
 
@@ -67,13 +67,6 @@ __device__ __forceinline__ uint32_t add_none(uint32_t x, uint32_t sum, __nv_bflo
 }
 __device__ __forceinline__ uint32_t add_none(uint32_t x, uint32_t sum, __half) {
   return fma_pairs<__half2>(x, 0, sum);
-}
-__device__ __forceinline__ uint32_t add_none(uint32_t x, uint32_t sum, float) {
-  float value, total;
-  memcpy(&value, &x, sizeof x), memcpy(&total, &sum, sizeof sum);
-  total = fmaf(value, 0.f, total);
-  memcpy(&sum, &total, sizeof sum);
-  return sum;
 }
 __device__ __forceinline__ float finite_or_zero(float x) { return isfinite(x) ? x : 0.f; }
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
@@ -216,148 +209,6 @@ struct TensorCore {
   static __device__ __forceinline__ void multiply(float (&acc)[2][4], const Operand& a,
                                                   const Weight& w) {
     multiply(acc, a, w, acc);
-  }
-};
-
-// float32 storage: pieces are exact, and rounded to tf32 when they become operands. A unit is two
-// products of 8 columns: words 4t..4t+3 of an operand and of weights belong to the t-th, in the
-// order of mma_tf32, weights those of one tile of 8 output columns after the other's.
-template <>
-struct TensorCore<float> {
-  struct alignas(16) Piece {
-    uint32_t w[4];
-  };
-  struct alignas(16) Operand {
-    uint32_t r[8];
-  };
-  using Weight = Operand;
-
-  static __device__ __forceinline__ Piece load(const float* from) {
-    const uint4 v = *reinterpret_cast<const uint4*>(from);
-    return {{v.x, v.y, v.z, v.w}};
-  }
-  static __device__ __forceinline__ Piece piece(const float (&v)[kPiece]) {
-    Piece p;
-    memcpy(&p, v, sizeof p);
-    return p;
-  }
-  static __device__ __forceinline__ void values(const Piece& p, float (&v)[kPiece]) {
-    memcpy(v, &p, sizeof p);
-  }
-  static __device__ __forceinline__ Piece sum(const Piece& a, const Piece& b) {
-    float x[kPiece], y[kPiece];
-    values(a, x), values(b, y);
-#pragma unroll
-    for (int e = 0; e < kPiece; ++e) x[e] += y[e];
-    return piece(x);
-  }
-  static __device__ __forceinline__ Operand operand(const Piece& a, const Piece& b) {
-    Operand x;
-#pragma unroll
-    for (int e = 0; e < kPiece; ++e) x.r[2 * e] = rounded(a.w[e]), x.r[2 * e + 1] = rounded(b.w[e]);
-    return x;
-  }
-  // The k-th item of the j-th product is item 8j + k.
-  static __device__ __forceinline__ Operand transposed(const Operand& x) {
-    const int q = threadIdx.x % 4;
-    Operand y;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int j = i / 4, s = i / 2 % 2, t = i % 2;
-      y.r[i] = of_column(x.r[4 * t + j], x.r[4 * t + 2 + j], q + 4 * s);
-    }
-    return y;
-  }
-  static __device__ __forceinline__ float value(const Operand& x, int t, int half, int i) {
-    const uint32_t bits = of_column(x.r[4 * t + half], x.r[4 * t + 2 + half], i);
-    float v;
-    memcpy(&v, &bits, sizeof v);
-    return v;
-  }
-  static __device__ __forceinline__ Operand finite(Operand x) {
-#pragma unroll
-    for (uint32_t& word : x.r) {
-      float v;
-      memcpy(&v, &word, sizeof v);
-      v = finite_or_zero(v);
-      memcpy(&word, &v, sizeof v);
-    }
-    return x;
-  }
-  static __device__ __forceinline__ Weight transposed(const float* x, int64_t ld, int shift = 0) {
-    const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
-    Weight w;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int j = i / 4, t = i / 2 % 2, s = i % 2;
-      w.r[i] = to_tf32(x[((8 * j + q + 4 * s) >> shift) * ld + 8 * t + g]);
-    }
-    return w;
-  }
-  template <typename F>
-  static __device__ __forceinline__ Weight weight(const F& block) {
-    Weight w;
-#pragma unroll
-    for (int t = 0; t < 2; ++t) {
-      const Piece p = block(tile_column(t));
-#pragma unroll
-      for (int e = 0; e < kPiece; ++e) w.r[4 * (e / 2) + 2 * t + e % 2] = rounded(p.w[e]);
-    }
-    return w;
-  }
-  static __device__ __forceinline__ Operand input(const float* x, int ld) {
-    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    return operand(load(x + g * ld + kPiece * q), load(x + (g + 8) * ld + kPiece * q));
-  }
-  template <typename F>
-  static __device__ __forceinline__ Weight input_weight(const F& block) {
-    return weight(block);
-  }
-  template <typename F>
-  static __device__ __forceinline__ Weight weight_transposed(const F& block) {
-    const int q = threadIdx.x % 4;
-    Weight w;
-#pragma unroll
-    for (int t = 0; t < 2; ++t) {
-      const Piece p = block(tile_column(t));
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        w.r[4 * t + i] = rounded(of_column(p.w[2 * (i / 2)], p.w[2 * (i / 2) + 1], 2 * q + i % 2));
-    }
-    return w;
-  }
-  static __device__ __forceinline__ void multiply(float (&acc)[2][4], const Operand& a,
-                                                  const Weight& w, const float (&c)[2][4]) {
-#pragma unroll
-    for (int t = 0; t < 2; ++t) {
-      const uint32_t left[4] = {a.r[4 * t], a.r[4 * t + 1], a.r[4 * t + 2], a.r[4 * t + 3]};
-#pragma unroll
-      for (int tile = 0; tile < 2; ++tile) {
-        const uint32_t b0 = w.r[4 * t + 2 * tile], b1 = w.r[4 * t + 2 * tile + 1];
-        if (t == 0)
-          mma_tf32(acc[tile], left, b0, b1, c[tile]);
-        else
-          mma_tf32(acc[tile], left, b0, b1, acc[tile]);
-      }
-    }
-  }
-  static __device__ __forceinline__ void multiply(float (&acc)[2][4], const Operand& a,
-                                                  const Weight& w) {
-    multiply(acc, a, w, acc);
-  }
-
- private:
-  static __device__ __forceinline__ uint32_t rounded(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return to_tf32(x);
-  }
-  // Of columns 2t (even) and 2t + 1 (odd) of every lane's four, the one that is column
-  // tile_column(t), from the lanes of row `g`.
-  static __device__ __forceinline__ uint32_t of_column(uint32_t even, uint32_t odd, int g) {
-    const int own = threadIdx.x % 32 / 4, from = 4 * g + own / 2;
-    const uint32_t a = __shfl_sync(kAllLanes, even, from), b = __shfl_sync(kAllLanes, odd, from);
-    return own % 2 ? b : a;
   }
 };
 

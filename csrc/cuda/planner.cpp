@@ -80,8 +80,7 @@ bool plan_warp_per_row(const SweepSizes& z, const Device& device, Plan& plan) {
 
 // What a chunk of the tensor_core family costs, in cycles: predictions, which only choose between
 // tiles. The serial chain (gather, exchange, first products, activation), and what a warp issues
-// for 8 items of a unit of columns, with each mma of 16 x 8 x 16, or in tf32 16 x 8 x 8, taking the
-// tensor core 8 cycles.
+// for 8 items of a unit of columns, with each mma of 16 x 8 x 16 taking the tensor core 8 cycles.
 constexpr int64_t kTensorChain = 400;
 constexpr int64_t kTensorIssue = 80;
 constexpr int64_t kTensorMma = 8;
@@ -90,21 +89,19 @@ constexpr int64_t kTensorLaunch = 5000;
 constexpr int64_t kTensorBytesPerSm = 32;
 
 bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
-  const bool is_tf32 = z.dtype == Dtype::kFloat32 && z.allow_tf32;
   const int64_t units = ceil_div(z.H, 16), width = ceil_div(z.N, std::max<int64_t>(1, z.G));
   if (!may_be(Family::kTensorCore, device)) return false;
-  if (!(is_tf32 || storage_bytes(z.dtype) == 2) || device.architecture < 80 ||
-      units > tensor_max_steps(is_tf32) || z.N < 1 || z.N > kTensorMaxNodes ||
-      z.S > kTensorMaxNodes)
+  if (storage_bytes(z.dtype) != 2 || device.architecture < 80 || units > kTensorMaxSteps ||
+      z.N < 1 || z.N > kTensorMaxNodes || z.S > kTensorMaxNodes)
     return false;
   plan.steps = units <= 1 ? 1 : units <= 2 ? 2 : units <= 4 ? 4 : units <= 8 ? 8 : 16;
-  plan.own = tensor_own(plan.steps, z.is_backward, is_tf32);
+  plan.own = tensor_own(plan.steps, z.is_backward);
   const int warps = plan.steps / plan.own;
   plan.threads = 32 * warps;
   plan.slots_in_shared = true;
   plan.sums_input =
       z.is_backward && z.C > 0 && z.C <= kTensorSumsC && plan.steps <= kTensorSumsSteps;
-  const int64_t mma = (is_tf32 ? 2 : 1) * plan.steps * kTensorMma;
+  const int64_t mma = plan.steps * kTensorMma;
   const int64_t issue = plan.own * (kTensorIssue + mma);  // of half a product
   int64_t best = -1;
   Plan candidate = plan;
@@ -113,8 +110,8 @@ bool plan_tensor_core(const SweepSizes& z, const Device& device, Plan& plan) {
     if (rows_log2 && rows / 2 >= z.B) continue;
     // A warp alone keeps its sums in registers; several wait for each other once a chunk.
     const int64_t wanted = warps == 1 || z.N == z.G ? 1 : ceil_div(2 * width * rows, 16);
-    const bool can_project = z.K > 0 && z.K <= kTensorMaxK &&
-                             rows <= tensor_projected_rows(plan.own, plan.steps, is_tf32);
+    const bool can_project =
+        z.K > 0 && z.K <= kTensorMaxK && rows <= tensor_projected_rows(plan.own, plan.steps);
     for (int64_t tiles = std::min<int64_t>(wanted, kTensorMaxTiles); tiles >= 1; --tiles) {
       candidate.rows_log2 = rows_log2, candidate.items = static_cast<int>(tiles);
       const auto fits = [&](bool projects) {
@@ -223,15 +220,14 @@ TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan) {
   const int64_t rows = int64_t{1} << plan.rows_log2;
   const int items = 16 * plan.items;
   const int units_x = z.is_backward ? plan.sums_input : static_cast<int>(ceil_div(z.C, 16));
-  const int64_t quads = storage_bytes(z.dtype) / 2;  // of 16 bytes in a lane's part of an operand
   TensorLayout l{};
   const int ld = tensor_ld(plan.steps);
-  l.ld_x = tensor_ld_x(units_x, z.dtype == Dtype::kFloat32);
+  l.ld_x = tensor_ld_x(units_x);
   l.records = z.N;
-  l.input_weights = z.is_backward ? 0 : 32 * quads * units_x * plan.steps;
+  l.input_weights = z.is_backward ? 0 : 32 * units_x * plan.steps;
   l.projection = plan.projects ? (z.N + 15) * kTensorLdProjection : 0;
   l.slots = (z.S + 1) * rows * ld;  // and one full of zeros
-  l.exchange = plan.steps > plan.own ? 2 * plan.items * plan.steps * quads * 32 : 0;
+  l.exchange = plan.steps > plan.own ? 2 * plan.items * plan.steps * 32 : 0;
   const bool keeps_sums = plan.steps <= kTensorSumsSteps;
   const bool is_there[kTensorStreams] = {z.is_backward ? !z.is_gated || keeps_sums : z.C == 0,
                                          z.is_backward || z.is_gated, z.is_backward && z.is_gated,

@@ -7,9 +7,8 @@
 //                 second-level cache serves them.
 //   warp_per_row  H <= 32, float32: a warp per (direction, row of B), a lane per hidden unit,
 //                 weights in registers.
-//   tensor_core   H <= 256, 16-bit types; H <= 128, float32 where the user allows tf32: a CTA per
-//                 (direction, tile of rows of B), products of 16 (node, row) pairs by mma, weights
-//                 in registers; a single warp where H <= 64 (tf32: 32).
+//   tensor_core   H <= 256, 16-bit types: a CTA per (direction, tile of rows of B), products of 16
+//                 (node, row) pairs by mma, weights in registers; a single warp where H <= 64.
 //   cluster       256 < H <= 1024, bfloat16 and float16, sm_90 and later: a cluster per (direction,
 //                 tile of rows of B), W shared out over the registers of its CTAs.
 //   level         any width: a launch per group, tiles of (node, row) pairs and hidden units; where
@@ -38,7 +37,6 @@ struct SweepSizes {
   int64_t B, N, D, C, H, K, G, S;
   Dtype dtype;
   bool is_backward, is_gated;
-  bool allow_tf32 = false;
 };
 
 constexpr int kItemsPerThreadLog2 = 2;
@@ -69,14 +67,12 @@ constexpr int kTensorSumsSteps = 8;  // most units of a state whose dw_hh stays 
 constexpr int64_t kTensorSumsC =
     15;  // and most inputs whose dw_ih does: a unit, with one for dbias
 
-// Most units of 16 columns of a state. At H = 256, W in tf32 alone would fill an SM's registers.
-constexpr int tensor_max_steps(bool is_tf32) { return is_tf32 ? 8 : 16; }
+constexpr int kTensorMaxSteps = 16;  // units of 16 columns of a state
 
 // Units of 16 columns of a warp, of `steps` in all. Forward, one warp has all of them up to H = 64;
-// backward its registers also hold its rows of dw_hh; weights of tf32 take twice the registers.
-constexpr int tensor_own(int steps, bool is_backward, bool is_tf32) {
-  if (is_backward && is_tf32 && steps == 4) return 1;
-  if (is_backward || is_tf32) return steps == 1 || steps == 8 ? 1 : 2;
+// backward its registers also hold its rows of dw_hh.
+constexpr int tensor_own(int steps, bool is_backward) {
+  if (is_backward) return steps == 1 || steps == 8 ? 1 : 2;
   return steps <= 4 ? steps : 2;
 }
 
@@ -84,16 +80,12 @@ constexpr int tensor_own(int steps, bool is_backward, bool is_tf32) {
 // shared memory (no bank conflicts), and rows of B of a tile, each of which has sums of its own.
 constexpr int kTensorMaxK = 16;
 constexpr int kTensorLdProjection = 24;
-constexpr int tensor_projected_rows(int own, int steps, bool is_tf32) {
-  return steps > 8 ? 1 : (is_tf32 ? 2 : 4) / own;
-}
+constexpr int tensor_projected_rows(int own, int steps) { return steps > 8 ? 1 : 4 / own; }
 
 // Elements of a row of `units` units in shared memory, such that neighbouring rows meet in no bank:
 // an odd number of units where lanes read pieces, one of 16 bytes more where ldmatrix reads rows.
 constexpr int tensor_ld(int units) { return 16 * (units | 1); }
-constexpr int tensor_ld_x(int units, bool is_tf32) {
-  return is_tf32 ? tensor_ld(units) : 16 * units + 8;
-}
+constexpr int tensor_ld_x(int units) { return 16 * units + 8; }
 
 // Shared memory of the tensor_core family's CTA: records and parts of products 16 bytes each, the
 // others in elements of the storage type; the kernels carve their arrays in this order.

@@ -47,10 +47,8 @@ __device__ __forceinline__ void cp_async_wait() {
 // d = a b + c for a warp's tiles of 16 x 8 outputs; c may be d, and costs nothing where it is zero.
 // With g = lane / 4 and q = lane % 4 a lane holds
 //   d[2i + e]  and c: row g + 8i, column 2q + e
-//   a[i + 2s]  row g + 8i, columns 2q and 2q + 1 of the s-th 8 columns      (16 bit, 16 x 16)
-//              row g + 8i, column q + 4s                                    (tf32, 16 x 8)
-//   b[s]       rows 2q and 2q + 1 of the s-th 8 rows, column g              (16 bit, 16 x 8)
-//              row q + 4s, column g                                         (tf32, 8 x 8)
+//   a[i + 2s]  row g + 8i, columns 2q and 2q + 1 of the s-th 8 columns      (16 x 16)
+//   b[s]       rows 2q and 2q + 1 of the s-th 8 rows, column g              (16 x 8)
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                          uint32_t b1, const float (&c)[4]) {
   asm volatile(
@@ -69,23 +67,6 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], u
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
         "f"(c[2]), "f"(c[3]));
 }
-__device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                         uint32_t b1, const float (&c)[4]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%12,%13};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
-        "f"(c[2]), "f"(c[3]));
-}
-
-// x to the nearest tf32 (10 bits of fraction), ties away from zero.
-__device__ __forceinline__ uint32_t to_tf32(float x) {
-  uint32_t y;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
-  return y;
-}
-
 // tanh, relative error 2^-11.
 __device__ __forceinline__ float tanh_approx(float x) {
   float y;

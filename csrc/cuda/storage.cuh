@@ -53,4 +53,13 @@ void with_dtype(Dtype dtype, const F& f) {
   }
 }
 
+// The same of a 16-bit dtype.
+template <typename F>
+void with_16_bits(Dtype dtype, const F& f) {
+  if (dtype == Dtype::kBFloat16)
+    f(__nv_bfloat16{});
+  else
+    f(__half{});
+}
+
 }  // namespace strnn::cuda

@@ -285,10 +285,9 @@ void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace wo
   const Plan plan = plan_sweep(sizes_of(a, dtype), device);
   if (plan.family == Family::kWarpPerRow)
     return sweep_backward_warp(a, plan, device, workspace, stream);
-  if constexpr (sizeof(S) <= 4)
+  if constexpr (sizeof(S) == 2) {
     if (plan.family == Family::kTensorCore)
       return run_tensor<S>(a, dtype, plan, device, workspace, stream);
-  if constexpr (sizeof(S) == 2) {
     if (plan.family == Family::kCluster)
       return run_cluster<S>(a, dtype, plan, device, workspace, stream);
   }

@@ -85,10 +85,7 @@ void run(const SweepBackward& a, const BackwardStates& states, const SweepSizes&
 void sweep_backward_cluster(const SweepBackward& a, const BackwardStates& states, Dtype dtype,
                             const SweepSizes& sizes, const Plan& plan, void* scratch,
                             void* stream) {
-  with_dtype(dtype, [&](auto s) {
-    using S = decltype(s);
-    if constexpr (sizeof(S) == 2) run<S>(a, states, sizes, plan, scratch, stream);
-  });
+  with_16_bits(dtype, [&](auto s) { run<decltype(s)>(a, states, sizes, plan, scratch, stream); });
 }
 
 }  // namespace strnn::cuda

@@ -221,8 +221,8 @@ void sweep_backward_tensor(const SweepBackward& a, const BackwardStates& to, Dty
   f.dw_hh = to.dw_hh, f.dw_ih = to.dw_ih, f.dbias = to.dbias;
   f.projection = a.projection, f.ds = a.ds, f.K = static_cast<int>(a.K);
   const dim3 grid(static_cast<unsigned>(plan.parts), static_cast<unsigned>(a.D));
-  with_tensor_dtype(dtype, [&](auto s) {
-    with_tensor_shape<true, std::is_same_v<decltype(s), float>>(plan, [&](auto own, auto steps) {
+  with_16_bits(dtype, [&](auto s) {
+    with_tensor_shape<true>(plan, [&](auto own, auto steps) {
       using S = decltype(s);
       constexpr int kOwn = decltype(own)::value, kSteps = decltype(steps)::value;
       launch("sweep_backward_tensor",

@@ -116,10 +116,7 @@ int64_t cluster_weights_bytes(int64_t D, int64_t H, const Plan& plan) {
 
 void sweep_forward_cluster(const SweepForward& a, Dtype dtype, const SweepSizes& sizes,
                            const Plan& plan, void* scratch, void* stream) {
-  with_dtype(dtype, [&](auto s) {
-    using S = decltype(s);
-    if constexpr (sizeof(S) == 2) run<S>(a, sizes, plan, scratch, stream);
-  });
+  with_16_bits(dtype, [&](auto s) { run<decltype(s)>(a, sizes, plan, scratch, stream); });
 }
 
 }  // namespace strnn::cuda

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   };
   // The weights of the input product are read again by every tile, a lane its own.
   const auto input_weight = [&](int unit_x, int own) {
-    return tile.input_weights + (unit_x * kSteps + tile.unit(own)) * Tile::kQuads * 32 + tile.lane;
+    return tile.input_weights + (unit_x * kSteps + tile.unit(own)) * 32 + tile.lane;
   };
   float bias[kOwn][2][4] = {};  // as a result has it
 #pragma unroll
@@ -211,8 +211,8 @@ void sweep_forward_tensor(const SweepForward& a, Dtype dtype, const Plan& plan, 
   const dim3 grid(
       static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),
       static_cast<unsigned>(a.D));
-  with_tensor_dtype(dtype, [&](auto s) {
-    with_tensor_shape<false, std::is_same_v<decltype(s), float>>(plan, [&](auto own, auto steps) {
+  with_16_bits(dtype, [&](auto s) {
+    with_tensor_shape<false>(plan, [&](auto own, auto steps) {
       using S = decltype(s);
       constexpr int kOwn = decltype(own)::value, kSteps = decltype(steps)::value;
       launch("sweep_forward_tensor",

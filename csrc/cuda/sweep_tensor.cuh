@@ -1,6 +1,5 @@
 // The sweep on tensor cores: a CTA per (tile of rows of B, direction), W in registers for the whole
-// sweep. 16-bit storage up to H = 256; float32 storage up to H = 128, where the user allows tf32:
-// slots, sums and inputs are float32, and rounded as they become operands of a product.
+// sweep; 16-bit storage up to H = 256.
 //
 // Of the columns, in units of 16 (mma.cuh), each of kSteps / kOwn warps owns kOwn: it alone
 // gathers, produces and keeps them. The items of a product are 16 pairs (node, row) of one group of
@@ -142,11 +141,9 @@ struct TensorTile {
   using Operand = typename Core::Operand;
   using Weight = typename Core::Weight;
   static constexpr int kWarps = kSteps / kOwn, kThreads = 32 * kWarps;
-  static constexpr int kQuads = sizeof(Operand) / 16;
   static constexpr int kLd = tensor_ld(kSteps);
   static constexpr int kWide = 16 / static_cast<int>(sizeof(S));
-  static constexpr int kProjectedRows =
-      tensor_projected_rows(kOwn, kSteps, std::is_same_v<S, float>);
+  static constexpr int kProjectedRows = tensor_projected_rows(kOwn, kSteps);
 
   const TensorSweep& a;
   int d, lane, g, q, warp, rows, nodes, tile_rows;  // nodes: of a product
@@ -158,10 +155,10 @@ struct TensorTile {
   int4* records;  // by position: node | end of the group, slot | most predecessors of the group,
                   // slots of the first three | live rows; 16 bits each; a slot is named by its
                   // first row
-  uint4* input_weights;  // [unit of C][unit of H][quad][lane]
+  uint4* input_weights;  // [unit of C][unit of H][lane]
   S* projection;         // [position][kTensorLdProjection]
   S* slots;              // [S + 1][row][kLd]
-  uint4* exchange;       // [2][tiles][unit][quad][lane]
+  uint4* exchange;       // [2][tiles][unit][lane]
   S* ring;               // [kTensorRing][layout.stage]
 
   __device__ __forceinline__ TensorTile(const TensorSweep& args, Carver carver) : a(args) {
@@ -466,7 +463,7 @@ struct TensorTile {
     S x[2][kPiece];
   };
   __device__ __forceinline__ bool is_x_late() const {
-    return kWarps == 1 && sizeof(S) == 2 && a.C && a.alignment_x < 4 && a.C <= kUnit;
+    return kWarps == 1 && a.C && a.alignment_x < 4 && a.C <= kUnit;
   }
   __device__ __forceinline__ void load_x(const TensorChunk& c, LateX& late) const {
     if (!is_x_late()) return;
@@ -540,21 +537,14 @@ struct TensorTile {
   }
 
   __device__ __forceinline__ uint4* exchanged(int parity, int tile, int unit) const {
-    return exchange + ((parity * a.tiles + tile) * kSteps + unit) * kQuads * 32 + lane;
+    return exchange + ((parity * a.tiles + tile) * kSteps + unit) * 32 + lane;
   }
   static __device__ __forceinline__ void put(uint4* to, const Operand& x) {
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i)
-      to[32 * i] = {x.r[4 * i], x.r[4 * i + 1], x.r[4 * i + 2], x.r[4 * i + 3]};
+    *to = {x.r[0], x.r[1], x.r[2], x.r[3]};
   }
   static __device__ __forceinline__ Operand get(const uint4* from) {
-    Operand x;
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      const uint4 v = from[32 * i];
-      x.r[4 * i] = v.x, x.r[4 * i + 1] = v.y, x.r[4 * i + 2] = v.z, x.r[4 * i + 3] = v.w;
-    }
-    return x;
+    const uint4 v = *from;
+    return {{v.x, v.y, v.z, v.w}};
   }
 
   // The 4 columns from 4q on of a row of a 16 x 16 block of direction d of (D, H, width).
@@ -689,24 +679,11 @@ inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Pl
   return sweep;
 }
 
-// Calls f(S{}) with the storage type.
-template <typename F>
-void with_tensor_dtype(Dtype dtype, const F& f) {
-  if (dtype == Dtype::kFloat32)
-    f(float{});
-  else if (dtype == Dtype::kBFloat16)
-    f(__nv_bfloat16{});
-  else
-    f(__half{});
-}
-
 // Calls f with the shape (kOwn, kSteps) of a plan.
-template <bool kIsBackward, bool kIsTf32, typename F>
+template <bool kIsBackward, typename F>
 void with_tensor_shape(const Plan& plan, const F& f) {
   const auto call = [&](auto steps) {
-    constexpr int kSteps = decltype(steps)::value;
-    if constexpr (kSteps <= tensor_max_steps(kIsTf32))
-      f(std::integral_constant<int, tensor_own(kSteps, kIsBackward, kIsTf32)>{}, steps);
+    f(std::integral_constant<int, tensor_own(decltype(steps)::value, kIsBackward)>{}, steps);
   };
   switch (plan.steps) {
     case 1:

@@ -77,7 +77,7 @@ _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cuda", ("cuda",), _FLOATS, native.CUDA_UNAVAILABLE, has_tf32=True),
+        Backend("cuda", ("cuda",), _FLOATS, native.CUDA_UNAVAILABLE),
         Backend(
             "triton",
             triton.DEVICES,

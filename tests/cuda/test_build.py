@@ -130,16 +130,15 @@ def expected_mma(name, architecture):
     if not name.endswith("_tensor_kernel"):
         return (0,)
     own, steps = map(int, arguments[1:3])
-    of_unit = 4 if arguments[0] == "float" else 2  # tf32: half as deep
-    product = of_unit * own * steps
-    rows = 1 if steps > 8 else 8 // of_unit // own  # that the projection tells apart
-    projection = of_unit * own * rows if arguments[3] == "true" else 0
+    product = 2 * own * steps
+    rows = 1 if steps > 8 else 4 // own  # that the projection tells apart
+    projection = 2 * own * rows if arguments[3] == "true" else 0
     if name.startswith("sweep_forward"):
         # And units of x: the first, three at a time and one or two that are left, or one by one.
         units_x = 2 if arguments[3] == "true" or own > 2 else 6
-        return (product + of_unit * own * units_x + projection,)
+        return (product + 2 * own * units_x + projection,)
     # And dw_hh, and dw_ih of one unit.
-    return ((2 * product + of_unit * own if steps <= 8 else product) + projection,)
+    return ((2 * product + 2 * own if steps <= 8 else product) + projection,)
 
 
 def test_products_are_on_the_tensor_core():

@@ -136,23 +136,6 @@ def test_16_bit_types_go_to_the_tensor_core(is_backward, dtype):
     assert plan(turing, dtype=dtype, is_backward=is_backward)["family"] == "general"
 
 
-def test_float32_stays_exact_unless_tf32_is_allowed():
-    assert plan(H=64)["family"] == "general"
-    assert plan(H=64, allow_tf32=True)["family"] == "tensor_core"
-    assert plan(H=64, dtype="float64", allow_tf32=True)["family"] == "general"
-
-
-@pytest.mark.parametrize("is_backward", [False, True])
-def test_tf32_up_to_the_width_whose_weights_fit(is_backward):
-    """Narrow states keep their warps, which are exact and as quick."""
-    for H, family in [(30, "warp_per_row"), (33, "tensor_core"), (128, "tensor_core")]:
-        for device in (H200, A100):
-            found = plan(device, H=H, is_backward=is_backward, allow_tf32=True)
-            assert found["family"] == family, H
-    wide = plan(H=129, is_backward=is_backward, allow_tf32=True)
-    assert wide == plan(H=129, is_backward=is_backward)
-
-
 @pytest.mark.parametrize("is_backward", [False, True])
 def test_tensor_core_projects_where_its_sums_fit(is_backward):
     """Up to 16 rows of the weight, in tiles of few rows of B; a kernel of its own beyond."""

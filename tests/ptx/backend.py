@@ -38,8 +38,9 @@ GAP = 4096
 def running(executed) -> Iterator[None]:
     """The package's functions run on `executed`, which has the ops of the schema as methods."""
     backend = Backend(
-        "ptx", ("cpu",), tuple(DTYPES), None, has_tf32=True, has_cells=executed.has_cells
-    )
+        "ptx", ("cpu",), tuple(DTYPES), None,
+        has_tf32=executed.has_tf32, has_cells=executed.has_cells,
+    )  # fmt: skip
     if backend.name not in registration._OPS:
         registration._OPS[backend.name] = registration._register(backend)
         library = torch.library.Library(backend.namespace, "IMPL")
@@ -73,7 +74,7 @@ class Cuda:
         offset: elements between an aligned place and the first of each tensor.
     """
 
-    has_cells = False
+    has_cells = has_tf32 = False
 
     def __init__(self, built, device=H100, family: str | None = None, seed=1, offset=0):
         library, self._files = built
@@ -152,7 +153,7 @@ class Cuda:
 
     # --- the ops of strnn_kernels.schema ---
 
-    def _sweep(self, x, w_ih, bias, w_hh, mask, h0, entry, projection, tables, cell, allow_tf32):
+    def _sweep(self, x, w_ih, bias, w_hh, mask, h0, entry, projection, tables, cell):
         """Sizes and inputs of one sweep; weights as lists of one."""
         w_ih, bias, w_hh = (w[0] if w else None for w in (w_ih, bias, w_hh))
         (B, N), (D, H) = x.shape[:2], w_hh.shape[:2]
@@ -161,14 +162,14 @@ class Cuda:
         names = ("x", "w_ih", "bias", "w_hh", "mask", "h0", "entry", "projection", "table")
         table, (groups, slots) = tables
         values = (x, w_ih, bias, w_hh, mask, h0, entry, projection, table)
-        sizes = (B, N, D, C, H, K, cell, groups, slots, table.numel(), allow_tf32)
+        sizes = (B, N, D, C, H, K, cell, groups, slots, table.numel())
         return sizes, dict(zip(names, values, strict=True))
 
     def sweep_fwd(self, x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, program, _reversed,
                   sizes, cell, mean, keep_h, keep_c, keep_last, save, allow_tf32):  # fmt: skip
         n, given = self._sweep(
             x, w_ih, bias, w_hh, mask, h0, entry, projection,
-            program_of(x, w_hh, program, sizes, 0), cell, allow_tf32,
+            program_of(x, w_hh, program, sizes, 0), cell,
         )  # fmt: skip
         B, N, D, _, H, K = n[:6]
         wanted = {
@@ -185,7 +186,7 @@ class Cuda:
                   allow_tf32):  # fmt: skip
         n, given = self._sweep(
             x, w_ih, bias, w_hh, mask, h0, entry, projection,
-            program_of(x, w_hh, reversed_program, sizes, 2), cell, allow_tf32,
+            program_of(x, w_hh, reversed_program, sizes, 2), cell,
         )  # fmt: skip
         of = {"dx": x if need_dx else None}
         of |= {"d" + k: given[k] for k in ("w_ih", "bias", "w_hh", "h0", "projection")}
@@ -196,25 +197,25 @@ class Cuda:
         return *results, x.new_empty(0), dprojection
 
     def gated_sweep_fwd(self, g, gate, w, program, reversed_program, sizes, allow_tf32=False):
-        n, given = self._gated(g, w, program, sizes[:2], allow_tf32)
+        n, given = self._gated(g, w, program, sizes[:2])
         wanted = {"h": g.shape, "pre": None, "s": None}
         return self.call("sweep", n, given | {"gate": gate}, wanted, g.dtype)["h"]
 
     def gated_sweep_bwd(self, dy, y, g, gate, w, program, reversed_program, sizes,
                         allow_tf32=False):  # fmt: skip
-        n, given = self._gated(g, w, program, sizes[:2], allow_tf32)
+        n, given = self._gated(g, w, program, sizes[:2])
         wanted = {"h": None, "pre": g.shape, "s": None}
         pre = self.call("sweep", n, given | {"gate": gate}, wanted, g.dtype)["pre"]
-        n, given = self._gated(g, w, reversed_program, sizes[2:], allow_tf32)
+        n, given = self._gated(g, w, reversed_program, sizes[2:])
         given |= {"h": y, "dh": dy, "ds": None, "gate": gate, "pre": pre}
         wanted = {"dgate": g.shape, "dx": g.shape, "dw_ih": None, "dbias": None, "dw_hh": w.shape}
         wanted |= {"dh0": None, "dprojection": None}
         made = self.call("sweep_backward", n, given, wanted, g.dtype)
         return made["dx"], made["dgate"], made["dw_hh"]
 
-    def _gated(self, g, w, table, sizes, allow_tf32):
+    def _gated(self, g, w, table, sizes):
         nothing = (None,) * 4
-        return self._sweep(g, [], [], [w], *nothing, (table, sizes), 0, allow_tf32)
+        return self._sweep(g, [], [], [w], *nothing, (table, sizes), 0)
 
     def sparse_projection_fwd(self, h, weight):
         (B, N, D, H), K = h.shape, weight.shape[1]
@@ -254,7 +255,7 @@ class Triton:
         edit: changes the PTX before it is decoded.
     """
 
-    has_cells = True
+    has_cells = has_tf32 = True
 
     def __init__(self, architecture: int, multiprocessors: int = 132, seed: int = 1, edit=None):
         self._architecture, self._multiprocessors = architecture, multiprocessors

@@ -34,5 +34,3 @@ TENSOR = (
     widened("diamond", 70), widened("gated-corner", 40), widened("corner-no-bias", 128),
     widened("chain-tanh-h0", 130), widened("gated-diamond", 136),
 )  # fmt: skip
-#: Of these, the widths that tf32 has in CUDA.
-TF32 = tuple(case for case in TENSOR if case.H <= 128)

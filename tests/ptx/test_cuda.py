@@ -5,8 +5,6 @@ Every run is checked for races, bounds and memory that nobody wrote, in a random
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 
@@ -14,7 +12,7 @@ import strnn_kernels as sk
 from strnn_kernels import testing
 from strnn_kernels.notation import ACTIVATIONS
 from tests.ptx.backend import A100, H100, Cuda, running
-from tests.ptx.cases import SEED, SMALL, TENSOR, TF32
+from tests.ptx.cases import SEED, SMALL, TENSOR
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 #: Few multiprocessors: tiles of several rows, CTAs that take several tiles in turn.
@@ -30,14 +28,11 @@ FAMILIES = (
 )  # fmt: skip
 
 
-def check(machine, case, dtype=None, *, allow_tf32=False, gradients=True):
+def check(machine, case, dtype=None, *, gradients=True):
     inputs = case.inputs(dtype=dtype)
-    expected = testing.Expected.of(case, inputs, allow_tf32=allow_tf32, gradients=gradients)
-    user = testing.tf32() if allow_tf32 else nullcontext()
-    with user, running(machine), torch.set_grad_enabled(gradients):
-        actual = case.results(sk, inputs, gradients=gradients)
-    expected.check(actual, "cuda")
-    return actual
+    expected = testing.Expected.of(case, inputs, gradients=gradients)
+    with running(machine), torch.set_grad_enabled(gradients):
+        expected.check(case.results(sk, inputs, gradients=gradients), "cuda")
 
 
 def of_type(case, dtype):
@@ -76,18 +71,14 @@ def test_tensor_core(case, dtype, cuda, wanted):
     check(Cuda(cuda, ONE, seed=4), case, dtype)
 
 
-@pytest.mark.parametrize("case", TF32, ids=str)
-def test_tf32(case, cuda):
-    actual = check(Cuda(cuda, family="tensor_core"), case, allow_tf32=True)
+def test_float32_is_exact_where_tf32_is_allowed(cuda):
+    """Products of TF32 are Triton's alone."""
+    case = testing.find("diamond")
     with running(Cuda(cuda)):
         exact = case.results(sk, case.inputs())
-    assert not torch.equal(actual["output"], exact["output"])
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-def test_tf32_is_a_constant_of_a_compiled_graph(cuda):
-    with running(Cuda(cuda)):
-        testing.assert_a_graph_keeps_to_tf32(TF32[2], sk)
+        with testing.tf32():
+            allowed = case.results(sk, case.inputs())
+    assert all(torch.equal(exact[name], allowed[name]) for name in exact)
 
 
 @pytest.mark.parametrize("limit", LIMITS)
@@ -186,12 +177,11 @@ def test_a_mask_is_bytes_against_zero(family, dtype, cuda):
     "family, dtype, H",
     [
         *((*known, 19) for known in FAMILIES), ("tensor_core", BF16, 64), ("tensor_core", F16, 19),
-        ("tensor_core", F32, 19), ("tensor_core", F32, 64),
     ],
 )  # fmt: skip
 def test_zeros_of_a_projection_read_nothing(family, dtype, H, cuda):
-    """Whether or not the sweep sums the projection itself; tensor cores take float32 as TF32."""
-    with running(Cuda(cuda, family=family, seed=14)), testing.tf32(family == "tensor_core"):
+    """Whether or not the sweep sums the projection itself."""
+    with running(Cuda(cuda, family=family, seed=14)):
         testing.assert_zeros_are_not_read(sk, dtype, H=H)
 
 

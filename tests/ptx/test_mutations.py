@@ -6,7 +6,6 @@ CI plants those whose files compile in seconds; --exhaustive all of them.
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -266,24 +265,6 @@ MUTATIONS = {
         "e < N * kTensorMaxK;",
         "corner-4x3-states",
     ),
-    "tf32-wrong-fragment": (
-        "mma.cuh",
-        "x.r[2 * e] = rounded(a.w[e]), x.r[2 * e + 1] = rounded(b.w[e]);",
-        "x.r[e] = rounded(a.w[e]), x.r[e + 4] = rounded(b.w[e]);",
-        "sweep-mask-h0",
-    ),
-    "tf32-wrong-item-of-a-sum": (
-        "mma.cuh",
-        "(8 * j + q + 4 * s) >> shift",
-        "(8 * j + q + 4 * (1 - s)) >> shift",
-        "sweep-mask-h0",
-    ),
-    "tf32-wrong-row-of-a-transposed-weight": (
-        "mma.cuh",
-        "return own % 2 ? b : a;",
-        "return own % 2 ? a : b;",
-        "sweep-mask-h0",
-    ),
     "cluster-barrier": (
         "sweep_cluster.cuh",
         "    cluster_arrive();\n    const Chunk next = tile.after(now);\n"
@@ -387,7 +368,6 @@ KINDS = {
     "warp": ("warp_per_row", torch.float32, (80, 2, 48 * 1024, 48 * 1024)),
     "tensor": ("tensor_core", torch.bfloat16, (80, 1, 160 * 1024, 8 * 1024)),
     "projection": ("tensor_core", torch.bfloat16, (80, 99, 99 * 1024, 99 * 1024)),
-    "tf32": ("tensor_core", torch.float32, (80, 1, 160 * 1024, 16 * 1024)),
     "level": ("level", torch.float32, (80, 1, 64 * 1024, 64 * 1024)),
     "cluster": ("cluster", torch.bfloat16, (90, 2, 96 * 1024, 96 * 1024)),
 }
@@ -415,9 +395,7 @@ SHAPES = """  switch (plan.steps) {
       return call(std::integral_constant<int, 16>{});
   }
 """
-TENSOR_DISPATCH = """  if (dtype == Dtype::kFloat32)
-    f(float{});
-  else if (dtype == Dtype::kBFloat16)
+OF_16_BITS = """  if (dtype == Dtype::kBFloat16)
     f(__nv_bfloat16{});
   else
     f(__half{});
@@ -455,21 +433,20 @@ def run(sources, name, kind):
     is_small = family not in ("general", "tensor_core")
     if not is_small:
         one = f"    default:\n      return f({STORAGE[dtype]}{{}});\n"
-        of_tensor = STORAGE[dtype] if family == "tensor_core" else "__nv_bfloat16"
         shape = "  return call(std::integral_constant<int, 4>{});\n"
         change(sources, "storage.cuh", DISPATCH, one)
-        change(sources, "sweep_tensor.cuh", TENSOR_DISPATCH, f"  f({of_tensor}{{}});\n")
+        change(sources, "storage.cuh", OF_16_BITS, "  f(__nv_bfloat16{});\n")
         change(sources, "sweep_tensor.cuh", SHAPES, shape)
     # The same architectures as the fixture `cuda`: of what is small, nothing else is made again.
     built = build.cuda(sources / "cuda", (80, 90) if is_small else (device[0],))
-    case, is_tf32 = testing.find(name), kind == "tf32"
+    case = testing.find(name)
     if family == "tensor_core":
         case = replace(case, activation="tanh", K=3 if kind == "projection" else case.K)
     inputs = case.inputs(dtype=dtype)
-    expected = testing.Expected.of(case, inputs, allow_tf32=is_tf32)
+    expected = testing.Expected.of(case, inputs)
 
     def call():
-        with testing.tf32() if is_tf32 else nullcontext(), running(Cuda(built, device, family)):
+        with running(Cuda(built, device, family)):
             expected.check(case.results(sk, inputs), "mutant")
 
     return call

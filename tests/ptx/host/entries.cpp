@@ -26,10 +26,10 @@ int64_t guarded(const F& f) {
 
 Device device_of(const int64_t* d) { return {d[0], d[1], d[2], d[3], d[4], d[5]}; }
 
-// sizes: B N D C H K cell groups slots numel allow_tf32
+// sizes: B N D C H K cell groups slots numel
 void fill(Sweep& a, Program& program, const int64_t* n, const void* const* in) {
   a.B = n[0], a.N = n[1], a.D = n[2], a.C = n[3], a.H = n[4], a.K = n[5];
-  a.cell = static_cast<int>(n[6]), a.allow_tf32 = n[10] != 0;
+  a.cell = static_cast<int>(n[6]);
   a.x = in[0], a.w_ih = {in[1], 0}, a.bias = {in[2], 0}, a.w_hh = {in[3], 0},
   a.mask = static_cast<const uint8_t*>(in[4]), a.h0 = in[5];
   a.entry = static_cast<const int32_t*>(in[6]), a.projection = in[7];

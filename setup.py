@@ -190,12 +190,11 @@ def cuda_extension():
         "TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0+PTX" if knows_100 else "8.0;9.0+PTX"
     )
     architectures = os.environ["TORCH_CUDA_ARCH_LIST"]
-    sources = ["planner.cpp", "sparse_projection_kernel.cu"]
-    for family in ("", "_warp", "_tensor", "_cluster", "_level"):
-        sources += [f"sweep_forward{family}.cu", f"sweep_backward{family}.cu"]
+    kernels = Path(CSRC, "cuda")
+    sources = [kernels / "planner.cpp", *sorted(kernels.glob("*.cu"))]
     return CUDAExtension(
         "strnn_kernels._C_cuda",
-        [f"{CSRC}/bindings_cuda.cpp", *(f"{CSRC}/cuda/{source}" for source in sources)],
+        [f"{CSRC}/bindings_cuda.cpp", *map(str, sources)],
         define_macros=[
             *STABLE_ABI,
             ("USE_CUDA", None),

@@ -557,15 +557,22 @@ py::dict plan_cuda_sweep(int64_t B, int64_t N, int64_t D, int64_t C, int64_t H, 
         {B, N, D, C, H, K, groups, slots, value, is_backward, is_gated},
         {device[0], device[1], device[2], device[3], device[0] < 90 ? 0 : max_cluster});
     py::dict found;
-    found["family"] = cuda::family_name(plan.family);
+    found["family"] = cuda::family_name(plan.family());
     found["threads"] = plan.threads;
-    found["cluster"] = plan.cluster;
-    found["rows"] = 1 << plan.rows_log2;
-    found["items"] = plan.items;
-    found["weights_in_shared"] = plan.weights_in_shared;
-    found["slots_in_shared"] = plan.slots_in_shared;
-    found["projects"] = plan.projects;
+    found["ctas"] = plan.ctas;
     found["shared_bytes"] = plan.shared_bytes;
+    found["takes_x"] = plan.takes_x;
+    found["projects"] = plan.projects;
+    found["cluster"] = 1;
+    if (const auto* row = std::get_if<cuda::RowPlan>(&plan.kind)) {
+      found["rows"] = row->rows;
+    } else if (const auto* tile = std::get_if<cuda::TensorPlan>(&plan.kind)) {
+      found["rows"] = 1 << tile->rows_log2;
+    } else if (const auto* cluster = std::get_if<cuda::ClusterPlan>(&plan.kind)) {
+      found["cluster"] = cluster->size;
+      found["rows"] = cluster->rows;
+      found["nodes"] = cluster->nodes;
+    }
     return found;
   }
   throw py::value_error(

@@ -24,7 +24,7 @@ from strnn_kernels import info, testing
 from strnn_kernels.backends import BACKENDS
 
 #: As csrc/cuda/planner.h names them; None: the planner's choice.
-FAMILIES = (None, "general", "warp_per_row", "tensor_core", "cluster", "level")
+FAMILIES = (None, "row", "tensor_core", "cluster", "level")
 #: Of the last two a third of the cases.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 #: What a family that is forced answers to a case it does not take.

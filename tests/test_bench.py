@@ -177,11 +177,11 @@ def test_small_cases_reach_every_kernel_of_an_h200():
                 device=(90, 132, 227 * 1024, 228 * 1024),
             )
             found.add((is_backward, plan["family"], plan["cluster"]))
-    # `enum class Family { kGeneral, kWarpPerRow, .. }` -> "general", "warp_per_row", ..
+    # `enum class Family { kRow, kTensorCore, .. }` -> "row", "tensor_core", ..
     header = (profile.ROOT / "csrc" / "cuda" / "planner.h").read_text()
     names = re.search(r"enum class Family \{(.+?)\}", header)[1].split(",")
     families = {re.sub("(?<!^)([A-Z])", r"_\1", n.strip()[1:]).lower() for n in names}
-    assert len(families) == 5
+    assert len(families) == 4
     wanted = {(name, 1) for name in families - {"cluster"}} | {("cluster", 8), ("cluster", 16)}
     assert found == {(way, *kernel) for way in (False, True) for kernel in wanted}
 

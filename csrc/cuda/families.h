@@ -17,40 +17,38 @@ SweepSizes sizes_of(const A& a, Dtype dtype) {
       a.B, a.N, a.D, a.C, a.H, a.K, program.G, program.S, dtype, kIsBackward, a.gate != nullptr};
 }
 
-// warp_per_row: all of the op.
-void sweep_forward_warp(const SweepForward&, const Plan&, void* stream);
-int64_t sweep_backward_warp_workspace(const SweepBackward&, const Plan&, const Device&);
-void sweep_backward_warp(const SweepBackward&, const Plan&, const Device&, Workspace, void* stream);
-
-// The others: the projection, and the sums of the backward sweep over rows, follow apart.
+// The families run the sweep itself. What they do not fuse comes apart: u before it (then x holds
+// u), the projection, and the sums of the backward sweep over rows.
 
 // What the backward sweep reads, and leaves for the sums; see sweep_backward.cu. All (B, N, D, H);
-// tensor_core and cluster: in the storage type; level: du and q in the computed type. Sums of
-// tensor_core: [plan.parts] of each, null where products over du and q follow.
+// of tensor_core and cluster in the storage type, of row and level du and q in the computed type.
+// Sums: [plan.ctas] of each, null where products over du and q follow.
 struct BackwardStates {
   const void* dh;          // or null
   void* du;                // or null, not of level
   void* q;                 // or null where the family adds up dw_hh itself
-  float* dw_hh;            // [D][H][H]
+  float* dw_hh = nullptr;  // [D][H][H]
   float* dw_ih = nullptr;  // [D][H][C]
   float* dbias = nullptr;  // [D][H]
-  void* dx = nullptr;      // level: a copy of du in the storage type, or null
+  void* dx = nullptr;      // a copy of du in the storage type, or null
 };
+
+void sweep_forward_row(const SweepForward&, const Plan&, void* stream);
+void sweep_backward_row(const SweepBackward&, const BackwardStates&, const Plan&, void* stream);
 
 // tensor_core (sweep_tensor.cuh)
 void sweep_forward_tensor(const SweepForward&, Dtype, const Plan&, void* stream);
 void sweep_backward_tensor(const SweepBackward&, const BackwardStates&, Dtype, const Plan&,
                            void* stream);
 
-// cluster (sweep_cluster.cuh). The states alone: x holds u (B, N, D, H), and bias is added to it.
-// weights: scratch for W in the order in which the CTAs of a cluster load it.
+// cluster; weights: scratch for W in the order in which the CTAs of a cluster
+// load it, which no other family needs.
 int64_t cluster_weights_bytes(int64_t D, int64_t H, const Plan&);
-void sweep_forward_cluster(const SweepForward&, Dtype, const SweepSizes&, const Plan&,
-                           void* weights, void* stream);
-void sweep_backward_cluster(const SweepBackward&, const BackwardStates&, Dtype, const SweepSizes&,
-                            const Plan&, void* weights, void* stream);
+void sweep_forward_cluster(const SweepForward&, Dtype, const Plan&, void* weights, void* stream);
+void sweep_backward_cluster(const SweepBackward&, const BackwardStates&, Dtype, const Plan&,
+                            void* weights, void* stream);
 
-// level (sweep_level.cuh), likewise; h is not null.
+// level; h is not null.
 void sweep_forward_level(const SweepForward&, Dtype, const Plan&, void* stream);
 void sweep_backward_level(const SweepBackward&, const BackwardStates&, Dtype, const Plan&,
                           void* stream);

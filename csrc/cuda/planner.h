@@ -2,19 +2,19 @@
 // the device's limits, free of CUDA, so that tests and `python -m strnn_kernels.info` call it on
 // any machine.
 //
-//   general       a CTA per (direction, tile of rows of B); any topology, H, dtype. Slots and
-//                 weights in shared memory where they fit, else in global memory, where the
-//                 second-level cache serves them.
-//   warp_per_row  H <= 32, float32: a warp per (direction, row of B), a lane per hidden unit,
-//                 weights in registers.
-//   tensor_core   H <= 256, 16-bit types: a CTA per (direction, tile of rows of B), products of 16
-//                 (node, row) pairs by mma, weights in registers; a single warp where H <= 64.
-//   cluster       256 < H <= 1024, bfloat16 and float16, sm_90 and later: a cluster per (direction,
-//                 tile of rows of B), W shared out over the registers of its CTAs.
-//   level         any width: a launch per group, tiles of (node, row) pairs and hidden units; where
-//                 W does not fit a CTA and a launch costs less than fetching W in every CTA.
+//   row          H <= 128, float32: a thread per hidden unit, ceil(H / 32) warps per (direction,
+//   row
+//                of B), weights in registers.
+//   tensor_core  H <= 256, 16-bit types: a CTA per (direction, tile of rows of B), products of 16
+//                (node, row) pairs by mma, weights in registers; a single warp where H <= 64.
+//   cluster      256 < H <= 1024, 16-bit types, sm_90 and later: a cluster per (direction, tile of
+//                rows of B), W shared out over the registers of its CTAs.
+//   level        all others, any graph, width, dtype: a launch per group, tiles of (node, row)
+//   pairs
+//                and hidden units.
 #pragma once
 #include <cstdint>
+#include <variant>
 
 #include "../common/dtype.h"
 
@@ -29,7 +29,7 @@ struct Device {
   int64_t only = -1;    // tests: the one Family that may be chosen, -1: any
 };
 
-enum class Family { kGeneral, kWarpPerRow, kTensorCore, kCluster, kLevel };
+enum class Family { kRow, kTensorCore, kCluster, kLevel };
 
 // What a plan depends on; G and S are the groups and slots of the sweep program that the pass
 // follows.
@@ -39,24 +39,28 @@ struct SweepSizes {
   bool is_backward, is_gated;
 };
 
-constexpr int kItemsPerThreadLog2 = 2;
-constexpr int kItemsPerThread =
-    1 << kItemsPerThreadLog2;  // (node, row) pairs that share one load of a weight
+// row: the widths that its registers hold, what its tables encode, the nodes of a step and the
+// inputs that are under way at a time.
+constexpr int64_t kRowMaxH = 128;
+constexpr int64_t kRowNarrowH = 64;  // up to this sums of the projection and dw_hh are, too
+constexpr int64_t kRowMaxC = 32;     // up to this the product with x is made in the sweep
+constexpr int64_t kRowMaxNodes = 32767;
+constexpr int kRowMaxK = 16;
+constexpr int kRowThreads = 128;  // of a CTA, at most
+constexpr int kRowNodes = 2;
+constexpr int kRowRing = 8;
+// Threads of a row of B.
+constexpr int row_width(int64_t H) { return static_cast<int>((H + 31) / 32 * 32); }
 
-// warp_per_row: the widths that its registers hold, and the inputs that are under way at a time.
-constexpr int64_t kWarpMaxH = 32;
-constexpr int64_t kWarpMaxC = 32;
-constexpr int kWarpMaxK = 16;
-constexpr int kWarpMaxThreads = 128;
-constexpr int kWarpRing = 8;
+// Shared memory of the row family's CTA: where each array starts, in bytes. Slots, vectors, the
+// ring and the mask are those of one row of B after the other.
+struct RowLayout {
+  int64_t records, projection, slots, vectors, ring, mask, own, total, bytes;
+  int width;     // threads of a row of B
+  int stage, x;  // elements of a stage of the ring, and where x starts in one
+  int ld_x;      // elements of a thread's own row, of w_ih or dw_ih: no bank conflicts
 
-// Shared memory of the warp_per_row family's CTA, in elements (records: 16 bytes, all others 4);
-// the kernels carve their arrays in this order and divide slots, vectors, rings and masks by warps.
-struct WarpLayout {
-  int64_t records, projection, slots, vectors, rings, masks, total;
-
-  static WarpLayout of(const SweepSizes&, int warps, bool projects);
-  int64_t bytes() const;
+  static RowLayout of(const SweepSizes&, const struct Plan&, int rows);
 };
 
 // tensor_core: what its registers hold, its tables encode, and the inputs under way at a time.
@@ -94,7 +98,7 @@ struct TensorLayout {
   // Of a stage of the ring: elements, where each stream and x start, length of a row of x.
   int stage, stream[kTensorStreams], x, ld_x;
 
-  static TensorLayout of(const SweepSizes&, const struct Plan&);
+  static TensorLayout of(const SweepSizes&, const struct Plan&, const struct TensorPlan&);
   int64_t bytes(Dtype) const;
 };
 // cluster: a tile's rows (there is room for) are two operands of an mma, a slice is four. Shared
@@ -108,39 +112,51 @@ constexpr int64_t kMaxCluster = 16;  // CTAs
 constexpr int64_t kClusterMinH = 257, kClusterMaxH = 1024;
 
 // level: a tile's items and hidden units, and what of the sum is in shared memory at a time.
+constexpr int kLevelThreads = 256;
 constexpr int kLevelTile = 32;
 constexpr int kLevelDepth = 64;
 constexpr int kLevelLd = 36;  // of a row of four-element pieces, in different banks
+constexpr int kLevelItemBytes = 24;
 
-struct Plan;
 struct ClusterLayout {
   int64_t sums, parts, staged, slots;
   int ld;  // of a row of sums
 
-  static ClusterLayout of(const SweepSizes&, const Plan&);
+  static ClusterLayout of(const SweepSizes&, const struct ClusterPlan&);
   int64_t bytes() const;
 };
 // Hidden units of a CTA of a cluster.
 int64_t cluster_slice(int64_t H, int cluster);
 
+struct RowPlan {
+  int rows;  // of B, of a CTA at a time
+  RowLayout layout;
+};
+struct TensorPlan {
+  int own, steps;  // units of 16 columns of a warp and of all warps
+  int rows_log2;   // rows of a tile
+  int tiles;       // products of 16 items between two barriers
+  TensorLayout layout;
+};
+struct ClusterPlan {
+  int size;         // CTAs
+  int rows, nodes;  // of a tile, of a chunk at most
+  ClusterLayout layout;
+};
+struct LevelPlan {};
+
 struct Plan {
-  Family family;
-  int threads;    // of a CTA
-  int cluster;    // CTAs of a cluster, 1 if there are none
-  int rows_log2;  // general, tensor_core, cluster: rows of a tile; warp_per_row: warps of a CTA
-  int items;  // general, cluster: (node, row) pairs in flight; warp_per_row: rows of a warp, one
-              // after the other; tensor_core: products of 16 pairs between two barriers
-  bool weights_in_shared;
-  bool slots_in_shared;
-  bool projects;    // the sparse projection is fused; else a kernel of its own reads h or makes dh
-  bool sums_input;  // tensor_core backward: dw_ih and dbias are; else products over du make them
+  std::variant<RowPlan, TensorPlan, ClusterPlan, LevelPlan> kind;  // in the order of Family
+  int threads;                                                     // of a CTA
+  int64_t ctas;  // of a direction; if they are fewer than its tiles, they take them in turn
   int64_t shared_bytes;
-  WarpLayout warp;  // of the family warp_per_row
-  // Of the family tensor_core, whose weights are in registers: units of 16 columns of a warp and of
-  // all warps.
-  int own, steps;
-  TensorLayout tensor;
-  int64_t parts;  // tensor_core backward and level: CTAs of a direction (with parts of its sums)
+  bool takes_x;   // the product with x is made in the sweep; else u is computed before
+  bool projects;  // the sparse projection is, too; else a kernel of its own reads h or makes dh
+  bool
+      sums_states;  // backward: each CTA leaves a part of dw_hh; else q, for a product that follows
+  bool sums_input;  // and of dw_ih and dbias; else du
+
+  Family family() const { return static_cast<Family>(kind.index()); }
 };
 
 int64_t storage_bytes(Dtype);
@@ -153,15 +169,5 @@ const char* family_name(Family);
 // Parts into which the rows of a sum over rows are cut, so that tiles x parts fill the device;
 // depends on nothing that varies from run to run.
 int64_t choose_splits(int64_t tiles, int64_t rows, const Device&);
-
-// Shared memory of the general family's CTA, in elements; the kernel carves its arrays in this
-// order.
-struct GeneralLayout {
-  int64_t weights, sum, input0, input1, slots, state, projected;
-  int64_t ld_sum, ld_weights;
-
-  static GeneralLayout of(const SweepSizes&, const Plan&);
-  int64_t bytes(Dtype) const;
-};
 
 }  // namespace strnn::cuda

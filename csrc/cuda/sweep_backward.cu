@@ -7,68 +7,19 @@
 //   their gather dw_ih = sum_bn du (x) x,  dbias = sum_bn du,  dx = sum_d du w_ih,  e = sum of du
 //   where h0 entered:  dh0 = e w_hh,  dw_hh += e (x) h0
 //
-// General family: the sweep writes du and q, and the sums, which have no serial chain, follow over
-// the whole device (gemm.cuh), each in parts that are added up in their order: bitwise repeatable,
-// no atomics.
-//
-// Predicted, not measured (H200): the sweep as forward, plus 8 bytes per state of traffic; SEED (B
-// = 288) about 12 us for the sweep and 10 us for five small kernels after it.
+// Where the family of the plan does not add them up itself, the sweep writes du and q, and the
+// sums, which have no serial chain, follow over the whole device (gemm.cuh), each in parts that are
+// added up in their order: bitwise repeatable, no atomics.
 #include <algorithm>
 #include <type_traits>
 
 #include "families.h"
 #include "gemm.cuh"
 #include "kernels.h"
-#include "sweep_kernel.cuh"
 #include "workspace.h"
 
 namespace strnn::cuda {
 namespace {
-
-struct BackwardArgs {
-  GeneralSweep sweep;
-  const uint8_t* mask;
-  const void* pre;
-  int activation;
-  bool is_gated;
-  void* dgate;
-  void* dx;  // du in the storage type, or null
-  void* du;  // du in the computed type, or null
-  void* q;
-};
-
-template <typename S, bool kWeightsShared, bool kSlotsShared>
-__global__ void __launch_bounds__(kSweepThreads, kSweepBlocks)
-    sweep_backward_kernel(const BackwardArgs f) {
-  using T = acc_t<S>;
-  STRNN_DYNAMIC_SHARED(raw);
-  const GeneralTile<S, kWeightsShared, kSlotsShared> tile(f.sweep, Carver{raw});
-  const GeneralSweep& a = f.sweep;
-  const int d = tile.d, H = a.H;
-
-  const auto extra = [](int, bool, int, int) { return T(0); };
-  const auto keep = [&](int i, int r, int j, T total) {
-    static_cast<T*>(f.q)[tile.state_row(r, tile.node(i)) + j] = total;
-  };
-  const auto finish = [&](int i, int item, int r, int j, int half, T t) {
-    const int n = tile.node(i), staged = (half * a.items + item) * H + j;
-    const int64_t at = tile.state_row(r, n) + j;
-    if (a.input0) t += to_acc(tile.input0[staged]);
-    const T other = to_acc(tile.input1[staged]);  // the gate, or h
-    T du;
-    if (f.is_gated) {
-      static_cast<S*>(f.dgate)[at] = from_acc<S>(to_acc(static_cast<const S*>(f.pre)[at]) * t);
-      du = other * t;
-    } else {
-      du = f.mask && !f.mask[tile.row(r, n)] ? T(0) : derivative(f.activation, other) * t;
-    }
-    if (tile.has_successors(i)) tile.slot(tile.table(a.program.slot, d * a.N + i), r)[j] = du;
-    if (f.du) static_cast<T*>(f.du)[at] = du;
-    if (f.dx) static_cast<S*>(f.dx)[at] = from_acc<S>(du);
-  };
-  const auto after = [](const Chunk&) {};
-  sweep_tile(tile, extra, keep, finish, after);
-}
 
 // e[b,d] = sum of du[b,n,d] over the nodes where h0 entered, in the order of the program.
 struct Entered {
@@ -109,7 +60,7 @@ struct Scratch {
   using T = acc_t<S>;
   S* dh;
   Du *du, *q;
-  T *e, *slots, *dw_hh, *dw_ih, *dbias;
+  T *e, *dw_hh, *dw_ih, *dbias;
   int64_t parts_hh, parts_ih, parts_bias;
   bool sums_input;  // the sweep leaves the parts of dw_ih and dbias
   void* projection;
@@ -118,30 +69,37 @@ struct Scratch {
   Scratch(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
           Workspace& workspace) {
     const int64_t states = a.B * a.N * a.D * a.H, rows = a.B * a.N;
-    const int64_t tiles = (a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2;
     dh = workspace.take<S>(a.ds && !plan.projects ? states : 0);
     projection = workspace.take<char>(
         a.ds ? sparse_projection_backward_workspace(projection_of(a, nullptr), dtype, device) : 0);
     const bool is_du_in_dx = std::is_same_v<S, Du> && a.C == 0 && a.dx;
     const bool is_du_needed =
-        (a.C && (a.dx || !plan.sums_input)) || a.h0 || plan.family == Family::kLevel;
+        (a.C && (a.dx || !plan.sums_input)) || a.h0 || plan.family() == Family::kLevel;
     du = is_du_in_dx ? static_cast<Du*>(a.dx) : workspace.take<Du>(is_du_needed ? states : 0);
-    const bool has_q = plan.family != Family::kTensorCore || plan.steps > kTensorSumsSteps;
-    q = workspace.take<Du>(has_q ? states : 0);
+    q = workspace.take<Du>(plan.sums_states ? 0 : states);
     e = workspace.take<T>(a.h0 ? a.B * a.D * a.H : 0);
-    slots = workspace.take<T>(
-        plan.slots_in_shared ? 0 : (tiles << plan.rows_log2) * a.D * a.program.S * a.H);
-    cluster_weights = workspace.take<char>(
-        plan.family == Family::kCluster ? cluster_weights_bytes(a.D, a.H, plan) : 0);
-    parts_hh = has_q ? choose_splits(gemm_tiles<Du, S>(a.H, a.H) * a.D, rows, device) : plan.parts;
+    cluster_weights = workspace.take<char>(cluster_weights_bytes(a.D, a.H, plan));
     sums_input = plan.sums_input;
-    parts_ih =
-        sums_input ? plan.parts : choose_splits(gemm_tiles<Du, S>(a.H, a.C) * a.D, rows, device);
-    parts_bias = sums_input ? plan.parts
-                            : choose_splits(gemm_tiles<float, float>(a.H, 1) * a.D, rows, device);
+    const auto parts = [&](bool sums, int64_t tiles) {
+      return sums ? plan.ctas : choose_splits(tiles * a.D, rows, device);
+    };
+    parts_hh = parts(plan.sums_states, gemm_tiles<Du, S>(a.H, a.H));
+    parts_ih = parts(sums_input, gemm_tiles<Du, S>(a.H, a.C));
+    parts_bias = parts(sums_input, gemm_tiles<float, float>(a.H, 1));
     dw_hh = workspace.take<T>((parts_hh + 1) * a.D * a.H * a.H);
     dw_ih = workspace.take<T>(a.dw_ih ? parts_ih * a.D * a.H * a.C : 0);
     dbias = workspace.take<T>(a.dbias ? parts_bias * a.D * a.H : 0);
+  }
+
+  // What the sweep is to write.
+  BackwardStates states(const SweepBackward& a, const void* dh) const {
+    BackwardStates to{dh, du, q};
+    if (!a.C && static_cast<const void*>(du) != a.dx) to.dx = a.dx;
+    if constexpr (std::is_same_v<T, float>) {
+      if (!q) to.dw_hh = dw_hh;
+      if (sums_input) to.dw_ih = dw_ih, to.dbias = dbias;
+    }
+    return to;
   }
 };
 
@@ -180,8 +138,7 @@ void run_sums(const SweepBackward& a, const Scratch<S, Du>& scratch, void* strea
     if (a.dh0) gemm<T, S, S>(dh0, stream);
   }
   reduce<S>({weights, scratch.parts_hh + (a.h0 ? 1 : 0), scratch.dw_hh, a.dw_hh}, stream);
-  if (a.dbias && !C) reduce<S>({state, 0, nullptr, a.dbias}, stream);  // no input product, no bias
-  if (a.dbias && C) {
+  if (a.dbias) {
     Gemm bias = over_rows(H, 1, scratch.parts_bias);
     bias.a = du;
     bias.b = {nullptr, 1, 0, 0, 0};
@@ -212,109 +169,54 @@ const void* projected_gradient(const SweepBackward& a, const Scratch<S, Du>& scr
   return scratch.dh ? scratch.dh : a.dh;
 }
 
-template <typename S>
-void run_tensor(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
-                Workspace& workspace, void* stream) {
-  const Scratch<S, S> scratch(a, dtype, plan, device, workspace);
-  const void* dh = projected_gradient(a, scratch, dtype, device, stream);
-  void* du = scratch.du || a.C ? scratch.du : a.dx;
-  BackwardStates to{dh, du, scratch.q, scratch.q ? nullptr : scratch.dw_hh};
-  if (plan.sums_input) to.dw_ih = scratch.dw_ih, to.dbias = scratch.dbias;
-  sweep_backward_tensor(a, to, dtype, plan, stream);
-  run_sums(a, scratch, stream);
-}
-
-template <typename S>
-void run_cluster(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
-                 Workspace& workspace, void* stream) {
-  const Scratch<S, S> scratch(a, dtype, plan, device, workspace);
-  const void* dh = projected_gradient(a, scratch, dtype, device, stream);
-  sweep_backward_cluster(a, {dh, scratch.du, scratch.q, nullptr}, dtype, sizes_of(a, dtype), plan,
-                         scratch.cluster_weights, stream);
-  run_sums(a, scratch, stream);
-}
-
-template <typename S>
-void run_level(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
-               Workspace& workspace, void* stream) {
-  const Scratch<S, acc_t<S>> scratch(a, dtype, plan, device, workspace);
-  const void* dh = projected_gradient(a, scratch, dtype, device, stream);
-  void* dx = a.C || scratch.du == a.dx ? nullptr : a.dx;
-  sweep_backward_level(a, {dh, scratch.du, scratch.q, nullptr, nullptr, nullptr, dx}, dtype, plan,
-                       stream);
-  run_sums(a, scratch, stream);
-}
-
-template <typename S>
-void run_general(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
-                 Workspace& workspace, void* stream) {
-  const Scratch<S, acc_t<S>> scratch(a, dtype, plan, device, workspace);
-  const void* dh = projected_gradient(a, scratch, dtype, device, stream);
-  BackwardArgs f{};
-  GeneralSweep& sweep = f.sweep;
-  sweep.program = a.program;
-  sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
-  sweep.H = static_cast<int>(a.H);
-  sweep.rows_log2 = plan.rows_log2, sweep.items = plan.items;
-  sweep.layout = GeneralLayout::of(sizes_of(a, dtype), plan);
-  sweep.ld_sum = sweep.layout.ld_sum, sweep.ld_weights = sweep.layout.ld_weights;
-  sweep.weights = a.w_hh.first, sweep.weight_k = a.H, sweep.weight_j = 1;
-  sweep.input0 = dh;
-  sweep.input1 = a.gate ? a.gate : a.h;
-  sweep.slots = scratch.slots;
-  f.mask = a.mask, f.pre = a.pre, f.activation = a.cell, f.is_gated = a.gate != nullptr,
-  f.dgate = a.dgate;
-  f.dx = a.C || scratch.du == a.dx ? nullptr : a.dx;
-  f.du = scratch.du, f.q = scratch.q;
-  const dim3 grid(
-      static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),
-      static_cast<unsigned>(a.D));
-  with_bool(plan.weights_in_shared, [&](auto weights) {
-    with_bool(plan.slots_in_shared, [&](auto slots) {
-      launch("sweep_backward",
-             sweep_backward_kernel<S, decltype(weights)::value, decltype(slots)::value>, grid,
-             plan.threads, plan.shared_bytes, stream, f);
-    });
-  });
-  run_sums(a, scratch, stream);
-}
-
-template <typename S>
-void run(const SweepBackward& a, Dtype dtype, const Device& device, Workspace workspace,
-         void* stream) {
-  const Plan plan = plan_sweep(sizes_of(a, dtype), device);
-  if (plan.family == Family::kWarpPerRow)
-    return sweep_backward_warp(a, plan, device, workspace, stream);
-  if constexpr (sizeof(S) == 2) {
-    if (plan.family == Family::kTensorCore)
-      return run_tensor<S>(a, dtype, plan, device, workspace, stream);
-    if (plan.family == Family::kCluster)
-      return run_cluster<S>(a, dtype, plan, device, workspace, stream);
+template <typename S, typename Du>
+void run(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
+         Workspace& workspace, void* stream) {
+  const Scratch<S, Du> scratch(a, dtype, plan, device, workspace);
+  const BackwardStates to =
+      scratch.states(a, projected_gradient(a, scratch, dtype, device, stream));
+  switch (plan.family()) {
+    case Family::kRow:
+      sweep_backward_row(a, to, plan, stream);
+      break;
+    case Family::kTensorCore:
+      sweep_backward_tensor(a, to, dtype, plan, stream);
+      break;
+    case Family::kCluster:
+      sweep_backward_cluster(a, to, dtype, plan, scratch.cluster_weights, stream);
+      break;
+    case Family::kLevel:
+      sweep_backward_level(a, to, dtype, plan, stream);
   }
-  if (plan.family == Family::kLevel) return run_level<S>(a, dtype, plan, device, workspace, stream);
-  run_general<S>(a, dtype, plan, device, workspace, stream);
+  run_sums(a, scratch, stream);
+}
+
+// Calls f with the types of the storage and of du and q: the computed type, but where du and q are
+// operands of mma.
+template <typename F>
+void with_types(Dtype dtype, const Plan& plan, const F& f) {
+  const bool is_mma = plan.family() == Family::kTensorCore || plan.family() == Family::kCluster;
+  with_dtype(dtype, [&](auto s) { is_mma ? f(s, s) : f(s, acc_t<decltype(s)>{}); });
 }
 
 }  // namespace
 
 int64_t sweep_backward_workspace(const SweepBackward& a, Dtype dtype, const Device& device) {
   const Plan plan = plan_sweep(sizes_of(a, dtype), device);
-  if (plan.family == Family::kWarpPerRow) return sweep_backward_warp_workspace(a, plan, device);
   Workspace workspace(nullptr);
-  with_dtype(dtype, [&](auto s) {
-    using S = decltype(s);
-    if (plan.family == Family::kTensorCore || plan.family == Family::kCluster)
-      Scratch<S, S>(a, dtype, plan, device, workspace);
-    else
-      Scratch<S, acc_t<S>>(a, dtype, plan, device, workspace);
+  with_types(dtype, plan, [&](auto s, auto du) {
+    Scratch<decltype(s), decltype(du)>(a, dtype, plan, device, workspace);
   });
   return workspace.size();
 }
 
-void sweep_backward(const SweepBackward& a, Dtype dtype, const Device& device, void* workspace,
+void sweep_backward(const SweepBackward& a, Dtype dtype, const Device& device, void* base,
                     void* stream) {
-  with_dtype(dtype,
-             [&](auto s) { run<decltype(s)>(a, dtype, device, Workspace(workspace), stream); });
+  const Plan plan = plan_sweep(sizes_of(a, dtype), device);
+  Workspace workspace(base);
+  with_types(dtype, plan, [&](auto s, auto du) {
+    run<decltype(s), decltype(du)>(a, dtype, plan, device, workspace, stream);
+  });
 }
 
 }  // namespace strnn::cuda

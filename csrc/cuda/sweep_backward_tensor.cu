@@ -214,13 +214,13 @@ void sweep_backward_tensor(const SweepBackward& a, const BackwardStates& to, Dty
                          {a.dgate, to.du, to.q});
   f.has_dh = to.dh != nullptr;
   f.w_hh = a.w_hh.first;
-  f.num_tiles = (a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2;
+  f.num_tiles = (a.B + (int64_t{1} << f.sweep.rows_log2) - 1) >> f.sweep.rows_log2;
   f.activation = a.cell, f.is_gated = a.gate != nullptr;
   f.is_common = !a.gate && f.sweep.alignment >= kPiece * storage_bytes(dtype);
   f.dgate = a.dgate, f.du = to.du, f.q = to.q;
   f.dw_hh = to.dw_hh, f.dw_ih = to.dw_ih, f.dbias = to.dbias;
   f.projection = a.projection, f.ds = a.ds, f.K = static_cast<int>(a.K);
-  const dim3 grid(static_cast<unsigned>(plan.parts), static_cast<unsigned>(a.D));
+  const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D));
   with_16_bits(dtype, [&](auto s) {
     with_tensor_shape<true>(plan, [&](auto own, auto steps) {
       using S = decltype(s);

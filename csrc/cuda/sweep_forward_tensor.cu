@@ -204,13 +204,11 @@ void sweep_forward_tensor(const SweepForward& a, Dtype dtype, const Plan& plan, 
   f.sweep = tensor_sweep(a, a.program, plan, dtype, a.C, {u, a.gate}, {a.h, a.pre, a.h0});
   f.is_gated = a.gate != nullptr;
   f.is_common = !a.gate && !a.pre && f.sweep.alignment >= kPiece * storage_bytes(dtype);
-  f.w_ih = a.w_ih.first, f.bias = a.C ? a.bias.first : nullptr, f.w_hh = a.w_hh.first, f.h0 = a.h0,
+  f.w_ih = a.w_ih.first, f.bias = a.bias.first, f.w_hh = a.w_hh.first, f.h0 = a.h0,
   f.entry = a.entry;
   f.activation = a.cell, f.h = a.h, f.pre = a.pre;
   f.projection = a.projection, f.K = static_cast<int>(a.K), f.s = a.s;
-  const dim3 grid(
-      static_cast<unsigned>((a.B + (int64_t{1} << plan.rows_log2) - 1) >> plan.rows_log2),
-      static_cast<unsigned>(a.D));
+  const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D));
   with_16_bits(dtype, [&](auto s) {
     with_tensor_shape<false>(plan, [&](auto own, auto steps) {
       using S = decltype(s);

@@ -660,10 +660,11 @@ inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Pl
   sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
   sweep.H = static_cast<int>(a.H);
   sweep.state_stride = static_cast<uint32_t>(a.D * a.H);
-  sweep.rows_log2 = plan.rows_log2, sweep.tiles = plan.items;
+  const TensorPlan& t = std::get<TensorPlan>(plan.kind);
+  sweep.rows_log2 = t.rows_log2, sweep.tiles = t.tiles;
   sweep.C = static_cast<int>(C), sweep.x = a.x;
   sweep.alignment_x = alignment_of(a.x, C * storage_bytes(dtype));
-  sweep.layout = plan.tensor;
+  sweep.layout = t.layout;
   sweep.mask = a.mask;
   sweep.alignment = 16;
   const auto align = [&](const void* array) {
@@ -674,7 +675,7 @@ inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Pl
     if (!streams[s]) continue;
     align(streams[s]);
     sweep.input[sweep.num_inputs] = streams[s];
-    sweep.place[sweep.num_inputs++] = plan.tensor.stream[s];
+    sweep.place[sweep.num_inputs++] = t.layout.stream[s];
   }
   return sweep;
 }
@@ -685,7 +686,7 @@ void with_tensor_shape(const Plan& plan, const F& f) {
   const auto call = [&](auto steps) {
     f(std::integral_constant<int, tensor_own(decltype(steps)::value, kIsBackward)>{}, steps);
   };
-  switch (plan.steps) {
+  switch (std::get<TensorPlan>(plan.kind).steps) {
     case 1:
       return call(std::integral_constant<int, 1>{});
     case 2:

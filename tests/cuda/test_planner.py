@@ -24,21 +24,41 @@ def test_every_width_fits(H, dtype, is_backward, device):
     assert found["threads"] % 32 == 0 and found["threads"] <= 256
 
 
-def test_weights_stay_on_chip_while_they_fit():
-    assert plan(H=128)["weights_in_shared"]
-    assert plan(H=192, C=0, B=8)["weights_in_shared"]
-    assert not plan(H=1024)["weights_in_shared"]
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_float32_goes_by_rows_while_registers_hold_the_weights(is_backward):
+    for device in (H200, A100):
+        for H, width in [(1, 32), (32, 32), (33, 64), (65, 96), (128, 128)]:
+            found = plan(device, H=H, is_backward=is_backward)
+            assert found["family"] == "row"
+            assert found["threads"] == width * found["rows"] and found["threads"] <= 128
+            assert (found["rows"] > 1) == (H <= 32)
+        assert plan(device, H=129, is_backward=is_backward)["family"] == "level"
+        assert plan(device, dtype="float64", is_backward=is_backward)["family"] == "level"
+    assert plan(is_gated=True)["family"] == "row"
 
 
-def test_every_multiprocessor_has_a_tile():
-    for B in (1, 9, 64, 288, 5000):
-        found = plan(B=B, H=64)
-        tiles = -(-B // found["rows"]) * 4
-        assert found["rows"] == 1 or tiles >= H200[1]
+def test_rows_take_few_inputs_and_project_few_rows():
+    assert plan(H=128, C=32)["takes_x"] and not plan(C=33)["takes_x"]
+    assert plan(H=64, K=16)["projects"]
+    assert not plan(H=64, K=17)["projects"] and not plan(H=65)["projects"]
+
+
+def test_rows_in_turn():
+    """So that the sums that each CTA leaves are few."""
+    assert plan(B=7, H=64)["ctas"] == 7
+    assert plan(B=5000, H=64)["ctas"] == 8 * H200[1] // 4
+    assert plan(B=5000)["ctas"] * plan(B=5000)["rows"] < 5000
+
+
+def test_two_ctas_share_a_multiprocessor_where_they_can():
+    long = dict(N=5000, D=2, C=0, K=0, groups=5000, slots=1, H=128)
+    assert 2 * (plan(**long)["shared_bytes"] + 1024) <= H200[3]
+    found = plan(**long | dict(N=10_000, groups=10_000))
+    assert found["family"] == "row" and 2 * found["shared_bytes"] > H200[3]
 
 
 def test_too_wide_is_an_error_with_the_limit():
-    with pytest.raises(RuntimeError, match=r"H = 100000 .* needs .* the device has 16384"):
+    with pytest.raises(RuntimeError, match=r"H = 100000 needs .* the device has 16384"):
         plan(device=(80, 108, 16384, 16384), H=100_000)
 
 
@@ -55,6 +75,11 @@ def test_limits_that_no_device_has(at):
         plan(tuple(-1 if i == at else limit for i, limit in enumerate(H200)))
     with pytest.raises(ValueError, match="multiprocessors"):
         plan((90, 0, *H200[2:]))
+
+
+def test_too_many_pairs_are_an_error():
+    with pytest.raises(RuntimeError, match=r"N = 65536 and B = 65536 has more than 2\*\*31 - 1"):
+        plan(B=2**16, N=2**16, H=1, C=0, K=0, dtype="float64")
 
 
 def test_a_product_of_sizes_that_wraps():
@@ -90,8 +115,8 @@ def test_two_ctas_of_a_narrow_cluster_share_a_multiprocessor():
 
 def test_nodes_of_a_chunk_are_bounded_by_groups_and_memory():
     grid = dict(N=1024, groups=63, slots=34, D=4)
-    assert plan(**WIDE | dict(H=257) | grid)["items"] == 4 * 16
-    assert plan(**WIDE | grid)["items"] == 16
+    assert plan(**WIDE | dict(H=257) | grid)["nodes"] == 4
+    assert plan(**WIDE | grid)["nodes"] == 1
     assert plan(**WIDE | grid | dict(slots=200))["family"] == "level"
 
 
@@ -111,14 +136,6 @@ def test_without_a_cluster_wide_states_go_level_by_level(changes):
     assert (found["family"], found["cluster"]) == ("level", 1)
 
 
-def test_level_only_where_a_launch_costs_less_than_fetching_the_weights():
-    few = dict(B=1, H=320)
-    assert plan(**WIDE | few, device=A100)["family"] == "general"
-    assert plan(**WIDE | few | dict(H=1024), device=A100)["family"] == "level"
-    narrow = dict(H=128, B=8, dtype="float32")
-    assert plan(**WIDE | narrow, device=A100)["family"] == "general"
-
-
 def test_unknown_dtype():
     with pytest.raises(ValueError, match="dtype must be float32"):
         plan(dtype="int8")
@@ -133,7 +150,7 @@ def test_16_bit_types_go_to_the_tensor_core(is_backward, dtype):
             assert found["family"] == "tensor_core", H
         assert plan(device, H=257, dtype=dtype, is_backward=is_backward)["family"] != "tensor_core"
     turing = (75, 40, 65536, 65536)
-    assert plan(turing, dtype=dtype, is_backward=is_backward)["family"] == "general"
+    assert plan(turing, dtype=dtype, is_backward=is_backward)["family"] == "level"
 
 
 @pytest.mark.parametrize("is_backward", [False, True])
@@ -157,7 +174,10 @@ def test_rows_follow_the_width_of_a_group():
     assert plan(B=64, H=128, **grid)["rows"] <= 2
 
 
-def test_long_chains_have_no_table_in_shared_memory():
-    chain = dict(dtype="bfloat16", H=64, D=2, C=0, K=0, slots=1)
-    assert plan(N=4096, groups=4096, **chain)["family"] == "tensor_core"
-    assert plan(N=40_000, groups=40_000, **chain)["family"] == "general"
+@pytest.mark.parametrize(
+    "dtype, family, most", [("bfloat16", "tensor_core", 8192), ("float32", "row", 12_000)]
+)
+def test_long_chains_have_no_table_in_shared_memory(dtype, family, most):
+    chain = dict(dtype=dtype, H=64, D=2, C=0, K=0, slots=1)
+    assert plan(N=most, groups=most, **chain)["family"] == family
+    assert plan(N=40_000, groups=40_000, **chain)["family"] == "level"

@@ -27,7 +27,7 @@ from tests.triton import aot
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 #: Families of CUDA kernels in the planner's order; see csrc/cuda/planner.h.
-FAMILIES = ("general", "warp_per_row", "tensor_core", "cluster", "level")
+FAMILIES = ("row", "tensor_core", "cluster", "level")
 #: Architecture, multiprocessors, shared bytes of a block and of a multiprocessor.
 H100 = (90, 132, 227 * 1024, 228 * 1024)
 A100 = (80, 108, 163 * 1024, 164 * 1024)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import strnn_kernels as sk
 from strnn_kernels import testing
 
 #: What STRNN runs: the electrodes of SEED, projected.
@@ -20,6 +23,17 @@ def widened(name: str, H: int) -> testing.Case:
     return testing.find(name).smooth(name=f"{name}-h{H}", H=H)
 
 
+#: Every shape of the row family (one to four warps), with what it makes itself and what it leaves:
+#: inputs, rows of the projection, sums.
+ROWS = tuple(
+    testing.Case(
+        f"row-h{H}-c{C}-k{K}", "spatial_rnn", partial(sk.Topology.grid, 3, 3), B=5, C=C, H=H, K=K,
+        activation="tanh", has_mask=True,
+    )
+    for H, C, K in (
+        (31, 31, 0), (32, 32, 16), (33, 3, 4), (64, 33, 17), (65, 5, 3), (100, 40, 0), (128, 2, 0),
+    )
+)  # fmt: skip
 #: What CI runs of gated cells and means: compiling them takes most of the time.
 GATED = (
     "gru-line-mask", "gru-sum-no-bias", "lstm-corner-mask", "lstm-sum", "elman-mean", "gru-t9",

@@ -12,19 +12,18 @@ import strnn_kernels as sk
 from strnn_kernels import testing
 from strnn_kernels.notation import ACTIVATIONS
 from tests.ptx.backend import A100, H100, Cuda, running
-from tests.ptx.cases import SEED, SMALL, TENSOR
+from tests.ptx.cases import ROWS, SEED, SMALL, TENSOR
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 #: Few multiprocessors: tiles of several rows, CTAs that take several tiles in turn.
 FEW = (90, 2, 227 * 1024, 228 * 1024)
 ONE = (80, 1, 160 * 1024, 8 * 1024)
 LEVEL = (80, 1, 64 * 1024, 64 * 1024)
-#: So little shared memory that the general family must leave slots, then all, out of it.
-LIMITS = (24 * 1024, 11 * 1024, 3 * 1024)
+#: So little shared memory that a CTA has fewer rows, then no projection, then all go by levels.
+LIMITS = (48 * 1024, 24 * 1024, 20 * 1024)
 #: A family, a dtype it takes, and the width of its kernels.
 FAMILIES = (
-    ("warp_per_row", F32), ("general", F32), ("tensor_core", BF16), ("cluster", BF16),
-    ("level", F32),
+    ("row", F32), ("tensor_core", BF16), ("cluster", BF16), ("level", F32),
 )  # fmt: skip
 
 
@@ -64,6 +63,12 @@ def test_dtypes(case, dtype, cuda, wanted):
     check(Cuda(cuda, seed=3), of_type(case, dtype), dtype)
 
 
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("case", ROWS, ids=str)
+def test_rows(case, gradients, cuda):
+    check(Cuda(cuda, FEW, family="row", seed=4), case, F32, gradients=gradients)
+
+
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 @pytest.mark.parametrize("case", TENSOR, ids=str)
 def test_tensor_core(case, dtype, cuda, wanted):
@@ -84,7 +89,7 @@ def test_float32_is_exact_where_tf32_is_allowed(cuda):
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_little_shared_memory(case, limit, cuda, wanted):
-    """Few multiprocessors: tiles of several rows; little memory: weights and slots are global."""
+    """Few multiprocessors: rows in turn."""
     wanted(case in SMALL[:: 1 if limit == LIMITS[-1] else 4])
     check(Cuda(cuda, (80, 2, limit, limit), seed=5), case)
 
@@ -186,7 +191,7 @@ def test_zeros_of_a_projection_read_nothing(family, dtype, H, cuda):
 
 
 @pytest.mark.parametrize("forward, backward", [("cpu", "ptx"), ("ptx", "cpu")])
-@pytest.mark.parametrize("family, dtype", FAMILIES[1:])
+@pytest.mark.parametrize("family, dtype", FAMILIES)
 @pytest.mark.parametrize("name", ["sweep-mask-h0", "sweep-diamond"])
 def test_mixed_pairs(name, family, dtype, forward, backward, cuda):
     """Either backend's backward finishes the other's forward."""

@@ -18,48 +18,92 @@ from tests.ptx.backend import Cuda, running
 
 #: name -> file, text, what it becomes, the case that shows it.
 MUTATIONS = {
-    "barrier-before-product": (
-        "sweep_kernel.cuh",
-        "    cp_async_wait<1>();  // the newest group is the next chunk's\n    __syncthreads();\n",
-        "    cp_async_wait<1>();\n",
+    "row-without-sync": (
+        "row.cu",
+        "      sync();\n      // Every thread is done",
+        "      // Every thread is done",
         "corner-mask",
     ),
-    "barrier-after-product": (
-        "sweep_kernel.cuh",
-        "    __syncthreads();\n    after(now);\n",
-        "    after(now);\n",
+    "row-without-barrier": (
+        "row.cu",
+        "    else\n      __syncthreads();\n  };\n",
+        "    else\n      __syncwarp();\n  };\n",
+        "sweep-line",
+    ),
+    "row-wait-off-by-one": (
+        "row.cu",
+        "cp_async_wait<kRowRing - 2 * kRowNodes>()",
+        "cp_async_wait<kRowRing - 2 * kRowNodes + 1>()",
         "corner-mask",
     ),
-    "wait-off-by-one": (
-        "sweep_kernel.cuh",
-        "cp_async_wait<1>()",
-        "cp_async_wait<2>()",
+    "row-copies-too-early": (
+        "row.cu",
+        "stage(i + kRowRing - kRowNodes + q)",
+        "stage(i + kRowRing - kRowNodes + 2 + q)",
         "corner-mask",
     ),
-    "copies-never-waited-for": ("sweep_kernel.cuh", "  cp_async_wait<0>();\n", "", "corner-mask"),
-    "wrong-index-of-a-weight": (
-        "sweep_kernel.cuh",
-        "acc[q] += wk[i] * s.v[i];",
-        "acc[q] += wk[i] * s.v[i ^ 1];",
-        "corner-4x3-states",
-    ),
-    "tail-of-the-batch-is-read": (
-        "sweep_kernel.cuh",
-        "      if (r >= tile_rows) continue;\n",
-        "",
+    "row-copies-never-waited-for": ("row.cu", "    cp_async_wait<0>();\n", "", "corner-mask"),
+    "row-one-copy-of-the-vectors": ("row.cu", "      half ^= kRowNodes;\n", "", "corner-mask"),
+    "row-before-not-done": (
+        "row.cu",
+        "    sync();  // the row before",
+        "    // the row before",
         "corner-mask",
     ),
-    "tail-of-the-batch-is-written": (
-        "sweep_kernel.cuh",
-        "if (first + q < items && r < tile_rows)\n",
-        "if (first + q < items)\n",
+    "row-pair-of-two-groups": (
+        "row.cu",
+        "to[bounds[1] - 1].has_next = 0;",
+        "to[bounds[1] - 1].has_next = bounds[1] < p.N;",
         "corner-mask",
     ),
-    "slot-of-a-node-without-successors": (
-        "sweep_forward.cu",
-        "if (tile.has_successors(i)) tile.slot",
-        "if (true) tile.slot",
+    "row-last-of-an-empty-group": (
+        "row.cu",
+        "if (bounds[0] < bounds[1]) to",
+        "if (bounds[1] > 0) to",
         "line-3x5",
+    ),
+    "row-wrong-index-of-a-weight": (
+        "row.cu",
+        "sum[i] += w[k + i] * q.v[i];",
+        "sum[i] += w[k + i] * q.v[i ^ 1];",
+        "corner-mask",
+    ),
+    "row-wrong-row-of-an-input-weight": (
+        "row.cu",
+        "float* const own = array(l.own) + thread * l.ld_x;",
+        "float* const own = array(l.own) + (thread ^ 1) * l.ld_x;",
+        "corner-mask",
+    ),
+    "row-unit-beyond-the-width": (
+        "pass.cuh",
+        "if (is_there) *to = ",
+        "*to = ",
+        "corner-mask",
+    ),
+    "row-beyond-the-batch": ("row.cu", "b < a.B;\n", "b <= a.B;\n", "corner-mask"),
+    "row-fourth-predecessor-left-out": (
+        "row.cu",
+        "for (int p = 3; p < m.count; ++p)",
+        "for (int p = 4; p < m.count; ++p)",
+        "diamond",
+    ),
+    "row-slot-of-a-node-without-successors": (
+        "row.cu",
+        "p.num_succ[d * p.N + i] ? p.slot[d * p.N + i] : kNoSlot",
+        "p.slot[d * p.N + i]",
+        "line-3x5",
+    ),
+    "row-no-one-beside-the-inputs": (
+        "row.cu",
+        "e % l.stage == l.x + C ? 1 : 0",
+        "e % l.stage == l.x + C ? 0 : 0",
+        "corner-mask",
+    ),
+    "row-barrier-of-the-sums": (
+        "row.cu",
+        "    __syncthreads();\n    const auto over_rows",
+        "    const auto over_rows",
+        "corner-mask",
     ),
     "barrier-of-a-sum": (
         "gemm.cuh",
@@ -72,48 +116,6 @@ MUTATIONS = {
         "part < r.parts; ++part",
         "part + 1 < r.parts; ++part",
         "corner-4x3-states",
-    ),
-    "warp-without-sync": (
-        "sweep_forward_warp.cu",
-        "    __syncwarp();\n    // Every lane is done",
-        "    // Every lane is done",
-        "corner-mask",
-    ),
-    "warp-wait-off-by-one": (
-        "sweep_backward_warp.cu",
-        "cp_async_wait<kWarpRing - 2 * kWarpNodes>()",
-        "cp_async_wait<kWarpRing - 2 * kWarpNodes + 1>()",
-        "corner-mask",
-    ),
-    "warp-copies-too-early": (
-        "sweep_forward_warp.cu",
-        "stage(i + kWarpRing - kWarpNodes + q)",
-        "stage(i + kWarpRing - kWarpNodes + 2 + q)",
-        "corner-mask",
-    ),
-    "warp-wrong-index-of-a-weight": (
-        "sweep_warp.cuh",
-        "odd += w[k + 3] * q.v[3];",
-        "odd += w[k + 2] * q.v[3];",
-        "corner-mask",
-    ),
-    "warp-lane-beyond-the-width": (
-        "sweep_forward_warp.cu",
-        "if (a.h && lane < H)",
-        "if (a.h)",
-        "corner-mask",
-    ),
-    "warp-row-beyond-the-batch": (
-        "sweep_forward_warp.cu",
-        "if (b >= a.B) return;",
-        "",
-        "corner-mask",
-    ),
-    "warp-barrier-of-the-sum": (
-        "sweep_backward_warp.cu",
-        "    __syncthreads();\n  }\n",
-        "  }\n",
-        "corner-mask",
     ),
     "tensor-wrong-fragment": (
         "mma.cuh",
@@ -266,106 +268,105 @@ MUTATIONS = {
         "corner-4x3-states",
     ),
     "cluster-barrier": (
-        "sweep_cluster.cuh",
+        "cluster.cu",
         "    cluster_arrive();\n    const Chunk next = tile.after(now);\n"
         "    tile.stage(next, half ^ 1);\n    cluster_wait();\n",
         "    const Chunk next = tile.after(now);\n    tile.stage(next, half ^ 1);\n",
         "chain-causal",
     ),
     "cluster-barrier-at-the-start": (
-        "sweep_cluster.cuh",
+        "cluster.cu",
         "  cluster_arrive();\n  cluster_wait();  // all CTAs",
         "  // all CTAs",
         "chain-causal",
     ),
     "cluster-barrier-before-the-exit": (
-        "sweep_cluster.cuh",
+        "cluster.cu",
         "  cp_async_wait<0>();\n",
         "  cp_async_wait<0>();\n"
         "  store_cluster(tile.sums, (tile.rank + 1) % tile.size, uint2{0, 0});\n",
         "chain-causal",
     ),
     "cluster-wrong-rank": (
-        "sweep_cluster.cuh",
+        "cluster.cu",
         "(rank + p) & (size - 1), bits",
         "rank, bits",
         "chain-causal",
     ),
     "cluster-one-copy-of-the-sums": (
-        "sweep_cluster.cuh",
-        "sums + ((half * a.nodes + i - c.begin)",
+        "cluster.cu",
+        "sums + ((half * f.nodes + i - c.begin)",
         "sums + ((i - c.begin)",
         "chain-causal",
     ),
     "cluster-barrier-of-a-cta": (
-        "sweep_cluster.cuh",
+        "cluster.cu",
         "      __syncthreads();\n      if (tile.is_live)",
         "      if (tile.is_live)",
         "chain-causal",
     ),
-    "cluster-one-copy-of-the-parts": ("sweep_cluster.cuh", "      turn ^= 1;\n", "", "corner-mask"),
+    "cluster-one-copy-of-the-parts": ("cluster.cu", "      turn ^= 1;\n", "", "corner-mask"),
     "cluster-wrong-fragment": (
-        "sweep_cluster.cuh",
+        "cluster.cu",
         "lane / 8 % 2 * 8;",
         "lane / 8 % 2 * 0;",
         "chain-causal",
     ),
     "cluster-row-beyond-the-batch": (
-        "sweep_cluster.cuh",
+        "cluster.cu",
         "is_live = b0 + r < a.B && ",
         "is_live = ",
         "corner-mask",
     ),
     "cluster-units-beyond-the-width": (
-        "sweep_cluster.cuh",
-        "4 * quad < a.slice && j < a.H;",
-        "4 * quad < a.slice;",
+        "cluster.cu",
+        "4 * quad < f.slice && j < a.H;",
+        "4 * quad < f.slice;",
         "sweep-mask-h0",
     ),
     "level-barrier-after-the-copies": (
-        "sweep_level.cuh",
+        "level.cu",
         "      __syncthreads();\n      load(k0 + kLevelDepth);\n",
         "      load(k0 + kLevelDepth);\n",
         "chain-wide",
     ),
     "level-barrier-after-the-products": (
-        "sweep_level.cuh",
-        "      __syncthreads();\n    }\n",
-        "    }\n",
+        "level.cu",
+        "      __syncthreads();\n    }\n#pragma unroll",
+        "    }\n#pragma unroll",
         "chain-wide",
     ),
     "level-barrier-after-a-tile": (
-        "sweep_level.cuh",
+        "level.cu",
         "    __syncthreads();\n  }\n}\n",
         "  }\n}\n",
         "chain-wide",
     ),
     "level-units-beyond-the-width": (
-        "sweep_level.cuh",
-        "if (item.n < 0 || j0 + unit >= H) continue;",
+        "level.cu",
+        "if (item.n < 0 || j0 + column >= H) continue;",
         "if (item.n < 0) continue;",
         "chain-wide",
     ),
     "level-second-predecessor-left-out": (
-        "sweep_level.cuh",
+        "level.cu",
         "item.end - item.begin > 1",
         "item.end - item.begin > 2",
         "diamond",
     ),
 }
 
-#: The mutations that CI plants: a barrier, a wait, a copy, an index, a bound; of a warp, of a
+#: The mutations that CI plants: a barrier, a wait, a copy, an index, a bound; of a row, of a
 #: cluster, of a level.
 IN_CI = (
-    "warp-without-sync", "warp-wait-off-by-one", "cluster-barrier", "cluster-wrong-rank",
+    "row-without-sync", "row-wait-off-by-one", "cluster-barrier", "cluster-wrong-rank",
     "level-barrier-after-the-copies", "level-units-beyond-the-width",
 )  # fmt: skip
 #: The kernels that a mutation is about, by the beginning of its name: the only family that may be
 #: chosen, the dtype that it is shown in, and the limits of the device. Two multiprocessors, so that
 #: a tile has several rows and the last one a tail.
 KINDS = {
-    "general": ("general", torch.float64, (80, 2, 48 * 1024, 48 * 1024)),
-    "warp": ("warp_per_row", torch.float32, (80, 2, 48 * 1024, 48 * 1024)),
+    "row": ("row", torch.float32, (80, 2, 48 * 1024, 48 * 1024)),
     "tensor": ("tensor_core", torch.bfloat16, (80, 1, 160 * 1024, 8 * 1024)),
     "projection": ("tensor_core", torch.bfloat16, (80, 99, 99 * 1024, 99 * 1024)),
     "level": ("level", torch.float32, (80, 1, 64 * 1024, 64 * 1024)),
@@ -382,7 +383,7 @@ DISPATCH = """    case Dtype::kFloat32:
     case Dtype::kFloat16:
       return f(__half{});
 """
-SHAPES = """  switch (plan.steps) {
+SHAPES = """  switch (std::get<TensorPlan>(plan.kind).steps) {
     case 1:
       return call(std::integral_constant<int, 1>{});
     case 2:
@@ -401,14 +402,10 @@ OF_16_BITS = """  if (dtype == Dtype::kBFloat16)
     f(__half{});
 """
 
-STORAGE = {
-    torch.float64: "double", torch.float32: "float", torch.bfloat16: "__nv_bfloat16",
-}  # fmt: skip
-
 
 def kind_of(mutation: str) -> str:
     first = mutation.split("-")[0]
-    return first if first in KINDS else "general"
+    return first if first in KINDS else "row"
 
 
 def change(folder, file, text, becomes):
@@ -430,9 +427,9 @@ def sources(tmp_path):
 def run(sources, name, kind):
     """The case with the sources as they are; a function, so that compiling is no part of it."""
     family, dtype, device = KINDS[kind]
-    is_small = family not in ("general", "tensor_core")
+    is_small = family != "tensor_core"
     if not is_small:
-        one = f"    default:\n      return f({STORAGE[dtype]}{{}});\n"
+        one = "    default:\n      return f(__nv_bfloat16{});\n"
         shape = "  return call(std::integral_constant<int, 4>{});\n"
         change(sources, "storage.cuh", DISPATCH, one)
         change(sources, "storage.cuh", OF_16_BITS, "  f(__nv_bfloat16{});\n")

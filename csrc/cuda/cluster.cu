@@ -19,35 +19,47 @@
 // CTA per node enough: who writes a copy again has passed a barrier that all its readers reached
 // after reading. Peers write a CTA's memory only between its first and its last barrier, so none of
 // them is late.
-#pragma once
+//
+// Predicted, not measured (H200 at 1.98 GHz), a step of a chain with H = 1024 and 16 rows in 16
+// CTAs: 16 x 64 x 1024 fma per CTA at 62 % of the tensor cores' peak 0.40 us; 32 KB of sums into
+// every CTA at 32 bytes per cycle 0.50 us; barrier of the cluster 0.2 us; gather, parts, activation
+// 0.2 us: together 1.3 us. T = 512, B = 64, both directions are 8 clusters, 128 SMs: 0.67 ms
+// against 0.14 ms of arithmetic at the peak and 0.06 ms of u and h at 4.8 TB/s. H = 512 in 8 CTAs,
+// 8 rows: 0.1 + 0.13 + 0.2 + 0.2 = 0.6 us. The arrival at the barrier waits until the stores of h
+// before it are done: if that measures as more, they can follow it.
+// Backward likewise, since one product with W^T per node is all there is in its chain; 8 bytes per
+// state of traffic instead of 4, which a step of 1.3 us hides. A gate and what it was applied to
+// are read where they are needed, not ahead: their latency is in each step of a gated sweep.
 #include <cstring>
 #include <type_traits>
 
-#include "../common/sweep.h"
-#include "activation.cuh"
-#include "families.h"
 #include "launch.cuh"
+#include "pass.cuh"
 #include "planner.h"
 #include "ptx.cuh"
-#include "storage.cuh"
-#include "sweep_kernel.cuh"
 
 namespace strnn::cuda {
+namespace {
 
 constexpr int kClusterQuads = kClusterThreads / kClusterRows;  // threads of a row: four units each
 constexpr int kClusterParts = 4;                               // of a sum over k
 constexpr int kClusterBlocks = 2;                              // of 16 units, of a warp
 constexpr int kClusterFragments = kClusterBlocks * kClusterThreads;
 
-struct ClusterSweep {
-  Program program;
-  int64_t B, N, D;
-  int H, slice, nodes, rows;  // of a CTA's slice, of a chunk at most, of a tile: 8 or 16
-  bool is_vector;             // rows of H may be read four units at a time
+// Consecutive nodes of one group, at most as many as a chunk has.
+struct Chunk {
+  int g, begin, end;  // group, positions
+
+  __device__ __forceinline__ bool is_empty() const { return begin >= end; }
+};
+
+template <typename Pass>
+struct ClusterArgs {
+  Pass pass;
+  int slice, nodes, rows;  // units of a CTA; nodes of a chunk at most; rows of a tile: 8 or 16
+  bool is_vector;          // rows of H may be read four units at a time
   ClusterLayout layout;
   const uint4* fragments;  // of W; see ClusterWeights
-  const void* input0;      // (B, N, D, H) or null: zeros
-  const void* input1;      // (B, N, D, H) or null
 };
 
 // W in the order in which the threads of the CTAs load it: [D][CTA][b][t][thread], the four
@@ -95,37 +107,41 @@ void arrange_weights(const ClusterWeights& a, void* stream) {
 }
 
 // kTiles: blocks of 16 of k that a warp has at most, H <= 64 kTiles.
-template <typename S, int kTiles>
+template <typename Pass, int kTiles>
 struct ClusterTile {
-  const ClusterSweep& a;
+  using S = typename Pass::Storage;
+  const ClusterArgs<Pass>& f;
+  const decltype(Pass::a)& a;
   int64_t b0;
-  int d, rank, size, lane, part, block, r, quad, j;
+  int d, rank, size, lane, part, block, r, quad, j, entry;
   bool is_live;   // this thread's row is in B and its units are in H
   bool has_high;  // the tile has more than 8 rows
   S *sums, *staged, *slots;
   float* parts;
   uint32_t w[kClusterBlocks][kTiles][4];
 
-  __device__ __forceinline__ ClusterTile(const ClusterSweep& args, Carver carver) : a(args) {
-    sums = carver.take<S>(a.layout.sums);
-    parts = carver.take<float>(a.layout.parts);
-    staged = carver.take<S>(a.layout.staged);
-    slots = carver.take<S>(a.layout.slots);
+  __device__ __forceinline__ ClusterTile(const ClusterArgs<Pass>& args, Carver carver)
+      : f(args), a(args.pass.a) {
+    sums = carver.take<S>(f.layout.sums);
+    parts = carver.take<float>(f.layout.parts);
+    staged = carver.take<S>(f.layout.staged);
+    slots = carver.take<S>(f.layout.slots);
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
     lane = thread % 32, part = warp % kClusterParts, block = warp / kClusterParts;
     rank = static_cast<int>(cluster_rank()), size = static_cast<int>(cluster_size());
     d = static_cast<int>(blockIdx.y);
-    b0 = static_cast<int64_t>(blockIdx.x / size) * a.rows;
+    b0 = static_cast<int64_t>(blockIdx.x / size) * f.rows;
     r = thread / kClusterQuads, quad = thread % kClusterQuads;
-    j = rank * a.slice + 4 * quad;
-    has_high = a.rows > 8 && b0 + 8 < a.B;
-    is_live = b0 + r < a.B && r < a.rows && 4 * quad < a.slice && j < a.H;
+    j = rank * f.slice + 4 * quad;
+    has_high = f.rows > 8 && b0 + 8 < a.B;
+    is_live = b0 + r < a.B && r < f.rows && 4 * quad < f.slice && j < a.H;
+    entry = is_live ? f.pass.entry((b0 + r) * a.D + d) : -1;
     load_weights();
-    for (int e = thread; e < a.layout.sums; e += kClusterThreads) sums[e] = from_acc<S>(0.f);
+    for (int e = thread; e < f.layout.sums; e += kClusterThreads) sums[e] = from_acc<S>(0.f);
   }
 
   __device__ __forceinline__ void load_weights() {
-    const uint4* from = a.fragments +
+    const uint4* from = f.fragments +
                         (static_cast<int64_t>(d) * size + rank) * kClusterFragments * kTiles +
                         static_cast<int>(threadIdx.x);
 #pragma unroll
@@ -155,12 +171,12 @@ struct ClusterTile {
   }
   // Four units in global memory, which may be fewer at the end of a row and not aligned.
   __device__ __forceinline__ void load(const S* from, float (&v)[4]) const {
-    if (a.is_vector) return unpack(from, v);
+    if (f.is_vector) return unpack(from, v);
 #pragma unroll
     for (int i = 0; i < 4; ++i) v[i] = j + i < a.H ? to_acc(from[i]) : 0.f;
   }
   __device__ __forceinline__ void store(S* to, const float (&v)[4]) const {
-    if (a.is_vector) {
+    if (f.is_vector) {
       *reinterpret_cast<Four<S>*>(to) = pack(v);
     } else {
 #pragma unroll
@@ -174,13 +190,23 @@ struct ClusterTile {
   }
   __device__ __forceinline__ S* input(int half, int which, int m) const {
     return staged +
-           (((half * 2 + which) * a.nodes + m) * kClusterThreads + static_cast<int>(threadIdx.x)) *
+           (((half * 2 + which) * f.nodes + m) * kClusterThreads + static_cast<int>(threadIdx.x)) *
                4;
+  }
+
+  // u, or dh if there is one.
+  __device__ __forceinline__ bool has_input() const {
+    if constexpr (Pass::kIsBackward) return f.pass.to.dh != nullptr;
+    return true;
   }
 
   __device__ __forceinline__ Chunk first() const { return after({0, 0, 0}); }
   __device__ __forceinline__ Chunk after(const Chunk& c) const {
-    return chunk_from(a.program, d, c.g, c.end, a.nodes);
+    const int32_t* group = a.program.group_ptr + d * (a.program.G + 1);
+    if (c.end >= a.N) return {c.g, 0, 0};
+    int g = c.g;
+    while (table(group, g + 1) <= c.end) ++g;
+    return {g, c.end, min(table(group, g + 1), c.end + f.nodes)};
   }
 
   // Starts the copies of the chunk's inputs.
@@ -188,23 +214,25 @@ struct ClusterTile {
     if (is_live)
       for (int i = c.begin; i < c.end; ++i) {
         const int64_t from = at(table(a.program.node, d * a.N + i));
-        if (a.input0) copy(static_cast<const S*>(a.input0) + from, input(half, 0, i - c.begin));
-        if (a.input1) copy(static_cast<const S*>(a.input1) + from, input(half, 1, i - c.begin));
+        const auto copy_of = [&](const void* array, int which) {
+          if (array) copy(static_cast<const S*>(array) + from, input(half, which, i - c.begin));
+        };
+        if constexpr (Pass::kIsBackward)
+          copy_of(f.pass.to.dh, 0), copy_of(a.h, 1);
+        else
+          copy_of(a.x, 0);
       }
     cp_async_commit();
   }
   __device__ __forceinline__ void copy(const S* from, S* to) const {
-    if (a.is_vector) return cp_async<8>(to, from);
+    if (f.is_vector) return cp_async<8>(to, from);
     float v[4];
     load(from, v);
     *reinterpret_cast<Four<S>*>(to) = pack(v);
   }
 
-  // Sums of the states of predecessors, plus extra(node, whether it has none, sum), to all CTAs of
-  // the cluster; keep(node, sum) sees them.
-  template <typename Extra, typename Keep>
-  __device__ __forceinline__ void gather(const Chunk& c, int half, const Extra& extra,
-                                         const Keep& keep) const {
+  // Sums of the states of predecessors to all CTAs of the cluster.
+  __device__ __forceinline__ void gather(const Chunk& c, int half) const {
     if (!is_live) return;
     for (int i = c.begin; i < c.end; ++i) {
       const int32_t* range = a.program.pred_ptr + d * (a.N + 1) + i;
@@ -217,12 +245,12 @@ struct ClusterTile {
 #pragma unroll
         for (int q = 0; q < 4; ++q) total[q] += state[q];
       }
-      extra(n, begin == end, total);
-      keep(n, total);
+      f.pass.add_h0(*this, (b0 + r) * a.D + d, entry, n, begin == end, j, total);
+      f.pass.keep(*this, at(n), total);
       const Four<S> four = pack(total);
       uint2 bits;
       std::memcpy(&bits, &four, sizeof bits);
-      S* to = sums + ((half * a.nodes + i - c.begin) * kClusterRows + r) * a.layout.ld + j;
+      S* to = sums + ((half * f.nodes + i - c.begin) * kClusterRows + r) * f.layout.ld + j;
       // Each CTA begins with itself, so that not all write to the same one at once.
       for (int p = 0; p < size; ++p) store_cluster(to, (rank + p) & (size - 1), bits);
     }
@@ -241,7 +269,7 @@ struct ClusterTile {
     float acc[kClusterBlocks][2][4] = {};
     // Matrices of an ldmatrix: rows 0 to 7 and k 0 to 7, k 8 to 15; rows 8 to 15 likewise.
     const S* from = sums +
-                    ((half * a.nodes + m) * kClusterRows + lane % 8 + lane / 16 * 8) * a.layout.ld +
+                    ((half * f.nodes + m) * kClusterRows + lane % 8 + lane / 16 * 8) * f.layout.ld +
                     lane / 8 % 2 * 8;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
@@ -285,21 +313,25 @@ struct ClusterNode {
   bool is_off;  // masked
 };
 
-// The chunk loop of a CTA; extra and keep as in gather, finish(node, input0, input1, sum) with the
-// thread's places of the inputs.
-template <typename Tile, typename Extra, typename Keep, typename Finish>
-__device__ __forceinline__ void sweep_cluster(const Tile& tile, const uint8_t* mask,
-                                              const Extra& extra, const Keep& keep,
-                                              const Finish& finish) {
-  const ClusterSweep& a = tile.a;
+template <typename Pass, int kTiles>
+__global__ void __launch_bounds__(kClusterThreads, kTiles == 8 ? 2 : 1)
+    sweep_cluster_kernel(const ClusterArgs<Pass> f) {
+#if STRNN_HAS_CLUSTERS
+  STRNN_DYNAMIC_SHARED(raw);
+  const ClusterTile<Pass, kTiles> tile(f, Carver{raw});
+  const auto& a = f.pass.a;
   constexpr int kParts = kClusterParts * kClusterRows * kClusterLdParts;
+  float bias[4] = {};
+  if (!Pass::kIsBackward && a.bias.first && tile.is_live)
+    tile.load(static_cast<const typename Pass::Storage*>(a.bias.first) + tile.d * a.H + tile.j,
+              bias);
   Chunk now = tile.first();
   tile.stage(now, 0);
   cluster_arrive();
   cluster_wait();  // all CTAs of the cluster run, and their sums are zero
   int half = 0, turn = 0;
   while (!now.is_empty()) {
-    tile.gather(now, half, extra, keep);
+    tile.gather(now, half);
     cluster_arrive();
     const Chunk next = tile.after(now);
     tile.stage(next, half ^ 1);
@@ -310,16 +342,24 @@ __device__ __forceinline__ void sweep_cluster(const Tile& tile, const uint8_t* m
         const int64_t at = tile.d * a.N + i;
         node.n = tile.table(a.program.node, at);
         node.slot = tile.table(a.program.num_succ, at) ? tile.table(a.program.slot, at) : -1;
-        node.is_off = mask && !mask[tile.row(node.n)];
+        node.is_off = a.mask && !a.mask[tile.row(node.n)];
       }
       float* parts = tile.parts + turn * kParts;
       tile.product(half, i - now.begin, parts);
       cp_async_wait<1>();  // the newest group is the next chunk's
       __syncthreads();
       if (tile.is_live) {
-        float sum[4];
-        tile.add_parts(parts, sum);
-        finish(node, tile.input(half, 0, i - now.begin), tile.input(half, 1, i - now.begin), sum);
+        float v[4], input[2][4];
+        tile.add_parts(parts, v);
+#pragma unroll
+        for (int which = 0; which <= Pass::kIsBackward; ++which)
+          tile.unpack(tile.input(half, which, i - now.begin), input[which]);
+        if (tile.has_input())
+#pragma unroll
+          for (int q = 0; q < 4; ++q) v[q] += input[0][q] + bias[q];
+        f.pass.finish(tile, tile.at(node.n), node.is_off, v, input[Pass::kIsBackward]);
+        if (node.slot >= 0)
+          *reinterpret_cast<Four<typename Pass::Storage>*>(tile.slot(node.slot)) = tile.pack(v);
       }
       turn ^= 1;
     }
@@ -327,20 +367,7 @@ __device__ __forceinline__ void sweep_cluster(const Tile& tile, const uint8_t* m
     half ^= 1;
   }
   cp_async_wait<0>();
-}
-
-// The part of the arguments that both passes have.
-inline ClusterSweep cluster_sweep(const Program& program, int64_t B, int64_t H,
-                                  const SweepSizes& sizes, const Plan& plan) {
-  ClusterSweep sweep{};
-  sweep.program = program;
-  sweep.B = B, sweep.N = program.N, sweep.D = program.D;
-  sweep.H = static_cast<int>(H);
-  sweep.slice = static_cast<int>(cluster_slice(H, plan.cluster));
-  sweep.nodes = plan.items / kClusterRows;
-  sweep.rows = 1 << plan.rows_log2;
-  sweep.layout = ClusterLayout::of(sizes, plan);
-  return sweep;
+#endif
 }
 
 // Whether rows of H elements can be read four at a time: of pointers that are null or aligned.
@@ -356,23 +383,70 @@ inline int cluster_tiles(int64_t H) { return H <= 512 ? 8 : 16; }
 
 inline ClusterWeights cluster_weights(int64_t D, int64_t H, const Plan& plan) {
   ClusterWeights w{};
-  w.D = D, w.H = H, w.size = plan.cluster;
-  w.slice = static_cast<int>(cluster_slice(H, plan.cluster));
+  w.D = D, w.H = H, w.size = std::get<ClusterPlan>(plan.kind).size;
+  w.slice = static_cast<int>(cluster_slice(H, w.size));
   w.tiles = cluster_tiles(H);
   return w;
 }
 
-inline dim3 cluster_grid(const SweepSizes& z, const Plan& plan) {
-  const int64_t rows = int64_t{1} << plan.rows_log2, tiles = (z.B + rows - 1) / rows;
-  return dim3(static_cast<unsigned>(tiles * plan.cluster), static_cast<unsigned>(z.D));
+// others: of the arrays of rows of H elements that the pass reads and writes, null or not.
+template <typename Pass, typename... Others>
+void launch_cluster(const char* name, const Pass& pass, const Plan& plan, void* scratch,
+                    void* stream, const Others*... others) {
+  using S = typename Pass::Storage;
+  const auto& a = pass.a;
+  const ClusterPlan& c = std::get<ClusterPlan>(plan.kind);
+  ClusterWeights weights = cluster_weights(a.D, a.H, plan);
+  weights.from = a.w_hh.first, weights.step_j = pass.weight_j(), weights.step_k = pass.weight_k(),
+  weights.to = static_cast<uint4*>(scratch);
+  arrange_weights<S>(weights, stream);
+  const ClusterArgs<Pass> f{pass,     weights.slice, c.nodes, c.rows, are_quads(a.H, others...),
+                            c.layout, weights.to};
+  const auto kernel =
+      weights.tiles == 8 ? sweep_cluster_kernel<Pass, 8> : sweep_cluster_kernel<Pass, 16>;
+  launch(name, kernel, dim3(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D)),
+         plan.threads, plan.shared_bytes, stream, f, c.size);
 }
 
-template <typename F>
-void with_cluster_tiles(int64_t H, const F& f) {
-  if (cluster_tiles(H) == 8)
-    f(std::integral_constant<int, 8>{});
-  else
-    f(std::integral_constant<int, 16>{});
+}  // namespace
+
+int64_t max_cluster() {
+  const auto kernel = sweep_cluster_kernel<Forward<__nv_bfloat16>, 16>;
+  const auto check = [](cudaError_t error) {
+    check_launch(error, "sweep_forward_cluster", dim3(kMaxCluster), kClusterThreads, 0,
+                 kMaxCluster);
+  };
+  // Compiled for an older architecture, and now for this one from that code, the kernel is empty.
+  cudaFuncAttributes compiled{};
+  check(cudaFuncGetAttributes(&compiled, kernel));
+  if (compiled.ptxVersion < 90) return 0;
+  int size = 0;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(kMaxCluster), config.blockDim = dim3(kClusterThreads);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  check(cudaOccupancyMaxPotentialClusterSize(&size, kernel, &config));
+  return size;
+}
+
+int64_t cluster_weights_bytes(int64_t D, int64_t H, const Plan& plan) {
+  if (plan.family() != Family::kCluster) return 0;
+  return cluster_weights(D, H, plan).count() * static_cast<int64_t>(sizeof(uint4));
+}
+
+void sweep_forward_cluster(const SweepForward& a, Dtype dtype, const Plan& plan, void* scratch,
+                           void* stream) {
+  with_16_bits(dtype, [&](auto s) {
+    launch_cluster("sweep_forward_cluster", Forward<decltype(s)>{a}, plan, scratch, stream, a.x,
+                   a.gate, a.h0, a.bias.first, a.h, a.pre);
+  });
+}
+
+void sweep_backward_cluster(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
+                            const Plan& plan, void* scratch, void* stream) {
+  with_16_bits(dtype, [&](auto s) {
+    launch_cluster("sweep_backward_cluster", Backward<decltype(s), decltype(s)>{a, to}, plan,
+                   scratch, stream, to.dh, a.h, a.gate, a.pre, a.dgate, to.du, to.q);
+  });
 }
 
 }  // namespace strnn::cuda

@@ -46,7 +46,7 @@ def _cuda_plan(dtype: str) -> str:
     shared = (per_block, gpu.shared_memory_per_multiprocessor)
     device = (gpu.major * 10 + gpu.minor, gpu.multi_processor_count, *shared)
     sizes = {"B": 288, "N": 62, "D": 4, "C": 5, "H": 30, "K": 10, "groups": 13, "slots": 13}
-    kind = {"dtype": dtype, "is_backward": False, "is_gated": False}
+    kind = {"dtype": dtype, "is_backward": False}
     return ", ".join(f"{k} {v}" for k, v in plan_cuda_sweep(**sizes, **kind, device=device).items())
 
 

@@ -173,7 +173,6 @@ def test_small_cases_reach_every_kernel_of_an_h200():
                 slots=program.num_slots,
                 dtype=str(case.dtype).removeprefix("torch."),
                 is_backward=is_backward,
-                is_gated=case.op == "gated_sweep",
                 device=(90, 132, 227 * 1024, 228 * 1024),
             )
             found.add((is_backward, plan["family"], plan["cluster"]))

@@ -4,27 +4,11 @@
 #pragma once
 #include <type_traits>
 
+#include "../common/dtype.h"
 #include "../common/sweep.h"
 #include "ptx.cuh"
 
 namespace strnn::cuda {
-
-__device__ __forceinline__ float tanh_of(float x) { return tanhf(x); }
-__device__ __forceinline__ double tanh_of(double x) { return tanh(x); }
-
-template <typename T>
-__device__ __forceinline__ T activate(int activation, T u) {
-  switch (activation) {
-    case kRelu:
-      return u < 0 ? T(0) : u;
-    case kTanh:
-      return tanh_of(u);
-    case kSigmoid:
-      return T(0.5) + T(0.5) * tanh_of(T(0.5) * u);
-    default:
-      return u;
-  }
-}
 
 // As exact as a result of 16 bits needs it: one instruction for bfloat16 (relative error 2^-11),
 // five for float16 (absolute error 2^-22).
@@ -33,20 +17,22 @@ __device__ __forceinline__ float tanh_of(float x, __half) {
   return 1.f - __fdividef(2.f, 1.f + __expf(2.f * x));
 }
 
-__device__ __forceinline__ float tanh_of(float x, float) { return tanh_of(x); }
+__device__ __forceinline__ float tanh_of(float x, float) { return tanhf(x); }
+__device__ __forceinline__ double tanh_of(double x, double) { return tanh(x); }
 
-// The same of several, to be stored as S.
+// Of several in place, with one branch for all, to be stored as S.
 template <typename S, int kCount>
-__device__ __forceinline__ void activate(int activation, float (&u)[kCount], S) {
+__device__ __forceinline__ void activate(int activation, acc_t<S> (&u)[kCount], S) {
+  using T = acc_t<S>;
   if (activation == kTanh) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) u[i] = tanh_of(u[i], S{});
   } else if (activation == kSigmoid) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) u[i] = 0.5f + 0.5f * tanh_of(0.5f * u[i], S{});
+    for (int i = 0; i < kCount; ++i) u[i] = T(0.5) + T(0.5) * tanh_of(T(0.5) * u[i], S{});
   } else if (activation == kRelu) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) u[i] = u[i] < 0 ? 0.f : u[i];
+    for (int i = 0; i < kCount; ++i) u[i] = u[i] < 0 ? T(0) : u[i];
   }
 }
 
@@ -65,8 +51,8 @@ __device__ __forceinline__ T derivative(int activation, T h) {
 }
 
 // The same of several in place, with one branch for all.
-template <int kCount>
-__device__ __forceinline__ void derive(int activation, float (&h)[kCount]) {
+template <typename T, int kCount>
+__device__ __forceinline__ void derive(int activation, T (&h)[kCount]) {
   const auto each = [&](auto kind) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) h[i] = derivative(decltype(kind)::value, h[i]);

@@ -13,8 +13,7 @@ template <typename A>
 SweepSizes sizes_of(const A& a, Dtype dtype) {
   constexpr bool kIsBackward = std::is_same_v<A, SweepBackward>;
   const Program& program = a.program;
-  return {
-      a.B, a.N, a.D, a.C, a.H, a.K, program.G, program.S, dtype, kIsBackward, a.gate != nullptr};
+  return {a.B, a.N, a.D, a.C, a.H, a.K, program.G, program.S, dtype, kIsBackward};
 }
 
 // The families run the sweep itself. What they do not fuse comes apart: u before it (then x holds

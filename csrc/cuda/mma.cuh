@@ -101,12 +101,17 @@ struct TensorCore {
     const uint2 v = *reinterpret_cast<const uint2*>(from);
     return {{v.x, v.y}};
   }
-  static __device__ __forceinline__ Piece piece(const float (&v)[kPiece]) {
-    return {{pack(v[0], v[1], S{}), pack(v[2], v[3], S{})}};
+  // The values of a piece, the i-th of several.
+  template <int kCount>
+  static __device__ __forceinline__ Piece piece(const float (&v)[kCount], int i = 0) {
+    const int at = kPiece * i;
+    return {{pack(v[at], v[at + 1], S{}), pack(v[at + 2], v[at + 3], S{})}};
   }
-  static __device__ __forceinline__ void values(const Piece& p, float (&v)[kPiece]) {
+  template <int kCount>
+  static __device__ __forceinline__ void values(const Piece& p, float (&v)[kCount], int i = 0) {
     const float2 low = unpack(p.w[0], S{}), high = unpack(p.w[1], S{});
-    v[0] = low.x, v[1] = low.y, v[2] = high.x, v[3] = high.y;
+    const int at = kPiece * i;
+    v[at] = low.x, v[at + 1] = low.y, v[at + 2] = high.x, v[at + 3] = high.y;
   }
   static __device__ __forceinline__ Piece sum(const Piece& a, const Piece& b) {
     return {{add(a.w[0], b.w[0], S{}), add(a.w[1], b.w[1], S{})}};

@@ -66,9 +66,11 @@ struct Forward {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) v[i] *= gate[i];
     } else {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) v[i] = is_off ? acc_t<S>(0) : activate(a.cell, v[i]);
+      activate(a.cell, v, S{});
     }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)  // by choice, as 0 * v may be NaN
+      if (is_off) v[i] = 0;
     if (a.h) units.store(static_cast<S*>(a.h) + at, v);
   }
 };
@@ -101,20 +103,20 @@ struct Backward {
   template <typename Units, int kCount>
   __device__ __forceinline__ void finish(const Units& units, int64_t at, bool is_off,
                                          acc_t<S> (&v)[kCount], const acc_t<S> (&h)[kCount]) const {
+    acc_t<S> other[kCount];
     if (a.gate) {
-      acc_t<S> other[kCount];
       units.load(static_cast<const S*>(a.pre) + at, other);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) other[i] *= v[i];
       units.store(static_cast<S*>(a.dgate) + at, other);
       units.load(static_cast<const S*>(a.gate) + at, other);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) v[i] *= other[i];
     } else {
 #pragma unroll
-      for (int i = 0; i < kCount; ++i)
-        v[i] = is_off ? acc_t<S>(0) : derivative(a.cell, h[i]) * v[i];
+      for (int i = 0; i < kCount; ++i) other[i] = h[i];
+      derive(a.cell, other);
     }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) v[i] = is_off ? acc_t<S>(0) : other[i] * v[i];
     if (to.du) units.store(static_cast<Du*>(to.du) + at, v);
     if (to.dx) units.store(static_cast<S*>(to.dx) + at, v);
   }

@@ -182,9 +182,7 @@ TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan, const Tenso
   l.projection = plan.projects ? (z.N + 15) * kTensorLdProjection : 0;
   l.slots = (z.S + 1) * rows * ld;  // and one full of zeros
   l.exchange = t.steps > t.own ? 2 * t.tiles * t.steps * 32 : 0;
-  const bool is_there[kTensorStreams] = {z.is_backward ? !z.is_gated || plan.sums_states : z.C == 0,
-                                         z.is_backward || z.is_gated, z.is_backward && z.is_gated,
-                                         z.is_backward && z.is_gated};
+  const bool is_there[kTensorStreams] = {z.is_backward || z.C == 0, z.is_backward};
   for (int s = 0; s < kTensorStreams; ++s) {
     l.stream[s] = l.stage;
     l.stage += is_there[s] ? items * ld : 0;

@@ -36,7 +36,7 @@ enum class Family { kRow, kTensorCore, kCluster, kLevel };
 struct SweepSizes {
   int64_t B, N, D, C, H, K, G, S;
   Dtype dtype;
-  bool is_backward, is_gated;
+  bool is_backward;
 };
 
 // row: the widths that its registers hold, what its tables encode, the nodes of a step and the
@@ -66,7 +66,7 @@ struct RowLayout {
 // tensor_core: what its registers hold, its tables encode, and the inputs under way at a time.
 constexpr int64_t kTensorMaxNodes = 32767;  // and slots: 16 bits each
 constexpr int kTensorRing = 4;
-constexpr int kTensorStreams = 4;    // inputs of the shape of the states
+constexpr int kTensorStreams = 2;    // inputs of the shape of the states
 constexpr int kTensorSumsSteps = 8;  // most units of a state whose dw_hh stays in registers
 constexpr int64_t kTensorSumsC =
     15;  // and most inputs whose dw_ih does: a unit, with one for dbias

@@ -15,27 +15,16 @@
 namespace strnn::cuda {
 namespace {
 
+template <typename S>
 struct TensorBackwardArgs {
-  TensorSweep sweep;  // streams: h, dh, gate, what the gate was applied to
-  const void* w_hh;
+  Backward<S, S> pass;
+  TensorSweep sweep;  // streams: h, dh
   int64_t num_tiles;
-  int activation;
-  bool has_dh, is_gated, is_common;  // not gated, and its rows aligned to pieces
-  void* dgate;
-  void* du;  // (B, N, D, H) or null
-  void* q;   // (B, N, D, H) or null
-  // Parts of each CTA, or null.
-  float* dw_hh;  // [CTA][D][H][H]
-  float* dw_ih;  // [CTA][D][H][C]
-  float* dbias;  // [CTA][D][H]
-  const void* projection;
-  const void* ds;
-  int K;
 };
 
 template <typename S, int kOwn, int kSteps, bool kProjects>
 __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps / kOwn))
-    sweep_backward_tensor_kernel(const TensorBackwardArgs f) {
+    sweep_backward_tensor_kernel(const TensorBackwardArgs<S> f) {
   using Tile = TensorTile<S, kOwn, kSteps>;
   using Core = typename Tile::Core;
   using Piece = typename Tile::Piece;
@@ -43,6 +32,8 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   STRNN_DYNAMIC_SHARED(raw);
   Tile tile(f.sweep, Carver{raw});
   const TensorSweep& a = f.sweep;
+  const SweepBackward& p = f.pass.a;
+  const BackwardStates& to = f.pass.to;
   const int H = a.H, d = tile.d;
 
   typename Tile::Weight weights[kSteps][kOwn];
@@ -51,28 +42,28 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
     for (int own = 0; own < kOwn; ++own)
       weights[k][own] = Core::weight_transposed(
-          [&](int i) { return tile.block_row(f.w_hh, k, tile.unit(own), H, i); });
+          [&](int i) { return tile.block_row(p.w_hh.first, k, tile.unit(own), H, i); });
   float dw[kSums ? kOwn : 1][kSums ? kSteps : 1][2][4] = {};
   // dw_ih and, by a column of ones beside those of x, dbias.
   float dw_x[kSums ? kOwn : 1][2][4] = {};
   Piece states[2][kOwn];  // du of a tile
-  if (f.dw_ih) tile.add_ones();
+  if (to.dw_ih) tile.add_ones();
 
   // ds of a tile's rows, by which the projection's weights of a node are multiplied.
   constexpr int kRows = kProjects ? Tile::kProjectedRows : 1;
   typename Tile::Weight ds[kRows][kOwn];
-  if constexpr (kProjects) tile.load_projection(f.projection, f.K);
+  if constexpr (kProjects) tile.load_projection(p.projection, static_cast<int>(p.K));
   const auto load_ds = [&] {
-    const int alignment = alignment_of(f.ds, H * static_cast<int64_t>(sizeof(S)));
+    const int alignment = alignment_of(p.ds, H * static_cast<int64_t>(sizeof(S)));
 #pragma unroll
     for (int r = 0; r < kRows; ++r)
 #pragma unroll
       for (int own = 0; own < kOwn; ++own)
         ds[r][own] = Core::weight_transposed([&](int k) {
-          const int64_t row = ((tile.b0 + r) * a.D + d) * f.K + k;
+          const int64_t row = ((tile.b0 + r) * a.D + d) * p.K + k;
           const int column = tile.column(own);
-          return load_piece(static_cast<const S*>(f.ds) + row * H + column,
-                            r < tile.tile_rows && k < f.K ? H - column : 0, alignment);
+          return load_piece(static_cast<const S*>(p.ds) + row * H + column,
+                            r < tile.tile_rows && k < p.K ? H - column : 0, alignment);
         });
   };
 
@@ -80,7 +71,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   const auto start = [&](int begin, int at, int number, float (&acc)[kOwn][2][4]) {
 #pragma unroll
     for (int own = 0; own < kOwn; ++own) states[1][own] = {};  // perhaps no item is in that half
-    if (f.has_dh) {
+    if (to.dh) {
       tile.staged_values(at, 1, number, acc);
     } else {
 #pragma unroll
@@ -101,62 +92,19 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       }
     }
   };
-  // Twice, as forward.
-  const auto finish_as = [&](auto is_common, int at, int number, int half, const TensorItem& item,
-                             const typename Tile::Operand(&q)[kOwn],
-                             const float (&acc)[kOwn][2][4]) {
-    constexpr bool kIsCommon = decltype(is_common)::value;
-    const int alignment = kIsCommon ? kPieceBytes<S> : a.alignment;
-    float v[kOwn * kPiece], other[kOwn * kPiece];
-    const auto input = [&](int stream) {
-      const S* const staged = tile.staged(at, stream, number, half);
-#pragma unroll
-      for (int own = 0; own < kOwn; ++own) {
-        float part[kPiece];
-        Core::values(Core::load(staged + own * kUnit), part);
-#pragma unroll
-        for (int e = 0; e < kPiece; ++e) other[kPiece * own + e] = part[e];
-      }
-    };
-    const auto multiply = [&] {
-#pragma unroll
-      for (int i = 0; i < kOwn * kPiece; ++i)
-        v[i] = acc[i / kPiece][i % kPiece / 2][2 * half + i % 2] * other[i];
-    };
-    const auto store = [&](void* to, const auto& piece) {
-#pragma unroll
-      for (int own = 0; own < kOwn; ++own)
-        store_piece(static_cast<S*>(to) + item.state + own * kUnit, piece(own),
-                    item.columns - own * kUnit, alignment);
-    };
-    const auto result = [&](int own) { return Tile::piece_of(v, own); };
-    if (!kIsCommon && f.is_gated) {
-      input(3);
-      multiply();
-      store(f.dgate, result);
-      input(2);
-    } else {
-      input(0);
-      derive(f.activation, other);
-    }
-    multiply();
-#pragma unroll
-    for (int own = 0; own < kOwn; ++own)  // zeros by choice, as 0 * v may be NaN at a masked node
-      states[half][own] = item.is_live ? result(own) : Piece{};
-    if (item.is_there && item.slot != kNoSlot) {
-#pragma unroll
-      for (int own = 0; own < kOwn; ++own)
-        *reinterpret_cast<Piece*>(tile.slot(item.slot, half) + own * kUnit) = states[half][own];
-    }
-    if (f.du) store(f.du, [&](int own) { return states[half][own]; });
-    if constexpr (!kSums) store(f.q, [&](int own) { return Core::part(q[own], half); });
-  };
   const auto finish = [&](int at, int number, int half, const TensorItem& item,
                           const typename Tile::Operand(&q)[kOwn], const float (&acc)[kOwn][2][4]) {
-    if (f.is_common)
-      finish_as(std::true_type{}, at, number, half, item, q, acc);
-    else
-      finish_as(std::false_type{}, at, number, half, item, q, acc);
+    float v[kOwn * kPiece], h[kOwn * kPiece];
+    Tile::values(acc, half, v);
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own)
+      Core::values(Core::load(tile.staged(at, 0, number, half) + own * kUnit), h, own);
+    tile.finish(f.pass, item, half, v, h, states[half]);
+    if constexpr (!kSums) {
+#pragma unroll
+      for (int own = 0; own < kOwn; ++own) Core::values(Core::part(q[own], half), v, own);
+      f.pass.keep(OwnPieces<S, kOwn, false>{item.columns, a.alignment}, item.state, v);
+    }
   };
   const auto after = [&](int, int at, int number, const typename Tile::Operand(&q)[kOwn]) {
     if constexpr (kSums) {
@@ -168,7 +116,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         for (int own = 0; own < kOwn; ++own)
           Core::multiply(dw[own][k], Core::transposed(q[own]), columns);
       }
-      if (f.dw_ih) {
+      if (to.dw_ih) {
         const auto columns = Core::transposed(tile.staged_x(at, number), a.layout.ld_x);
 #pragma unroll
         for (int own = 0; own < kOwn; ++own)
@@ -192,14 +140,14 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         const int row = tile.unit(own) * kUnit + tile_column(e % 4 / 2);
         const int first = 8 * (e / 4) + 2 * tile.q + e % 2;
         if (row >= H) continue;
-        const int64_t to = part * H + row;
+        const int64_t of_row = part * H + row;
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
           const int column = k * kUnit + first;
-          if (column < H) f.dw_hh[to * H + column] = dw[own][k][e / 4][e % 4];
+          if (column < H) to.dw_hh[of_row * H + column] = dw[own][k][e / 4][e % 4];
         }
-        if (f.dw_ih && first < a.C) f.dw_ih[to * a.C + first] = dw_x[own][e / 4][e % 4];
-        if (f.dbias && first == a.C) f.dbias[to] = dw_x[own][e / 4][e % 4];
+        if (to.dw_ih && first < a.C) to.dw_ih[of_row * a.C + first] = dw_x[own][e / 4][e % 4];
+        if (to.dbias && first == a.C) to.dbias[of_row] = dw_x[own][e / 4][e % 4];
       }
   }
 }
@@ -208,23 +156,15 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 
 void sweep_backward_tensor(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
                            const Plan& plan, void* stream) {
-  TensorBackwardArgs f{};
-  const void* h = !a.gate || to.dw_hh ? a.h : nullptr;
-  f.sweep = tensor_sweep(a, a.program, plan, dtype, to.dw_ih ? a.C : 0, {h, to.dh, a.gate, a.pre},
-                         {a.dgate, to.du, to.q});
-  f.has_dh = to.dh != nullptr;
-  f.w_hh = a.w_hh.first;
-  f.num_tiles = (a.B + (int64_t{1} << f.sweep.rows_log2) - 1) >> f.sweep.rows_log2;
-  f.activation = a.cell, f.is_gated = a.gate != nullptr;
-  f.is_common = !a.gate && f.sweep.alignment >= kPiece * storage_bytes(dtype);
-  f.dgate = a.dgate, f.du = to.du, f.q = to.q;
-  f.dw_hh = to.dw_hh, f.dw_ih = to.dw_ih, f.dbias = to.dbias;
-  f.projection = a.projection, f.ds = a.ds, f.K = static_cast<int>(a.K);
+  const TensorSweep sweep = tensor_sweep(a, a.program, plan, dtype, plan.sums_input ? a.C : 0,
+                                         {a.h, to.dh}, {a.gate, a.pre, a.dgate, to.du, to.q});
+  const int64_t rows = int64_t{1} << sweep.rows_log2;
   const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D));
   with_16_bits(dtype, [&](auto s) {
     with_tensor_shape<true>(plan, [&](auto own, auto steps) {
       using S = decltype(s);
       constexpr int kOwn = decltype(own)::value, kSteps = decltype(steps)::value;
+      const TensorBackwardArgs<S> f{{a, to}, sweep, (a.B + rows - 1) / rows};
       launch("sweep_backward_tensor",
              plan.projects && a.ds ? sweep_backward_tensor_kernel<S, kOwn, kSteps, true>
                                    : sweep_backward_tensor_kernel<S, kOwn, kSteps, false>,

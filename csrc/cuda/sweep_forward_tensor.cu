@@ -24,25 +24,15 @@
 namespace strnn::cuda {
 namespace {
 
+template <typename S>
 struct TensorForwardArgs {
-  TensorSweep sweep;  // streams: u with C = 0, gate
-  const void* w_ih;
-  const void* bias;
-  const void* w_hh;
-  const void* h0;
-  const int32_t* entry;
-  int activation;
-  bool is_gated, is_common;  // neither gated nor with pre, and its rows aligned to pieces
-  void* h;
-  void* pre;
-  const void* projection;
-  int K;
-  void* s;
+  Forward<S> pass;
+  TensorSweep sweep;  // streams: u with C = 0
 };
 
 template <typename S, int kOwn, int kSteps, bool kProjects>
 __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps / kOwn))
-    sweep_forward_tensor_kernel(const TensorForwardArgs f) {
+    sweep_forward_tensor_kernel(const TensorForwardArgs<S> f) {
   using Tile = TensorTile<S, kOwn, kSteps>;
   using Core = typename Tile::Core;
   using Piece = typename Tile::Piece;
@@ -50,6 +40,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   STRNN_DYNAMIC_SHARED(raw);
   Tile tile(f.sweep, Carver{raw});
   const TensorSweep& a = f.sweep;
+  const SweepForward& p = f.pass.a;
   const int H = a.H, C = a.C, d = tile.d, units_x = (C + kUnit - 1) / kUnit;
 
   const auto rows_of = [&](const void* matrix, int own, int step, int width) {
@@ -64,12 +55,13 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   for (int own = 0; own < kOwn; ++own) {
 #pragma unroll 1
     for (int unit_x = 0; unit_x < units_x; ++unit_x)
-      Tile::put(input_weight(unit_x, own), Core::input_weight(rows_of(f.w_ih, own, unit_x, C)));
+      Tile::put(input_weight(unit_x, own),
+                Core::input_weight(rows_of(p.w_ih.first, own, unit_x, C)));
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int column = tile.column(own) + i / 4 * 2 + i % 2;
-      if (f.bias && column < H)
-        bias[own][i / 4][i % 4] = to_acc(static_cast<const S*>(f.bias)[d * H + column]);
+      if (p.bias.first && column < H)
+        bias[own][i / 4][i % 4] = to_acc(static_cast<const S*>(p.bias.first)[d * H + column]);
     }
   }
   Weight weights[kSteps][kOwn];
@@ -77,14 +69,15 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   for (int k = 0; k < kSteps; ++k) {
     if constexpr (kSteps > 8) __syncwarp();  // or too many loads are under way for the registers
 #pragma unroll
-    for (int own = 0; own < kOwn; ++own) weights[k][own] = Core::weight(rows_of(f.w_hh, own, k, H));
+    for (int own = 0; own < kOwn; ++own)
+      weights[k][own] = Core::weight(rows_of(p.w_hh.first, own, k, H));
   }
 
   // s, [row][unit][column of H][k], grows over all nodes as states^T projection^T.
   constexpr int kRows = kProjects ? Tile::kProjectedRows : 1;
   float s[kRows][kOwn][2][4] = {};
   Piece states[2][kOwn];  // of a tile, for the projection
-  if constexpr (kProjects) tile.load_projection(f.projection, f.K);
+  if constexpr (kProjects) tile.load_projection(p.projection, static_cast<int>(p.K));
 
   tile.begin(static_cast<int64_t>(blockIdx.x) << a.rows_log2);
   const S* h0[2] = {};  // the lane's two rows, and the nodes where they enter
@@ -92,12 +85,12 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int64_t at = (tile.b0 + tile.row_of(half)) * a.D + d;
-    if (f.h0) h0[half] = static_cast<const S*>(f.h0) + at * H + tile.column(0);
-    if (f.entry && tile.row_of(half) < tile.tile_rows) entry[half] = f.entry[at];
+    if (p.h0) h0[half] = static_cast<const S*>(p.h0) + at * H + tile.column(0);
+    if (p.entry && tile.row_of(half) < tile.tile_rows) entry[half] = p.entry[at];
   }
   const auto extra = [&](const TensorItem& item, int half, Piece(&sums)[kOwn]) {
-    if (!f.h0) return;
-    if (f.entry ? entry[half] != item.node : item.pred[0] != tile.no_pred()) return;
+    if (!p.h0) return;
+    if (p.entry ? entry[half] != item.node : item.pred[0] != tile.no_pred()) return;
 #pragma unroll
     for (int own = 0; own < kOwn; ++own)
       sums[own] = Core::sum(
@@ -118,50 +111,11 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll(kProjects || kOwn > 2 ? 1 : 3)  // as many loads as there are registers
     for (int unit_x = 1; unit_x < units_x; ++unit_x) add_unit(unit_x, acc);
   };
-  // Twice, since tests of what most calls do not have cost a third of this.
-  const auto finish_as = [&](auto is_common, int at, int number, int half, const TensorItem& item,
-                             const float (&acc)[kOwn][2][4]) {
-    constexpr bool kIsCommon = decltype(is_common)::value;
-    const int alignment = kIsCommon ? kPieceBytes<S> : a.alignment;
-    float v[kOwn * kPiece];
-#pragma unroll
-    for (int i = 0; i < kOwn * kPiece; ++i)
-      v[i] = acc[i / kPiece][i % kPiece / 2][2 * half + i % 2];
-    const auto result = [&](int own) { return Tile::piece_of(v, own); };
-    const auto store = [&](void* to, const auto& piece) {
-#pragma unroll
-      for (int own = 0; own < kOwn; ++own)
-        store_piece(static_cast<S*>(to) + item.state + own * kUnit, piece(own),
-                    item.columns - own * kUnit, alignment);
-    };
-    if (!kIsCommon && f.pre) store(f.pre, result);
-    if (!kIsCommon && f.is_gated) {
-      const S* const gates = tile.staged(at, 1, number, half);
-#pragma unroll
-      for (int own = 0; own < kOwn; ++own) {
-        float gate[kPiece];
-        Core::values(Core::load(gates + own * kUnit), gate);
-#pragma unroll
-        for (int e = 0; e < kPiece; ++e) v[kPiece * own + e] *= gate[e];
-      }
-    } else {
-      activate(f.activation, v, S{});
-    }
-#pragma unroll
-    for (int own = 0; own < kOwn; ++own) states[half][own] = item.is_live ? result(own) : Piece{};
-    if (item.is_there && item.slot != kNoSlot) {
-#pragma unroll
-      for (int own = 0; own < kOwn; ++own)
-        *reinterpret_cast<Piece*>(tile.slot(item.slot, half) + own * kUnit) = states[half][own];
-    }
-    if (f.h) store(f.h, [&](int own) { return states[half][own]; });
-  };
-  const auto finish = [&](int at, int number, int half, const TensorItem& item, const auto&,
+  const auto finish = [&](int, int, int half, const TensorItem& item, const auto&,
                           const float (&acc)[kOwn][2][4]) {
-    if (f.is_common)
-      finish_as(std::true_type{}, at, number, half, item, acc);
-    else
-      finish_as(std::false_type{}, at, number, half, item, acc);
+    float v[kOwn * kPiece];
+    Tile::values(acc, half, v);
+    tile.finish(f.pass, item, half, v, v, states[half]);
   };
   const auto after = [&](int begin, int, int, const auto&) {
     if constexpr (kProjects) {
@@ -189,8 +143,8 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         for (int e = 0; e < 8; ++e) {
           const int column = tile.unit(own) * kUnit + tile_column(e % 4 / 2);
           const int k = 8 * (e / 4) + 2 * tile.q + e % 2;
-          if (r < tile.tile_rows && column < H && k < f.K)
-            static_cast<S*>(f.s)[(((tile.b0 + r) * a.D + d) * f.K + k) * H + column] =
+          if (r < tile.tile_rows && column < H && k < p.K)
+            static_cast<S*>(p.s)[(((tile.b0 + r) * a.D + d) * p.K + k) * H + column] =
                 from_acc<S>(s[r][own][e / 4][e % 4]);
         }
   }
@@ -199,20 +153,14 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 }  // namespace
 
 void sweep_forward_tensor(const SweepForward& a, Dtype dtype, const Plan& plan, void* stream) {
-  TensorForwardArgs f{};
-  const void* u = a.C ? nullptr : a.x;
-  f.sweep = tensor_sweep(a, a.program, plan, dtype, a.C, {u, a.gate}, {a.h, a.pre, a.h0});
-  f.is_gated = a.gate != nullptr;
-  f.is_common = !a.gate && !a.pre && f.sweep.alignment >= kPiece * storage_bytes(dtype);
-  f.w_ih = a.w_ih.first, f.bias = a.bias.first, f.w_hh = a.w_hh.first, f.h0 = a.h0,
-  f.entry = a.entry;
-  f.activation = a.cell, f.h = a.h, f.pre = a.pre;
-  f.projection = a.projection, f.K = static_cast<int>(a.K), f.s = a.s;
+  const TensorSweep sweep = tensor_sweep(a, a.program, plan, dtype, a.C, {a.C ? nullptr : a.x},
+                                         {a.gate, a.h, a.pre, a.h0});
   const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D));
   with_16_bits(dtype, [&](auto s) {
     with_tensor_shape<false>(plan, [&](auto own, auto steps) {
       using S = decltype(s);
       constexpr int kOwn = decltype(own)::value, kSteps = decltype(steps)::value;
+      const TensorForwardArgs<S> f{{a}, sweep};
       launch("sweep_forward_tensor",
              plan.projects ? sweep_forward_tensor_kernel<S, kOwn, kSteps, true>
                            : sweep_forward_tensor_kernel<S, kOwn, kSteps, false>,

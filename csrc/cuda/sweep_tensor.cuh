@@ -24,14 +24,11 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "../common/sweep.h"
-#include "activation.cuh"
-#include "families.h"
 #include "launch.cuh"
 #include "mma.cuh"
+#include "pass.cuh"
 #include "planner.h"
 #include "ptx.cuh"
-#include "storage.cuh"
 
 namespace strnn::cuda {
 
@@ -133,6 +130,25 @@ __device__ __forceinline__ void store_piece(S* to, const typename TensorCore<S>:
       if (e < valid) to[e] = from_acc<S>(v[e]);
   }
 }
+
+// A lane's columns of an item: pieces of kOwn neighbouring units, of which `columns` are there.
+template <typename S, int kOwn, bool kIsAligned>
+struct OwnPieces {
+  using Core = TensorCore<S>;
+  int columns, alignment;
+
+  __device__ __forceinline__ int known() const { return kIsAligned ? kPieceBytes<S> : alignment; }
+  __device__ __forceinline__ void load(const S* from, float (&v)[kOwn * kPiece]) const {
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own)
+      Core::values(load_piece(from + own * kUnit, columns - own * kUnit, known()), v, own);
+  }
+  __device__ __forceinline__ void store(S* to, const float (&v)[kOwn * kPiece]) const {
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own)
+      store_piece(to + own * kUnit, Core::piece(v, own), columns - own * kUnit, known());
+  }
+};
 
 template <typename S, int kOwn, int kSteps>
 struct TensorTile {
@@ -361,14 +377,6 @@ struct TensorTile {
     return item;
   }
 
-  // Of values of all own columns, those of one unit.
-  static __device__ __forceinline__ Piece piece_of(const float (&v)[kOwn * kPiece], int own) {
-    float part[kPiece];
-#pragma unroll
-    for (int e = 0; e < kPiece; ++e) part[e] = v[kPiece * own + e];
-    return Core::piece(part);
-  }
-
   __device__ __forceinline__ S* slot(int index, int half) const {
     return slots + (first_slot[half] + index * kLd);
   }
@@ -381,6 +389,13 @@ struct TensorTile {
   }
   __device__ __forceinline__ S* lane_row(int at, int tile, int half) const {
     return ring + at * a.layout.stage + (tile * kUnit + 8 * half) * kLd + first_staged;
+  }
+  // A result's values of one half.
+  static __device__ __forceinline__ void values(const float (&acc)[kOwn][2][4], int half,
+                                                float (&v)[kOwn * kPiece]) {
+#pragma unroll
+    for (int i = 0; i < kOwn * kPiece; ++i)
+      v[i] = acc[i / kPiece][i % kPiece / 2][2 * half + i % 2];
   }
   // A stream's values of a product, in the order of its result.
   __device__ __forceinline__ void staged_values(int at, int stream, int tile,
@@ -534,6 +549,25 @@ struct TensorTile {
     }
 #pragma unroll
     for (int own = 0; own < kOwn; ++own) pieces[own] = Core::piece(sum[own]);
+  }
+
+  // The pass's own: from v to the states of an item, which go to its slot, too.
+  template <typename Pass>
+  __device__ __forceinline__ void finish(const Pass& pass, const TensorItem& item, int half,
+                                         float (&v)[kOwn * kPiece], const float (&h)[kOwn * kPiece],
+                                         Piece (&states)[kOwn]) const {
+    // Twice, since tests of the alignment cost a third of this.
+    if (a.alignment >= kPieceBytes<S>)
+      pass.finish(OwnPieces<S, kOwn, true>{item.columns, 0}, item.state, !item.is_live, v, h);
+    else
+      pass.finish(OwnPieces<S, kOwn, false>{item.columns, a.alignment}, item.state, !item.is_live,
+                  v, h);
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) {
+      states[own] = Core::piece(v, own);
+      if (item.is_there && item.slot != kNoSlot)
+        *reinterpret_cast<Piece*>(slot(item.slot, half) + own * kUnit) = states[own];
+    }
   }
 
   __device__ __forceinline__ uint4* exchanged(int parity, int tile, int unit) const {

@@ -10,7 +10,7 @@ A100 = (80, 108, 166912, 167936)
 
 def plan(device=H200, **changes):
     sizes = dict(B=288, N=62, D=4, C=5, H=30, K=10, groups=13, slots=14)
-    kind = dict(dtype="float32", is_backward=False, is_gated=False)
+    kind = dict(dtype="float32", is_backward=False)
     return _planner.plan_cuda_sweep(**(sizes | kind | changes), device=device)
 
 
@@ -34,7 +34,6 @@ def test_float32_goes_by_rows_while_registers_hold_the_weights(is_backward):
             assert (found["rows"] > 1) == (H <= 32)
         assert plan(device, H=129, is_backward=is_backward)["family"] == "level"
         assert plan(device, dtype="float64", is_backward=is_backward)["family"] == "level"
-    assert plan(is_gated=True)["family"] == "row"
 
 
 def test_rows_take_few_inputs_and_project_few_rows():

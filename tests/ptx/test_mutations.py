@@ -196,7 +196,7 @@ MUTATIONS = {
         "sweep-mask-h0",
     ),
     "tensor-slot-of-a-node-without-successors": (
-        "sweep_forward_tensor.cu",
+        "sweep_tensor.cuh",
         "if (item.is_there && item.slot != kNoSlot)",
         "if (item.is_there)",
         "sweep-mask-h0",
@@ -221,7 +221,7 @@ MUTATIONS = {
     ),
     "tensor-no-column-of-ones": (
         "sweep_backward_tensor.cu",
-        "  if (f.dw_ih) tile.add_ones();\n",
+        "  if (to.dw_ih) tile.add_ones();\n",
         "",
         "corner-4x3-states",
     ),

@@ -5,7 +5,9 @@
 // written then.
 //
 // Predicted, not measured (H200 at 1.98 GHz), from instructions counted in sm_90a code of bfloat16,
-// tanh, along the path that the call takes, its tests of options included:
+// tanh, along the path that the call takes, its tests of options included (before the family
+// finished by the pass of all, which takes up to 5 % more; the latency of a gate, read where it is
+// needed, is in each step of a gated sweep):
 //   * A chain, T = 512, B = 64, H = 128 (16 CTAs of 8 rows, 4 warps, one on a scheduler): a warp
 //     issues about 350 instructions a step (gather 60, stage 80, product 110 with 32 mma, finish
 //     50, the rest chunks) and waits about 180 cycles: 0.27 us a step, 140 us. Operations 2.1
@@ -111,11 +113,13 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 #pragma unroll(kProjects || kOwn > 2 ? 1 : 3)  // as many loads as there are registers
     for (int unit_x = 1; unit_x < units_x; ++unit_x) add_unit(unit_x, acc);
   };
+  Forward<S> pass = f.pass;
+  if constexpr (kProjects) pass.a.gate = pass.a.pre = nullptr;  // never both: room for the sums
   const auto finish = [&](int, int, int half, const TensorItem& item, const auto&,
                           const float (&acc)[kOwn][2][4]) {
     float v[kOwn * kPiece];
     Tile::values(acc, half, v);
-    tile.finish(f.pass, item, half, v, v, states[half]);
+    tile.finish(pass, item, half, v, v, states[half]);
   };
   const auto after = [&](int begin, int, int, const auto&) {
     if constexpr (kProjects) {

@@ -75,9 +75,9 @@ MUTATIONS = {
         "corner-mask",
     ),
     "row-unit-beyond-the-width": (
-        "pass.cuh",
-        "if (is_there) *to = ",
-        "*to = ",
+        "row.cu",
+        "const OneUnit unit{j < H};",
+        "const OneUnit unit{true};",
         "corner-mask",
     ),
     "row-beyond-the-batch": ("row.cu", "b < a.B;\n", "b <= a.B;\n", "corner-mask"),

@@ -5,8 +5,9 @@
 // state lives in a slot of shared memory that only its own thread reads and writes, so gathering
 // predecessors needs no synchronisation. What the threads of a row need of each other, the sum of
 // predecessors, goes through a vector in shared memory: a step has one barrier, where H <= 32 of a
-// warp alone. A step takes a node and the next one, if that is of the same group: their chains of
-// additions overlap. Inputs come by cp.async, several nodes ahead.
+// warp alone. A step takes a node and, up to 64 units, the next one, if that is of the same group:
+// their chains of additions overlap; beyond, registers are short. Inputs come by cp.async, several
+// nodes ahead.
 //
 // Of up to 32 inputs the product with x is made beside; its weights are in shared memory, a row for
 // each thread. Backward, up to H = 64, dw_hh grows in registers over all rows of a thread, and
@@ -285,8 +286,10 @@ __global__ void __launch_bounds__(kRowThreads, kWidth == 32 ? 3 : 2)
       return i + kCount;
     };
     for (int i = 0; i < N;)
-      i = nodes[i].has_next ? step(i, std::integral_constant<int, kRowNodes>{})
-                            : step(i, std::integral_constant<int, 1>{});
+      if (kIsNarrow && nodes[i].has_next)
+        i = step(i, std::integral_constant<int, kRowNodes>{});
+      else
+        i = step(i, std::integral_constant<int, 1>{});
     cp_async_wait<0>();
     if constexpr (!kIsBackward) {
 #pragma unroll

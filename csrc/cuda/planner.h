@@ -3,15 +3,13 @@
 // any machine.
 //
 //   row          H <= 128, float32: a thread per hidden unit, ceil(H / 32) warps per (direction,
-//   row
-//                of B), weights in registers.
+//                row of B), weights in registers.
 //   tensor_core  H <= 256, 16-bit types: a CTA per (direction, tile of rows of B), products of 16
 //                (node, row) pairs by mma, weights in registers; a single warp where H <= 64.
 //   cluster      256 < H <= 1024, 16-bit types, sm_90 and later: a cluster per (direction, tile of
 //                rows of B), W shared out over the registers of its CTAs.
 //   level        all others, any graph, width, dtype: a launch per group, tiles of (node, row)
-//   pairs
-//                and hidden units.
+//                pairs and hidden units.
 #pragma once
 #include <cstdint>
 #include <variant>
@@ -66,10 +64,9 @@ struct RowLayout {
 // tensor_core: what its registers hold, its tables encode, and the inputs under way at a time.
 constexpr int64_t kTensorMaxNodes = 32767;  // and slots: 16 bits each
 constexpr int kTensorRing = 4;
-constexpr int kTensorStreams = 2;    // inputs of the shape of the states
-constexpr int kTensorSumsSteps = 8;  // most units of a state whose dw_hh stays in registers
-constexpr int64_t kTensorSumsC =
-    15;  // and most inputs whose dw_ih does: a unit, with one for dbias
+constexpr int kTensorStreams = 2;     // inputs of the shape of the states
+constexpr int kTensorSumsSteps = 8;   // most units of a state whose dw_hh stays in registers
+constexpr int64_t kTensorSumsC = 15;  // and inputs whose dw_ih does: a unit, with one for dbias
 
 constexpr int kTensorMaxSteps = 16;  // units of 16 columns of a state
 
@@ -152,9 +149,9 @@ struct Plan {
   int64_t shared_bytes;
   bool takes_x;   // the product with x is made in the sweep; else u is computed before
   bool projects;  // the sparse projection is, too; else a kernel of its own reads h or makes dh
-  bool
-      sums_states;  // backward: each CTA leaves a part of dw_hh; else q, for a product that follows
-  bool sums_input;  // and of dw_ih and dbias; else du
+  // Backward: each CTA leaves a part of dw_hh, else q for a product that follows;
+  bool sums_states;
+  bool sums_input;  // and of dw_ih and dbias, else du
 
   Family family() const { return static_cast<Family>(kind.index()); }
 };

@@ -16,12 +16,11 @@
 // q do.
 //
 // Predicted, not measured (H200 at 1.98 GHz), from the instructions that the PTX executes:
-//   * SEED, B = 288, C = 5, H = 30: 1152 warps, two on a scheduler, of about 40 steps of two nodes,
-//     350 instructions each forward and 500 backward: 10 to 15 us, and 15 to 22 us with three CTAs
-//     on an SM, in one wave; the reductions come to that.
+//   * SEED, B = 288, C = 5, H = 30: 1152 warps of about 40 steps of two nodes, 350 instructions
+//     forward and 500 backward: 10 to 15 us in one wave of three CTAs on an SM; backward two fit
+//     (three would spill 24 bytes): 22 to 33 us in two waves. The reductions come to that.
 //   * A chain, T = 512, B = 64, H = 128: 128 CTAs of four warps, one on a scheduler; a step is
-//   about
-//     500 instructions, of them 128 fma: 0.3 us, 150 us in all. Of 128 inputs u takes 100 us
+//     some 500 instructions, of them 128 fma: 0.3 us, 150 us in all. Of 128 inputs u takes 100 us
 //     before.
 // What this leaves to kernels of their own, and memory in between: u of more than 32 inputs, the
 // projection beyond 64 units, backward the sums beyond 64 units and what h0 receives.
@@ -86,6 +85,8 @@ __device__ __forceinline__ float dot(const float (&w)[kWidth], const float* v, i
 #pragma unroll
   for (int k = 0; k < kWidth; k += 4) {
     if (k % 32 == 0 && k >= width) break;
+    if (kWidth > kRowNarrowH && k % 32 == 0)
+      asm volatile("" ::: "memory");  // or loads fill registers
     const Quad<float> q = *reinterpret_cast<const Quad<float>*>(v + k);
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum[i] += w[k + i] * q.v[i];
@@ -136,7 +137,7 @@ __device__ __forceinline__ void add_projection(float (&s)[kRowMaxK], float y, co
 
 // kWidth: of W in registers, 32, 64 or 128; zero beyond H.
 template <typename Pass, int kWidth>
-__global__ void __launch_bounds__(kRowThreads, kWidth == 32 ? 3 : 2)
+__global__ void __launch_bounds__(kRowThreads, kWidth == 32 && !Pass::kIsBackward ? 3 : 2)
     sweep_row_kernel(const RowArgs<Pass> f) {
   constexpr bool kIsBackward = Pass::kIsBackward, kIsNarrow = kWidth <= kRowNarrowH;
   constexpr bool kSums = kIsBackward && kIsNarrow;
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(kRowThreads, kWidth == 32 ? 3 : 2)
   const int width = kIsNarrow ? kWidth : l.width;
   const int row = thread / width, j = thread % width, rows = static_cast<int>(blockDim.x) / width;
   const int d = static_cast<int>(blockIdx.y), N = static_cast<int>(a.N), H = static_cast<int>(a.H);
-  const int C = f.C, columns = C ? (C + kIsBackward + 3) / 4 * 4 : 0;
+  const int C = kIsBackward && !kSums ? 0 : f.C, columns = C ? (C + kIsBackward + 3) / 4 * 4 : 0;
   const unsigned stride = static_cast<unsigned>(a.D * a.H);
   const OneUnit unit{j < H};
 
@@ -184,10 +185,14 @@ __global__ void __launch_bounds__(kRowThreads, kWidth == 32 ? 3 : 2)
   load_nodes(a.program, d, nodes);
 
   float w[kWidth], dw[kSums ? kWidth : 1] = {};
-  const float* w_hh = static_cast<const float*>(a.w_hh.first) + static_cast<int64_t>(d) * H * H;
+  const float* w_hh = static_cast<const float*>(a.w_hh.first) + static_cast<int64_t>(d) * H * H +
+                      j * pass.weight_j();
 #pragma unroll
-  for (int k = 0; k < kWidth; ++k)
-    w[k] = j < H && k < H ? w_hh[j * pass.weight_j() + k * pass.weight_k()] : 0;
+  for (int k = 0; k < kWidth; ++k, w_hh += pass.weight_k()) {
+    if (kWidth > kRowNarrowH && k % 8 == 0)
+      asm volatile("" : "+l"(w_hh));  // not all addresses at once
+    w[k] = j < H && k < H ? *w_hh : 0;
+  }
   float bias[1] = {};
   if (!kIsBackward && a.bias.first)
     unit.load(static_cast<const float*>(a.bias.first) + d * H + j, bias);
@@ -313,14 +318,10 @@ __global__ void __launch_bounds__(kRowThreads, kWidth == 32 ? 3 : 2)
     const int64_t part = static_cast<int64_t>(blockIdx.x) * a.D + d;
     for (int e = thread; e < H * H; e += static_cast<int>(blockDim.x))
       pass.to.dw_hh[part * H * H + e] = over_rows(total, kLd, e / H, e % H);
-    for (int e = thread; C && e < H * (C + 1); e += static_cast<int>(blockDim.x)) {
-      const int unit = e / (C + 1), c = e % (C + 1);
-      const float sum = over_rows(array(l.own), l.ld_x, unit, c);
-      if (c < C)
-        pass.to.dw_ih[(part * H + unit) * C + c] = sum;
-      else if (pass.to.dbias)
-        pass.to.dbias[part * H + unit] = sum;
-    }
+    for (int e = thread; e < H * C; e += static_cast<int>(blockDim.x))
+      pass.to.dw_ih[part * H * C + e] = over_rows(array(l.own), l.ld_x, e / C, e % C);
+    for (int e = thread; C && pass.to.dbias && e < H; e += static_cast<int>(blockDim.x))
+      pass.to.dbias[part * H + e] = over_rows(array(l.own), l.ld_x, e, C);
   }
 }
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def short(name):
     return name.removeprefix("void ")
 
 
+@cache
 def resources():
     """architecture -> kernel -> registers, bytes of stack."""
     found, architecture = {}, None
@@ -62,6 +64,7 @@ def resources():
     return found
 
 
+@cache
 def instructions():
     """(architecture, kernel) -> how often each opcode stands in it."""
     found, architecture, counts = {}, None, None

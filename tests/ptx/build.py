@@ -110,8 +110,10 @@ def cuda(sources: Path = SOURCES, architectures: Sequence[int] = (80, 90)) -> tu
     host = (sources / "planner.cpp", *sorted((HERE / "host").glob("*.cpp")))
     objects = [*(f / "host.o" for f in folders), *(_object(h, *include) for h in host)]
     library = _link("host", objects)
+    # nvcc names a file after its architecture only where there are several.
+    ending = "compute_{}.ptx" if len(architectures) > 1 else ".ptx"
     found = {
-        a: [p for f in folders for p in (f / "keep").glob(f"*compute_{ARCHITECTURES[a]}.ptx")]
+        a: [p for f in folders for p in (f / "keep").glob("*" + ending.format(ARCHITECTURES[a]))]
         for a in architectures
     }
     return library, found

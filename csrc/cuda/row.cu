@@ -185,13 +185,12 @@ __global__ void __launch_bounds__(kRowThreads, kWidth == 32 && !Pass::kIsBackwar
   load_nodes(a.program, d, nodes);
 
   float w[kWidth], dw[kSums ? kWidth : 1] = {};
-  const float* w_hh = static_cast<const float*>(a.w_hh.first) + static_cast<int64_t>(d) * H * H +
-                      j * pass.weight_j();
+  const float* w_hh = static_cast<const float*>(a.w_hh.first) + static_cast<int64_t>(d) * H * H;
+  int64_t at_k = j * pass.weight_j();
 #pragma unroll
-  for (int k = 0; k < kWidth; ++k, w_hh += pass.weight_k()) {
-    if (kWidth > kRowNarrowH && k % 8 == 0)
-      asm volatile("" : "+l"(w_hh));  // not all addresses at once
-    w[k] = j < H && k < H ? *w_hh : 0;
+  for (int k = 0; k < kWidth; ++k, at_k += pass.weight_k()) {
+    if (kWidth > kRowNarrowH && k % 8 == 0) asm volatile("" : "+l"(at_k));  // not all at once
+    w[k] = j < H && k < H ? w_hh[at_k] : 0;
   }
   float bias[1] = {};
   if (!kIsBackward && a.bias.first)

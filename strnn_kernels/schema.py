@@ -19,7 +19,7 @@ groups, reversed slots); without them the topology is the chain of as many steps
 ``h0`` and ``c0`` (B, D, H) enter at node ``entry[b, d]``, or, without ``entry``, at all nodes
 without predecessors. ``h_n`` and ``c_n`` are the states (D, B, H) of the last node that each
 direction visits and the mask leaves, ``saved`` what the backward needs beside h
-(csrc/common/sweep.h).
+(csrc/common/sweep.h). ``save`` says that a backward will follow.
 An output that is not wanted has shape (0,). What a forward leaves for its backward is the same for
 every backend, so any backward can finish any forward.
 

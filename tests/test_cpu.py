@@ -34,9 +34,10 @@ FINGERPRINT = """
     from strnn_kernels.testing import find
     digest = hashlib.sha256()
     case = find("cap-small")
-    with sk.use_backend("cpu"):
-        for value in case.results(sk, case.inputs()).values():
-            digest.update(value.numpy().tobytes())
+    for dtype in (torch.float32, torch.bfloat16):
+        with sk.use_backend("cpu"):
+            for value in case.results(sk, case.inputs(dtype=dtype)).values():
+                digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
     print("fingerprint", digest.hexdigest(), flush=True)
     tests = TESTS
     chosen = "output_and_gradients or widths or accurate or exact or nan or 16_bit or raw_op"

@@ -37,7 +37,8 @@ extern const Capability kAvx512;
 extern const Capability kAvx512Bf16;
 #endif
 
-// The widest set that this machine has, or the one that STRNN_CPU_CAPABILITY names. Throws
+// The best set that this machine has and that changes no promise, or the one that
+// STRNN_CPU_CAPABILITY names. Throws
 // std::runtime_error if the name is unknown or the machine lacks it.
 const Capability& capability();
 

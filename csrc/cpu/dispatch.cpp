@@ -26,6 +26,7 @@ bool has_f16c() {
 struct Candidate {
   const Capability* capability;
   bool is_supported;
+  bool is_opt_in = false;  // rounds more than torch's users expect: taken only by its name
 };
 
 #if defined(__aarch64__)
@@ -38,7 +39,7 @@ bool has_bf16() {
 }
 #endif
 
-// Widest first.
+// The best first.
 std::vector<Candidate> candidates() {
 #if defined(__x86_64__)
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -46,13 +47,13 @@ std::vector<Candidate> candidates() {
 #endif
   return {
 #if defined(__x86_64__)
-      {&kAvx512Bf16, has_avx512 && __builtin_cpu_supports("avx512bf16")},
+      {&kAvx512Bf16, has_avx512 && __builtin_cpu_supports("avx512bf16"), true},
       {&kAvx512, has_avx512},
       {&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() &&
                    __builtin_cpu_supports("bmi2")},
 #endif
 #if defined(__aarch64__)
-      {&kNeonBf16, has_bf16()},
+      {&kNeonBf16, has_bf16(), true},
       {&kNeon, true},
 #else
       {&kBaseline, true},
@@ -64,7 +65,7 @@ const Capability& choose() {
   const char* forced = std::getenv("STRNN_CPU_CAPABILITY");
   const std::string name = forced ? forced : "";
   for (const Candidate& c : candidates()) {
-    if (name.empty() ? c.is_supported : name == c.capability->name) {
+    if (name.empty() ? c.is_supported && !c.is_opt_in : name == c.capability->name) {
       if (c.is_supported) return *c.capability;
       throw std::runtime_error("STRNN_CPU_CAPABILITY=" + name + ": this machine does not have it");
     }

@@ -26,7 +26,10 @@ SOURCES = (
 FLAGS = ("-std=c++17", "-O2", "-g1", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Werror",
          "-Wno-psabi", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized")  # fmt: skip
 #: Emulated processors: one with everything, and one with nothing that armv8.0-a does not have.
-ARM = tuple(("qemu-aarch64", "-cpu", cpu) for cpu in ("max", "cortex-a53"))
+ARM = (
+    ("qemu-aarch64", "-cpu", "max", "-E", "STRNN_CPU_CAPABILITY=neon_bf16"),
+    ("qemu-aarch64", "-cpu", "cortex-a53"),
+)
 #: The instruction sets of x86-64, each if the machine has it.
 X86 = tuple(
     ("env", f"STRNN_CPU_CAPABILITY={name}")

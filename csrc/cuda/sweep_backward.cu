@@ -3,9 +3,9 @@
 // projection^T ds + w_hh^T q:
 //
 //   du = mask * act'(h) * t          with a gate: du = gate * t, dgate = pre * t
-//   dw_hh = sum_bn q (x) h           the same total as sum du (x) (sum of predecessors' h), without
-//   their gather dw_ih = sum_bn du (x) x,  dbias = sum_bn du,  dx = sum_d du w_ih,  e = sum of du
-//   where h0 entered:  dh0 = e w_hh,  dw_hh += e (x) h0
+//   dw_hh = sum_bn q (x) h           the same total as that of du (x) (sum of predecessors' h)
+//   dw_ih = sum_bn du (x) x,  dbias = sum_bn du,  dx = sum_d du w_ih
+//   e = sum of du where h0 entered:  dh0 = e w_hh,  dw_hh += e (x) h0
 //
 // Where the family of the plan does not add them up itself, the sweep writes du and q, and the
 // sums, which have no serial chain, follow over the whole device (gemm.cuh), each in parts that are

@@ -22,7 +22,7 @@ MOST_TEXT, MOST_LINES, MOST_COLUMNS = 1 << 25, 1 << 20, 256
 #: Most entries of a folder that a message names.
 _MOST_NAMED = 8
 # float() also takes 1_000 and the digits of other scripts.
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 

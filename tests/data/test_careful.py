@@ -303,6 +303,22 @@ def test_what_is_no_number_is_refused(tmp_path, text):
             READERS[name](root)
 
 
+def test_a_long_number_that_is_none_takes_no_time_of_its_square(tmp_path, limited):
+    """A pattern that can cut digits in two in many ways tries them all: hours."""
+    path = WRITERS["sewa"](tmp_path) / FILES["sewa"]
+    path.write_text(path.read_text().replace("0.1", "1" * 2_000_000 + "x", 1))
+    code = """
+from strnn_models.data.records import DataError
+from strnn_models.data.sewa import read_sewa
+try:
+    read_sewa(sys.argv[3])
+except DataError as error:
+    print(error)
+"""
+    out = limited(code, tmp_path, mebibytes=256, seconds=60)
+    assert "line 1: must be a number, got" in out and len(out) < 1000
+
+
 @pytest.mark.parametrize("text", ["77", "-1.001", "1e30"])
 def test_sewa_values_have_a_range(tmp_path, text):
     path = WRITERS["sewa"](tmp_path) / FILES["sewa"]

@@ -300,6 +300,12 @@ def _of_one(eeg: Tensor, *args: object, **options: object) -> Tensor:
     return differential_entropy(eeg[:1], *args, **options).expand(-1, len(eeg), -1)
 
 
+def _write(path: Path, data: bytes) -> None:
+    """As a new file: cutting an old one short waits for the disk, on some file systems."""
+    path.unlink()
+    path.write_bytes(data)
+
+
 @mock.patch.object(seed, "differential_entropy", _of_one)
 def fuzz(name: str, root: Path, count: int) -> Counter[str]:
     """Damages and reads; how often what was read, was skipped or raised."""
@@ -310,7 +316,7 @@ def fuzz(name: str, root: Path, count: int) -> Counter[str]:
     for k in range(count):
         path, data = files[k % len(files)], good[k % len(files)]
         change = damage_inside if random.random() < 0.7 else damage
-        path.write_bytes(change(random, data))
+        _write(path, change(random, data))
         try:
             for array in read(k // len(files) % 2 == 1):
                 assert np.isfinite(array).all()
@@ -324,7 +330,7 @@ def fuzz(name: str, root: Path, count: int) -> Counter[str]:
             print(f"{name}: {path}, {k}: {root / 'failed'}", file=sys.stderr)
             raise
         finally:
-            path.write_bytes(data)
+            _write(path, data)
     return found
 
 

@@ -294,7 +294,6 @@ __global__ void __launch_bounds__(kRowThreads, kWidth == 32 && !Pass::kIsBackwar
         i = step(i, std::integral_constant<int, kRowNodes>{});
       else
         i = step(i, std::integral_constant<int, 1>{});
-    cp_async_wait<0>();
     if constexpr (!kIsBackward) {
 #pragma unroll
       for (int k = 0; k < kRowMaxK; ++k)

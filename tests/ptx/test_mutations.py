@@ -15,6 +15,7 @@ import strnn_kernels as sk
 from strnn_kernels import testing
 from tests.ptx import build
 from tests.ptx.backend import Cuda, running
+from tests.ptx.cases import ROWS
 
 #: name -> file, text, what it becomes, the case that shows it.
 MUTATIONS = {
@@ -42,13 +43,12 @@ MUTATIONS = {
         "stage(i + kRowRing - kRowNodes + 2 + q)",
         "corner-mask",
     ),
-    "row-copies-never-waited-for": ("row.cu", "    cp_async_wait<0>();\n", "", "corner-mask"),
     "row-one-copy-of-the-vectors": ("row.cu", "      half ^= kRowNodes;\n", "", "corner-mask"),
     "row-before-not-done": (
         "row.cu",
         "    sync();  // the row before",
         "    // the row before",
-        "corner-mask",
+        "row-h33-c3-k4",
     ),
     "row-pair-of-two-groups": (
         "row.cu",
@@ -86,12 +86,6 @@ MUTATIONS = {
         "for (int p = 3; p < m.count; ++p)",
         "for (int p = 4; p < m.count; ++p)",
         "diamond",
-    ),
-    "row-slot-of-a-node-without-successors": (
-        "row.cu",
-        "p.num_succ[d * p.N + i] ? p.slot[d * p.N + i] : kNoSlot",
-        "p.slot[d * p.N + i]",
-        "line-3x5",
     ),
     "row-no-one-beside-the-inputs": (
         "row.cu",
@@ -436,7 +430,7 @@ def run(sources, name, kind):
         change(sources, "sweep_tensor.cuh", SHAPES, shape)
     # The same architectures as the fixture `cuda`: of what is small, nothing else is made again.
     built = build.cuda(sources / "cuda", (80, 90) if is_small else (device[0],))
-    case = testing.find(name)
+    case = next((case for case in ROWS if case.name == name), None) or testing.find(name)
     if family == "tensor_core":
         case = replace(case, activation="tanh", K=3 if kind == "projection" else case.K)
     inputs = case.inputs(dtype=dtype)

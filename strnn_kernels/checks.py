@@ -37,9 +37,10 @@ def tensor(function: str, name: str, value: object) -> torch.Tensor:
 
 def dims(function: str, name: str, value: torch.Tensor, letters: str) -> tuple[int, ...]:
     """The sizes of a tensor whose number of dimensions the letters give, all but B positive."""
-    wanted, sizes = letters.split(), tuple(value.shape)
-    if len(sizes) == len(wanted) and 0 not in sizes:
+    sizes = value.shape
+    if len(sizes) == letters.count(" ") + 1 and 0 not in sizes:
         return sizes
+    wanted = letters.split()
     if len(sizes) != len(wanted):
         raise ArgumentError(
             f"{function}: {name} must have shape ({', '.join(wanted)}), got {_shape(value)}"
@@ -98,10 +99,13 @@ def like(
 
 def last_size(function: str, name: str, value: object, letters: str, size: int) -> None:
     """Refuses a tensor whose last size is not that of the layer it enters."""
-    wanted = letters.split()
-    if isinstance(value, torch.Tensor) and value.dim() == len(wanted) and value.shape[-1] != size:
+    if (
+        isinstance(value, torch.Tensor)
+        and value.shape[-1:] != (size,)
+        and value.dim() == letters.count(" ") + 1
+    ):
         raise ArgumentError(
-            f"{function}: {name} must have shape ({', '.join(wanted)}) = "
+            f"{function}: {name} must have shape ({', '.join(letters.split())}) = "
             f"{(*value.shape[:-1], size)}, got {_shape(value)}"
         )
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ def sweep(
     ``tables`` are those of :func:`tables_for`, or ``NO_TABLES`` for a chain; ``w_ih``,
     ``bias`` and ``w_hh`` lists as in the schema.
     """
-    if tables[0] is not None and torch.onnx.is_in_onnx_export():
+    if tables[0] is not None and _is_traced() and torch.onnx.is_in_onnx_export():
         # ONNX has no operator for a graph: its levels, in torch's ops. The table is no part of the
         # model, so no tracer may see it.
         with _disable_current_modes():
@@ -125,7 +126,9 @@ def _needs_grad(*tensors) -> bool:
 
 def topology_tables(topology: Topology, device: torch.device, order: str):
     """What the ops take for a topology: its table, that of its reverse, and their sizes."""
-    return _handle_tables(topology.handle, device, order)
+    if torch.compiler.is_compiling():
+        return _handle_tables(topology.handle, device, order)
+    return _tables(topology, device, order)
 
 
 def tables_for(topology: Topology, x: torch.Tensor, order: str):
@@ -158,8 +161,12 @@ def _tables(topology, device, order):
     return tables
 
 
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
+
+
 def _call(backend: Backend, name: str, args, needs_grad: bool):
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_functionalizing():
+    if _is_traced() or (_under_transform() and _is_functionalizing()):
         return getattr(getattr(torch.ops, backend.namespace), f"{name}_fwd")(*args)
     op = _OPS[backend.name][name]
     if _under_transform():
@@ -178,9 +185,7 @@ def _is_watched() -> bool:
 
 
 def _is_functionalizing() -> bool:
-    """Whether torch.func.functionalize looks on; it takes ops, not autograd functions."""
-    if not _under_transform():
-        return False
+    """Whether the transform is functionalize, which takes ops, not autograd functions."""
     top = torch._C._functorch.peek_interpreter_stack()
     return top.key() == torch._C._functorch.TransformType.Functionalize
 
@@ -194,14 +199,16 @@ class _Layout(tuple):
     __slots__ = ()
 
 
-_ONE = object()
+_ONE, _NONE = object(), (None,)
 
 
 def _flat(args):
     """The tensors of arguments, also of lists, which autograd functions do not see; the layout."""
     tensors, layout = [], []
     for a in args:
-        if isinstance(a, torch.Tensor):
+        if a is None:
+            layout.append(_NONE)
+        elif isinstance(a, torch.Tensor):
             tensors.append(a)
             layout.append(_ONE)
         elif isinstance(a, list) and (not a or isinstance(a[0], torch.Tensor)):
@@ -216,11 +223,11 @@ def _nested(flat):
     """What :func:`_flat` was made from, or the same of other values."""
     values, layout = iter(flat), flat[-1]
     return [
-        next(values)
-        if kind is _ONE
-        else kind[0]
+        kind[0]
         if type(kind) is tuple
-        else [next(values) for _ in range(kind)]
+        else next(values)
+        if kind is _ONE
+        else list(islice(values, kind))
         for kind in layout
     ]
 

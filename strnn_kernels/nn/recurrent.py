@@ -162,7 +162,7 @@ class Recurrent(nn.RNNBase):
             return dropout(ones, self.dropout).transpose(0, 1)
 
         h, last = self._layers(name, x, starts, lengths, noise)
-        output = _own(h.transpose(0, 1) if is_time_first else h)
+        output = _own((h.transpose(0, 1) if is_time_first else h).flatten(2))
         if not is_batched:
             output, last = output[0], [state[:, 0] for state in last]
         return output, self._as_hx(last)
@@ -193,12 +193,13 @@ class Recurrent(nn.RNNBase):
             )
         checks.dims(name, "x_t", checks.tensor(name, "x_t", x_t), "B C")
         checks.last_size(name, "x_t", x_t, "B C", self.input_size)
-        starts = self._starts(name, x_t[:, None], state, True)
+        x = x_t.unsqueeze(1)
+        starts = self._starts(name, x, state, True)
         h, last = self._layers(
-            name, x_t[:, None], starts, None,
+            name, x, starts, None,
             lambda: dropout(x_t.new_ones((len(x_t), 1, self.hidden_size)), self.dropout),
         )  # fmt: skip
-        return _own(h[:, 0]), self._as_hx(last)
+        return _own(h.flatten(1)), self._as_hx(last)
 
     def _layers(
         self,
@@ -208,15 +209,13 @@ class Recurrent(nn.RNNBase):
         lengths: torch.Tensor | None,
         noise: Callable[[], torch.Tensor],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """States (B, T, D * H) of the last layer, and what (h_n, c_n) are made of.
+        """States (B, T, D, H) of the last layer, and what (h_n, c_n) are made of.
 
         ``noise`` (B, T, D * H) scales what a layer in training passes on to the next.
         """
         D, L = 1 + self.bidirectional, self.num_layers
         lasts = []
         for layer in range(L):
-            if layer and self.dropout and self.training:
-                x = x * noise()
             w_ih, w_hh, bias = self._weights(layer)
             if not layer:
                 self._check_dtype(name, x, w_ih[0])
@@ -232,12 +231,15 @@ class Recurrent(nn.RNNBase):
                 *[start.transpose(0, 1) for start in own],
                 keep_last=True,
             )
-            x = states.output.flatten(2)
             lasts.append((states.h_n, states.c_n))
+            if layer < L - 1:
+                x = states.output.flatten(2)
+                if self.dropout and self.training:
+                    x = x * noise()
         kinds = lasts[0] if self._carries else lasts[0][:1]
         if L > 1:
             kinds = [torch.cat([last[k] for last in lasts]) for k in range(len(kinds))]
-        return x, list(kinds)
+        return states.output, list(kinds)
 
     def _weights(self, layer: int) -> tuple[list[torch.Tensor], ...]:
         """w_ih, w_hh of each direction of a layer, and b_ih and b_hh of each in turn."""
@@ -274,7 +276,7 @@ class Recurrent(nn.RNNBase):
         h, last = self._layers(name, x, starts, None if is_full else counts, noise)
         if packed.unsorted_indices is not None:
             last = [state.index_select(1, packed.unsorted_indices) for state in last]
-        data = pack_padded_sequence(h, counts, batch_first=True).data
+        data = pack_padded_sequence(h.flatten(2), counts, batch_first=True).data
         return PackedSequence(data, *packed[1:]), self._as_hx(last)
 
     @property
@@ -318,11 +320,10 @@ class Recurrent(nn.RNNBase):
         letters, sizes = f"{layers} H", (size, self.hidden_size)
         if is_batched:
             letters, sizes = f"{layers} B H", (size, x.shape[0], self.hidden_size)
+        is_autocast = functional.is_autocast(x)
         for name_of, state in zip(names, given, strict=True):
             # Under autocast the dtypes are made equal.
-            dtype = None
-            if isinstance(state, torch.Tensor) and functional.is_autocast(x):
-                dtype = state.dtype
+            dtype = state.dtype if is_autocast and isinstance(state, torch.Tensor) else None
             checks.like(name, name_of, state, letters, sizes, (self._input_name, x), dtype)
         return given if is_batched else [state[:, None] for state in given]
 

@@ -18,7 +18,6 @@ from bench.peers.cell_loop import CellLoop, CellLoopOverTime
 from bench.peers.torch_rnn import LayerOverTime
 from bench.peers.wavefront import Wavefront, level
 from strnn_kernels import reference
-from strnn_kernels.backends import BACKENDS
 from strnn_kernels.testing import NOT_DIFFERENTIABLE, Case
 
 MODES = ("inference", "training")
@@ -121,8 +120,6 @@ class Backend:
             return f"no backend has this name; there are {sorted(reasons)}"
         if not hasattr(sk, case.op):
             return f"strnn_kernels has no {case.op}"
-        if case.needs_cells and self.name != "reference" and not BACKENDS[self.name].has_cells:
-            return "has no kernels for gated cells and means"
         return reasons[self.name]
 
     def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:

@@ -134,9 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.what == "check":
         part, parts = map(int, options.shard.split("/"))
-        has_cells = all(BACKENDS[name].has_cells for name in names)
-        cases = [c for c in dict.fromkeys((*CONFORMANCE, *SMALL)) if has_cells or not c.needs_cells]
-        cases = cases[part::parts]
+        cases = [*dict.fromkeys((*CONFORMANCE, *SMALL))][part::parts]
         path, rows = f"check-{'-'.join(names)}-{part}.json", check(names, device, cases)
     elif options.what == "pairs":
         path, rows = "pairs.json", pairs(names, device)
@@ -260,7 +258,6 @@ def pairs(names: list[str], device: torch.device) -> Iterator[dict[str, Any]]:
     ):
         topology = Topology.grid(5, 6) if graph == "grid" else Topology.chain(11)
         code, is_gated = CELLS.index(cell), cell != "tanh"
-        able = [name for name in names if BACKENDS[name].has_cells or not is_gated]
         G, R = gates(code), bias_rows(code)
         (B, N, D), (C, H, K) = (7, topology.num_nodes, topology.num_directions), (5, 30, 3)
         make = torch.Generator().manual_seed(0)
@@ -288,7 +285,7 @@ def pairs(names: list[str], device: torch.device) -> Iterator[dict[str, Any]]:
             inputs = {n: t.to(dtype) for n, t in (given | left).items()}
             return ops.sweep_bwd(*sweep_backward_arguments(tables=tables, **inputs, **options))
 
-        for first, second in product(able, able):
+        for first, second in product(names, names):
             status = "ok"
             try:
                 left = forward(first)
@@ -322,8 +319,6 @@ def small(names: list[str], device: torch.device) -> int:
     for case in SMALL:
         inputs = {name: value.to(device) for name, value in case.inputs().items()}
         for name in names:
-            if case.needs_cells and not BACKENDS[name].has_cells:
-                continue
             with sk.use_backend(name), tf32(case is TF32):
                 case.results(sk, inputs)
                 with torch.no_grad():

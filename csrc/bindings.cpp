@@ -30,7 +30,7 @@ int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 struct Backend {
   static constexpr const char* kName = "strnn_cpu";
   static constexpr bool kTakesLists = true;
-  static constexpr bool kHasGatedCells = true;
+  static constexpr bool kGivesLast = true;
 
   class Chain {
    public:

@@ -9,7 +9,7 @@
 //   owns(tensor, like)   whether the kernels of a call with `like` can read the tensor
 //   is_valid(program)    whether the tables stay inside the sizes, as far as the host can tell
 //   kTakesLists          whether weights may be a tensor for each direction
-//   kHasGatedCells       whether it has gru and lstm
+//   kGivesLast           whether it has h_n and c_n, and takes their gradients
 //   Chain                makes the tables of a chain where a call brings none, and keeps them for
 //   it:
 //                        program(like, N, D, is_reversed)
@@ -241,9 +241,8 @@ struct SweepInputs {
  private:
   static int64_t checked_cell(int64_t cell, const Weights& w_ih) {
     STD_TORCH_CHECK(cell >= 0 && cell < kNumCells, Backend::kName, ": unknown cell ", cell);
-    STD_TORCH_CHECK(cell < kNumActivations || (Backend::kHasGatedCells && !w_ih.empty()),
-                    Backend::kName, ": gru and lstm ",
-                    Backend::kHasGatedCells ? "need w_ih" : "have no kernels here");
+    STD_TORCH_CHECK(cell < kNumActivations || !w_ih.empty(), Backend::kName,
+                    ": gru and lstm need w_ih");
     return cell;
   }
   // D, from the recurrent weights: (D, G H, H), or D of (G H, H).
@@ -281,6 +280,11 @@ struct Ops {
     return program;
   }
 
+  static void check_last(bool is_asked) {
+    STD_TORCH_CHECK(Backend::kGivesLast || !is_asked, Backend::kName,
+                    ": h_n and c_n are taken from h and c, the op gives none");
+  }
+
   // The program of a call; without a table the chain of N steps, whose tables `chain` keeps.
   static Program program_of(const OptionalTensor& table, const Tensor& like, int64_t N, int64_t D,
                             const std::vector<int64_t>& sizes, int64_t first,
@@ -299,6 +303,7 @@ struct Ops {
       std::vector<int64_t> program_sizes, int64_t cell, bool mean, bool keep_h, bool keep_c,
       bool keep_last, bool save, bool /*allow_tf32*/) {
     const SweepInputs<Backend> in(cell, x, w_ih, bias, w_hh, mask, h0, c0, entry, projection);
+    check_last(keep_last);
     const bool carries = cell == kLstm;
     Tensor h = new_tensor(x, keep_h ? in.states() : Shape{0});
     Tensor s = new_tensor(x, projection ? Shape{in.B, in.D, in.K, in.H} : Shape{0});
@@ -330,6 +335,7 @@ struct Ops {
       std::vector<int64_t> program_sizes, int64_t cell, bool mean, bool need_dx,
       bool /*allow_tf32*/) {
     const SweepInputs<Backend> in(cell, x, w_ih, bias, w_hh, mask, h0, c0, entry, projection);
+    check_last(dh_n || dc_n);
     const Shape last{in.D, in.B, in.H};
     const bool carries = cell == kLstm;
     const Argument<Backend> h_in("h", h, x, in.dtype, in.states()),

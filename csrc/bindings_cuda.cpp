@@ -118,7 +118,7 @@ class Chains {
 struct Backend {
   static constexpr const char* kName = "strnn_cuda";
   static constexpr bool kTakesLists = false;
-  static constexpr bool kHasGatedCells = false;
+  static constexpr bool kGivesLast = false;
 
   class Chain {
    public:

@@ -531,7 +531,7 @@ py::dict build_info() {
 // machine.
 py::dict plan_cuda_sweep(int64_t B, int64_t N, int64_t D, int64_t C, int64_t H, int64_t K,
                          int64_t groups, int64_t slots, const std::string& dtype, bool is_backward,
-                         std::array<int64_t, 4> device, int64_t max_cluster) {
+                         std::array<int64_t, 4> device, int64_t max_cluster, int cell, bool mean) {
   // Divided by, or not; and so few that no product of sizes wraps round.
   constexpr int64_t kMost = int64_t{1} << 31;
   const auto outside = [](int64_t least) {
@@ -554,7 +554,7 @@ py::dict plan_cuda_sweep(int64_t B, int64_t N, int64_t D, int64_t C, int64_t H, 
   for (const auto& [name, value] : dtypes) {
     if (dtype != name) continue;
     const cuda::Plan plan = cuda::plan_sweep(
-        {B, N, D, C, H, K, groups, slots, value, is_backward},
+        {B, N, D, C, H, K, groups, slots, value, is_backward, cell, mean},
         {device[0], device[1], device[2], device[3], device[0] < 90 ? 0 : max_cluster});
     py::dict found;
     found["family"] = cuda::family_name(plan.family());
@@ -596,5 +596,6 @@ PYBIND11_MODULE(_planner, m) {
   m.def("plan_cuda_sweep", &plan_cuda_sweep, py::kw_only(), py::arg("B"), py::arg("N"),
         py::arg("D"), py::arg("C"), py::arg("H"), py::arg("K"), py::arg("groups"), py::arg("slots"),
         py::arg("dtype"), py::arg("is_backward"), py::arg("device"),
-        py::arg("max_cluster") = strnn::cuda::kMaxCluster);
+        py::arg("max_cluster") = strnn::cuda::kMaxCluster, py::arg("cell") = 0,
+        py::arg("mean") = false);
 }

@@ -11,7 +11,7 @@ import torch
 
 from . import checks, composed, reference, registration
 from .backends import select
-from .notation import ACTIVATIONS, CELLS, bias_rows, gates
+from .notation import CELLS, bias_rows, gates
 from .topology import Topology
 
 __all__ = [
@@ -212,7 +212,7 @@ def spatial_rnn(
     if projection is not None:
         _check_projection(name, ("x", x), projection, "projection", D, N, "N")
     mean = mean and topology.max_predecessors > 1
-    backend = select(name, x.device, x.dtype, mean or cell != "elman")
+    backend = select(name, x.device, x.dtype)
     if backend.name == "reference":
         return reference.spatial_rnn(
             x, w_ih, w_hh, bias, topology, activation=activation, mask=mask, projection=projection,
@@ -316,7 +316,7 @@ def layer(
     if lengths is not None:
         B, T, _ = x.shape
         lengths = checks.lengths(name, lengths, B, T).to(x.device)
-    backend = select(name, x.device, x.dtype, cell >= len(ACTIVATIONS))
+    backend = select(name, x.device, x.dtype)
     if backend.name == "reference":
         return _reference_layer(
             x, w_ih, bias, w_hh, cell, lengths, h0, c0, projection, keep_c, keep_last

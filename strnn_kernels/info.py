@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from .backends import backends, native, tf32
+from .notation import CELLS
 from .topology import PLANNER, PLANNER_REASON
 
 
@@ -33,7 +34,7 @@ def _gpus() -> str:
     return ", ".join(names)
 
 
-def _cuda_plan(dtype: str) -> str:
+def _cuda_plan(dtype: str, cell: str = "relu") -> str:
     """What the CUDA backend would run on this GPU for the sweep of 288 slices of SEED."""
     if native.CUDA_UNAVAILABLE:
         return "none"
@@ -46,7 +47,7 @@ def _cuda_plan(dtype: str) -> str:
     shared = (per_block, gpu.shared_memory_per_multiprocessor)
     device = (gpu.major * 10 + gpu.minor, gpu.multi_processor_count, *shared)
     sizes = {"B": 288, "N": 62, "D": 4, "C": 5, "H": 30, "K": 10, "groups": 13, "slots": 13}
-    kind = {"dtype": dtype, "is_backward": False}
+    kind = {"dtype": dtype, "is_backward": False, "cell": CELLS.index(cell)}
     return ", ".join(f"{k} {v}" for k, v in plan_cuda_sweep(**sizes, **kind, device=device).items())
 
 
@@ -72,6 +73,7 @@ def info() -> dict[str, dict[str, str]]:
             "cpu instruction set in use": native.cpu_capability() or "none",
             "cuda plan, SEED, float32": _cuda_plan("float32"),
             "cuda plan, SEED, bfloat16": _cuda_plan("bfloat16"),
+            "cuda plan, SEED, gru": _cuda_plan("float32", "gru"),
             "gpu products of float32": "tf32" if tf32.is_allowed(torch.float32) else "exact",
             "cuda kernels": native.cuda_architectures() or native.CUDA_UNAVAILABLE or "none",
         },

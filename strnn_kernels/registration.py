@@ -72,12 +72,13 @@ def sweep(
             x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, program, tables[2], cell, mean
         )
         return States(found.h if projection is None else found.s, *found[2:])
-    if not backend.has_cells:
+    if not backend.gives_last:
         w_ih, w_hh = (_one(composed.stacked(cell, w)) for w in (w_ih, w_hh))
         bias = _one(composed.stacked(cell, bias, bias=True))
     needs_grad = _needs_grad(x, *w_ih, *bias, *w_hh, h0, c0, projection)
-    gives_last = keep_last and backend.has_cells
+    gives_last = keep_last and backend.gives_last
     keep_h = needs_grad or projection is None or keep_last != gives_last
+    keep_c = keep_c or keep_last != gives_last
     allow_tf32 = backend.has_tf32 and tf32.is_allowed(x.dtype)
     args = (
         x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, *tables, cell, mean, keep_h, keep_c,
@@ -86,6 +87,7 @@ def sweep(
     h, s, c, h_n, c_n, _ = _call(backend, "sweep", args, needs_grad)
     if keep_last != gives_last:
         h_n = last_of_chain(h, mask, h0)
+        c_n = last_of_chain(c, mask, c0) if CELLS[cell] == "lstm" else c_n
     return States(h if projection is None else s, c, h_n, c_n)
 
 

@@ -104,8 +104,13 @@ class Case:
 
     @property
     def needs_cells(self) -> bool:
-        """Whether it asks for a gated cell or a mean, which not every backend has."""
+        """Whether it asks for a gated cell or a mean, which not every family of kernels has."""
         return self.cell != "elman" or self.reduce == "mean"
+
+    @property
+    def mean(self) -> bool:
+        """Whether the states of predecessors are averaged, not added."""
+        return self.reduce == "mean" or (self.reduce is None and self.cell != "elman")
 
     @cached_property
     def P(self) -> int:
@@ -666,9 +671,6 @@ CONFORMANCE = (
     _project("project", _grid(3, 4), B=5, H=30, K=4, density=0.5),
     _project("project-h1", _chain(3), B=1, H=1, K=1),
 )
-
-#: What a backend without gated cells is held against.
-ELMAN_CASES = tuple(case for case in CONFORMANCE if not case.needs_cells)
 
 #: The sizes of the field. S: space, T: time; G, L: the same with a gru, an lstm. 4 is 2 with
 #: sequences of their own lengths, 5 one live sequence, 6 one step of it.

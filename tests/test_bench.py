@@ -162,7 +162,7 @@ def test_small_cases_reach_every_kernel_of_an_h200():
     planner = pytest.importorskip("strnn_kernels._planner", reason="_planner was not compiled")
     found = set()
     for case in gpu_run.SMALL:
-        if case.op == "sparse_projection" or case.needs_cells:
+        if case.op == "sparse_projection":
             continue
         for is_backward in (False, True):
             graph = case.topology.reversed() if is_backward else case.topology
@@ -173,6 +173,8 @@ def test_small_cases_reach_every_kernel_of_an_h200():
                 slots=program.num_slots,
                 dtype=str(case.dtype).removeprefix("torch."),
                 is_backward=is_backward,
+                cell=case.code,
+                mean=case.mean,
                 device=(90, 132, 227 * 1024, 228 * 1024),
             )
             found.add((is_backward, plan["family"], plan["cluster"]))

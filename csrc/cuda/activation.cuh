@@ -67,4 +67,40 @@ __device__ __forceinline__ void derive(int activation, T (&h)[kCount]) {
     each(std::integral_constant<int, kIdentity>{});
 }
 
+// What common/cell.h asks for, exact also where storage has 16 bits: what is carried is a long sum.
+template <typename T>
+__device__ __forceinline__ T tanh_of(T x) {
+  return tanh_of(x, T{});
+}
+template <typename T>
+__device__ __forceinline__ T sigmoid_of(T x) {
+  return T(0.5) + T(0.5) * tanh_of(T(0.5) * x);
+}
+template <typename T>
+__device__ __forceinline__ T tanh_factor(T x) {
+  return tanh_of(x);
+}
+template <typename T>
+__device__ __forceinline__ T sigmoid_factor(T x) {
+  return sigmoid_of(x);
+}
+template <typename T>
+__device__ __forceinline__ T value_of(T x) {
+  return x;
+}
+
+#define STRNN_CELL_INLINE __device__ __forceinline__
+#include "../common/cell.h"
+
+// An Elman cell whose activation is known when it runs.
+struct AnyElman {
+  static constexpr int kGates = 1, kBlocks = 1;
+};
+
+// Calls f with the cell of a kind.
+template <typename F>
+void with_gates(int kind, const F& f) {
+  kind == kGru ? f(GruCell{}) : kind == kLstm ? f(LstmCell{}) : f(AnyElman{});
+}
+
 }  // namespace strnn::cuda

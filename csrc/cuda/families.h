@@ -13,7 +13,7 @@ template <typename A>
 SweepSizes sizes_of(const A& a, Dtype dtype) {
   constexpr bool kIsBackward = std::is_same_v<A, SweepBackward>;
   const Program& program = a.program;
-  return {a.B, a.N, a.D, a.C, a.H, a.K, program.G, program.S, dtype, kIsBackward};
+  return {a.B, a.N, a.D, a.C, a.H, a.K, program.G, program.S, dtype, kIsBackward, a.cell, a.mean};
 }
 
 // The families run the sweep itself. What they do not fuse comes apart: u before it (then x holds
@@ -30,7 +30,20 @@ struct BackwardStates {
   float* dw_ih = nullptr;  // [D][H][C]
   float* dbias = nullptr;  // [D][H]
   void* dx = nullptr;      // a copy of du in the storage type, or null
+  // level alone, in the computed type: of gated cells, whose du (then da) and q have the rows of a
+  // bias and of w_hh for each of H units, dm, the gradient of what was carried to a node; and of
+  // means [D][N], what a node counts for each of its predecessors, or null.
+  void* dm = nullptr;
+  void* factors = nullptr;
 };
+
+// da of a gated cell is in the order of a bias in one piece, of which dbias is the sum and dw_ih
+// has the first rows: of a gru r, z, n of the input, n of the state. Where in it row k of w_hh (G
+// H) is.
+__host__ __device__ constexpr int64_t state_column(int64_t k, int64_t H, int64_t gates,
+                                                   int64_t bias_rows) {
+  return k < (gates - 1) * H ? k : k + (bias_rows - gates) * H;
+}
 
 void sweep_forward_row(const SweepForward&, const Plan&, void* stream);
 void sweep_backward_row(const SweepBackward&, const BackwardStates&, const Plan&, void* stream);
@@ -47,8 +60,9 @@ void sweep_forward_cluster(const SweepForward&, Dtype, const Plan&, void* weight
 void sweep_backward_cluster(const SweepBackward&, const BackwardStates&, Dtype, const Plan&,
                             void* weights, void* stream);
 
-// level; h is not null.
-void sweep_forward_level(const SweepForward&, Dtype, const Plan&, void* stream);
+// level; h is not null, of an lstm in a type that is computed in c is neither. kept: (B, N, D, H),
+// what is carried, of gated cells in 16 bits.
+void sweep_forward_level(const SweepForward&, Dtype, void* kept, const Plan&, void* stream);
 void sweep_backward_level(const SweepBackward&, const BackwardStates&, Dtype, const Plan&,
                           void* stream);
 

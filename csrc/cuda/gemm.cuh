@@ -325,13 +325,14 @@ void reduce(const Reduce& r, void* stream) {
          stream, r);
 }
 
-// dx[b,n] = sum over (d, j) of du[b,n,d,j] w_ih[d,j].
+// dx[b,n] = sum over (d, j) of du[b,n,d,j] w_ih[d,j], all rows j of w_ih; du may have more.
 template <typename S, typename Du>
 void input_gradient(const SweepBackward& a, const Du* du, void* stream) {
-  const int64_t state = a.D * a.H;
-  Gemm dx{a.B * a.N, a.C, state, state, 1, 1, {}, {}, {}};
-  dx.a = {du, state, 0, 1, 0};
-  dx.b = {a.w_ih.first, 1, 0, a.C, 0};
+  const int64_t rows = gates_of(a.cell) * a.H, width = bias_rows_of(a.cell) * a.H;
+  const bool is_dense = rows == width;
+  Gemm dx{a.B * a.N, a.C, a.D * rows, is_dense ? a.D * rows : rows, 1, 1, {}, {}, {}};
+  dx.a = {du, a.D * width, is_dense ? 0 : width, 1, 0};
+  dx.b = {a.w_ih.first, 1, is_dense ? 0 : rows * a.C, a.C, 0};
   dx.out = {a.dx, a.C, 0, 0};
   gemm<Du, S, S>(dx, stream);
 }

@@ -158,7 +158,8 @@ std::optional<Plan> plan_cluster(const SweepSizes& z, const Device& device) {
 
 Plan plan_level(const SweepSizes& z, const Device& device) {
   const int64_t tiles =  // of a direction and an average group
-      ceil_div(ceil_div(z.N, z.G) * z.B, kLevelTile) * ceil_div(z.H, kLevelTile);
+      ceil_div(ceil_div(z.N, z.G) * z.B, kLevelTile) *
+      ceil_div(z.H, level_units(z.cell, z.is_backward));
   Plan plan{};
   plan.kind = LevelPlan{};
   plan.threads = kLevelThreads;
@@ -243,8 +244,10 @@ RowLayout RowLayout::of(const SweepSizes& z, const Plan& plan, int rows) {
 }
 
 Plan plan_sweep(const SweepSizes& z, const Device& device) {
+  const bool is_plain = z.cell < kNumActivations && !z.mean;
   const auto may_be = [&](Family family) {
-    return device.only < 0 || device.only == static_cast<int64_t>(family);
+    return (is_plain || family == Family::kLevel) &&
+           (device.only < 0 || device.only == static_cast<int64_t>(family));
   };
   std::optional<Plan> plan;
   if (may_be(Family::kRow)) plan = plan_row(z, device);
@@ -252,8 +255,9 @@ Plan plan_sweep(const SweepSizes& z, const Device& device) {
   if (!plan && may_be(Family::kCluster)) plan = plan_cluster(z, device);
   if (plan) return *plan;
   if (!may_be(Family::kLevel))
-    throw std::runtime_error("strnn_cuda: the kernels asked for do not take a sweep with H = " +
-                             std::to_string(z.H));
+    throw std::runtime_error(
+        "strnn_cuda: the kernels asked for do not take a sweep with H = " + std::to_string(z.H) +
+        (is_plain ? "" : ", nor gated cells, nor means over predecessors: level does"));
   const Plan level = plan_level(z, device);
   if (z.N * z.B > INT32_MAX)
     throw std::runtime_error("strnn_cuda: a sweep with N = " + std::to_string(z.N) + " and B = " +

@@ -10,11 +10,14 @@
 //                rows of B), W shared out over the registers of its CTAs.
 //   level        all others, any graph, width, dtype: a launch per group, tiles of (node, row)
 //                pairs and hidden units.
+//
+// Gated cells, and means over predecessors, go by levels.
 #pragma once
 #include <cstdint>
 #include <variant>
 
 #include "../common/dtype.h"
+#include "../common/sweep.h"
 
 namespace strnn::cuda {
 
@@ -35,6 +38,8 @@ struct SweepSizes {
   int64_t B, N, D, C, H, K, G, S;
   Dtype dtype;
   bool is_backward;
+  int cell = 0;
+  bool mean = false;
 };
 
 // row: the widths that its registers hold, what its tables encode, the nodes of a step and the
@@ -114,6 +119,10 @@ constexpr int kLevelTile = 32;
 constexpr int kLevelDepth = 64;
 constexpr int kLevelLd = 36;  // of a row of four-element pieces, in different banks
 constexpr int kLevelItemBytes = 24;
+// Hidden units of a tile: forward a gated cell has four blocks of pre-activations of each.
+constexpr int level_units(int cell, bool is_backward) {
+  return cell < kNumActivations || is_backward ? kLevelTile : kLevelTile / 4;
+}
 
 struct ClusterLayout {
   int64_t sums, parts, staged, slots;

@@ -7,6 +7,10 @@
 //   dw_ih = sum_bn du (x) x,  dbias = sum_bn du,  dx = sum_d du w_ih
 //   e = sum of du where h0 entered:  dh0 = e w_hh,  dw_hh += e (x) h0
 //
+// Of gated cells da and dm (common/cell.h) take the place of du: q has the rows of w_hh, and e too;
+// the sum of dm where c0, or a gru's h0, entered is its gradient, or is added to it. With a mean a
+// successor counts as much as its own predecessors leave it.
+//
 // Where the family of the plan does not add them up itself, the sweep writes du and q, and the
 // sums, which have no serial chain, follow over the whole device (gemm.cuh), each in parts that are
 // added up in their order: bitwise repeatable, no atomics.
@@ -21,10 +25,11 @@
 namespace strnn::cuda {
 namespace {
 
-// e[b,d] = sum of du[b,n,d] over the nodes where h0 entered, in the order of the program.
+// e[b,d] = sum of du[b,n,d] over the nodes where h0 entered, in the order of the program: `gates`
+// blocks of H, from rows that have `blocks` (state_column).
 struct Entered {
   Program program;
-  int64_t B, H;
+  int64_t B, H, gates, blocks;
   const int32_t* entry;
   const void* du;
   void* e;
@@ -32,19 +37,20 @@ struct Entered {
 
 template <typename Du, typename T>
 __global__ void __launch_bounds__(128) sum_entered_kernel(const Entered a) {
-  const int64_t N = a.program.N, D = a.program.D;
+  const int64_t N = a.program.N, D = a.program.D, columns = a.gates * a.H, width = a.blocks * a.H;
   const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at >= a.B * D * a.H) return;
-  const int64_t j = at % a.H, d = at / a.H % D, b = at / a.H / D;
-  const Du* du = static_cast<const Du*>(a.du) + (b * N * D + d) * a.H + j;
+  if (at >= a.B * D * columns) return;
+  const int64_t j = at % columns, d = at / columns % D, b = at / columns / D;
+  const Du* du = static_cast<const Du*>(a.du) + (b * N * D + d) * width +
+                 state_column(j, a.H, a.gates, a.blocks);
   T sum = 0;
   if (a.entry) {
     const int64_t n = a.entry[b * D + d];
-    if (n >= 0 && n < N) sum = to_acc(du[n * D * a.H]);
+    if (n >= 0 && n < N) sum = to_acc(du[n * D * width]);
   } else {
     for (int64_t i = 0; i < N; ++i)
       if (a.program.num_succ[d * N + i] == 0)
-        sum += to_acc(du[a.program.node[d * N + i] * D * a.H]);
+        sum += to_acc(du[a.program.node[d * N + i] * D * width]);
   }
   static_cast<T*>(a.e)[at] = sum;
 }
@@ -60,7 +66,8 @@ struct Scratch {
   using T = acc_t<S>;
   S* dh;
   Du *du, *q;
-  T *e, *dw_hh, *dw_ih, *dbias;
+  T *dm, *factors, *e, *dw_hh, *dw_ih, *dbias;
+  T* dh0;  // [2]: through the product, and through what is carried
   int64_t parts_hh, parts_ih, parts_bias;
   bool sums_input;  // the sweep leaves the parts of dw_ih and dbias
   void* projection;
@@ -68,33 +75,40 @@ struct Scratch {
 
   Scratch(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& device,
           Workspace& workspace) {
-    const int64_t states = a.B * a.N * a.D * a.H, rows = a.B * a.N;
+    const int64_t states = a.B * a.N * a.D * a.H, rows = a.B * a.N, first = a.B * a.D * a.H;
+    const int64_t gates = gates_of(a.cell), blocks = bias_rows_of(a.cell), GH = gates * a.H;
     dh = workspace.take<S>(a.ds && !plan.projects ? states : 0);
     projection = workspace.take<char>(
         a.ds ? sparse_projection_backward_workspace(projection_of(a, nullptr), dtype, device) : 0);
     const bool is_du_in_dx = std::is_same_v<S, Du> && a.C == 0 && a.dx;
     const bool is_du_needed =
         (a.C && (a.dx || !plan.sums_input)) || a.h0 || plan.family() == Family::kLevel;
-    du = is_du_in_dx ? static_cast<Du*>(a.dx) : workspace.take<Du>(is_du_needed ? states : 0);
-    q = workspace.take<Du>(plan.sums_states ? 0 : states);
-    e = workspace.take<T>(a.h0 ? a.B * a.D * a.H : 0);
+    du = is_du_in_dx ? static_cast<Du*>(a.dx)
+                     : workspace.take<Du>(is_du_needed ? blocks * states : 0);
+    q = workspace.take<Du>(plan.sums_states ? 0 : gates * states);
+    const bool is_gated = a.cell >= kNumActivations;
+    dm = workspace.take<T>(is_gated ? states : 0);
+    factors = workspace.take<T>(a.mean ? a.D * a.N : 0);
+    e = workspace.take<T>(a.h0 ? gates * first : 0);
+    dh0 = workspace.take<T>(is_gated && (a.h0 || a.c0) ? 2 * first : 0);
     cluster_weights = workspace.take<char>(cluster_weights_bytes(a.D, a.H, plan));
     sums_input = plan.sums_input;
     const auto parts = [&](bool sums, int64_t tiles) {
       return sums ? plan.ctas : choose_splits(tiles * a.D, rows, device);
     };
-    parts_hh = parts(plan.sums_states, gemm_tiles<Du, S>(a.H, a.H));
-    parts_ih = parts(sums_input, gemm_tiles<Du, S>(a.H, a.C));
-    parts_bias = parts(sums_input, gemm_tiles<float, float>(a.H, 1));
-    dw_hh = workspace.take<T>((parts_hh + 1) * a.D * a.H * a.H);
-    dw_ih = workspace.take<T>(a.dw_ih ? parts_ih * a.D * a.H * a.C : 0);
-    dbias = workspace.take<T>(a.dbias ? parts_bias * a.D * a.H : 0);
+    parts_hh = parts(plan.sums_states, gemm_tiles<Du, S>(GH, a.H));
+    parts_ih = parts(sums_input, gemm_tiles<Du, S>(GH, a.C));
+    parts_bias = parts(sums_input, gemm_tiles<float, float>(blocks * a.H, 1));
+    dw_hh = workspace.take<T>((parts_hh + 1) * a.D * GH * a.H);
+    dw_ih = workspace.take<T>(a.dw_ih ? parts_ih * a.D * GH * a.C : 0);
+    dbias = workspace.take<T>(a.dbias ? parts_bias * a.D * blocks * a.H : 0);
   }
 
   // What the sweep is to write.
   BackwardStates states(const SweepBackward& a, const void* dh) const {
     BackwardStates to{dh, du, q};
     if (!a.C && static_cast<const void*>(du) != a.dx) to.dx = a.dx;
+    to.dm = dm, to.factors = factors;
     if constexpr (std::is_same_v<T, float>) {
       if (!q) to.dw_hh = dw_hh;
       if (sums_input) to.dw_ih = dw_ih, to.dbias = dbias;
@@ -107,53 +121,65 @@ struct Scratch {
 template <typename S, typename Du>
 void run_sums(const SweepBackward& a, const Scratch<S, Du>& scratch, void* stream) {
   using T = acc_t<S>;
-  const int64_t B = a.B, D = a.D, C = a.C, H = a.H, rows = B * a.N, weights = D * H * H;
-  const int64_t state = D * H;
+  const int64_t B = a.B, D = a.D, C = a.C, H = a.H, rows = B * a.N, state = D * H;
+  const int64_t gates = gates_of(a.cell), blocks = bias_rows_of(a.cell);
+  const int64_t GH = gates * H, weights = D * GH * H;
   const auto over_rows = [&](int64_t M, int64_t N, int64_t parts) {
     return Gemm{M, N, rows, std::max<int64_t>(1, rows), D, parts, {}, {}, {}};
   };
-  const Operand du{scratch.du, 1, 0, state, H};
+  const Operand du{scratch.du, 1, 0, blocks * state, blocks * H};
 
   if (scratch.q) {
-    Gemm hh = over_rows(H, H, scratch.parts_hh);
-    hh.a = {scratch.q, 1, 0, state, H};
+    Gemm hh = over_rows(GH, H, scratch.parts_hh);
+    hh.a = {scratch.q, 1, 0, gates * state, GH};
     hh.b = {a.h, 1, 0, state, H};
-    hh.out = {scratch.dw_hh, H, H * H, weights};
+    hh.out = {scratch.dw_hh, H, GH * H, weights};
     gemm<Du, S, T>(hh, stream);
   }
+  const auto sum_entered = [&](auto* from, int64_t gates, int64_t blocks, T* to) {
+    using From = std::remove_pointer_t<decltype(from)>;
+    launch("sum_entered", sum_entered_kernel<From, T>,
+           dim3(static_cast<unsigned>((B * gates * state + 127) / 128)), 128, 0, stream,
+           Entered{a.program, B, H, gates, blocks, a.entry, from, to});
+  };
+  T* const dm0 = scratch.dh0 + B * state;
+  if (scratch.dh0) sum_entered(scratch.dm, 1, 1, dm0);
+  if (a.dc0) reduce<S>({B * state, a.cell == kLstm, dm0, a.dc0}, stream);  // or zeros
   if (a.h0) {
-    const int64_t count = B * state;
-    launch("sum_entered", sum_entered_kernel<Du, T>,
-           dim3(static_cast<unsigned>((count + 127) / 128)), 128, 0, stream,
-           Entered{a.program, B, H, a.entry, scratch.du, scratch.e});
-    Gemm entered{H, H, B, std::max<int64_t>(1, B), D, 1, {}, {}, {}};
-    entered.a = {scratch.e, 1, 0, state, H};
+    sum_entered(scratch.du, gates, blocks, scratch.e);
+    Gemm entered{GH, H, B, std::max<int64_t>(1, B), D, 1, {}, {}, {}};
+    entered.a = {scratch.e, 1, 0, gates * state, GH};
     entered.b = {a.h0, 1, 0, state, H};
-    entered.out = {scratch.dw_hh + scratch.parts_hh * weights, H, H * H, weights};
+    entered.out = {scratch.dw_hh + scratch.parts_hh * weights, H, GH * H, weights};
     gemm<T, S, T>(entered, stream);
-    Gemm dh0{B, H, H, H, D, 1, {}, {}, {}};
-    dh0.a = {scratch.e, state, 0, 1, H};
-    dh0.b = {a.w_hh.first, 1, 0, H, H * H};
-    dh0.out = {a.dh0, state, H, 0};
-    if (a.dh0) gemm<T, S, S>(dh0, stream);
+    Gemm dh0{B, H, GH, GH, D, 1, {}, {}, {}};
+    dh0.a = {scratch.e, gates * state, 0, 1, GH};
+    dh0.b = {a.w_hh.first, 1, 0, H, GH * H};
+    dh0.out = {scratch.dh0 ? scratch.dh0 : a.dh0, state, H, 0};
+    if (a.dh0 && scratch.dh0) {
+      gemm<T, S, T>(dh0, stream);
+      reduce<S>({B * state, a.cell == kGru ? 2 : 1, scratch.dh0, a.dh0}, stream);
+    } else if (a.dh0) {
+      gemm<T, S, S>(dh0, stream);
+    }
   }
   reduce<S>({weights, scratch.parts_hh + (a.h0 ? 1 : 0), scratch.dw_hh, a.dw_hh}, stream);
   if (a.dbias) {
-    Gemm bias = over_rows(H, 1, scratch.parts_bias);
+    Gemm bias = over_rows(blocks * H, 1, scratch.parts_bias);
     bias.a = du;
     bias.b = {nullptr, 1, 0, 0, 0};
-    bias.out = {scratch.dbias, 1, H, state};
+    bias.out = {scratch.dbias, 1, blocks * H, blocks * state};
     if (!scratch.sums_input) gemm<Du, S, T>(bias, stream);
-    reduce<S>({state, scratch.parts_bias, scratch.dbias, a.dbias}, stream);
+    reduce<S>({blocks * state, scratch.parts_bias, scratch.dbias, a.dbias}, stream);
   }
   if (a.dw_ih) {
-    Gemm ih = over_rows(H, C, scratch.parts_ih);
+    Gemm ih = over_rows(GH, C, scratch.parts_ih);
     ih.a = du;
     ih.b = {a.x, 1, 0, C, 0};
-    ih.out = {scratch.dw_ih, C, H * C, state * C};
+    ih.out = {scratch.dw_ih, C, GH * C, gates * state * C};
     ih.live_b = a.mask;
     if (!scratch.sums_input) gemm<Du, S, T>(ih, stream);
-    reduce<S>({state * C, scratch.parts_ih, scratch.dw_ih, a.dw_ih}, stream);
+    reduce<S>({gates * state * C, scratch.parts_ih, scratch.dw_ih, a.dw_ih}, stream);
   }
   if (C && a.dx) input_gradient<S>(a, scratch.du, stream);
 }

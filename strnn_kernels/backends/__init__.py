@@ -34,8 +34,8 @@ class Backend:
         order: the traversal order of the sweep programs it follows.
         has_tf32: whether it can make products of float32 of TF32, and so has to be told if it may.
             Asking torch takes 1 of the 14 us of a small call: other backends do without.
-        has_cells: whether it has gated cells, means over predecessors, h_n and c_n, and takes a
-            weight for each direction.
+        gives_last: whether its ops give h_n and c_n, and take a weight for each direction. Else
+            h_n and c_n are taken from h and c, and weights are stacked.
     """
 
     name: str
@@ -44,16 +44,14 @@ class Backend:
     unavailable: str | None
     order: str = "levels"
     has_tf32: bool = False
-    has_cells: bool = False
+    gives_last: bool = False
 
     @property
     def namespace(self) -> str:
         """The dispatcher namespace of its ops."""
         return f"strnn_{self.name}"
 
-    def refusals(
-        self, device: torch.device, dtype: torch.dtype, needs_cells: bool = False
-    ) -> list[str]:
+    def refusals(self, device: torch.device, dtype: torch.dtype) -> list[str]:
         """Why it does not take tensors of this device and dtype; empty: it does.
 
         Tensors without data (meta) are taken by all: they ask for shapes alone.
@@ -66,8 +64,6 @@ class Backend:
         if self.dtypes is not None and dtype not in self.dtypes:
             known = ", ".join(str(d).removeprefix("torch.") for d in self.dtypes)
             reasons.append(f"takes {known}, got {str(dtype).removeprefix('torch.')}")
-        if needs_cells and not self.has_cells and self.name != "reference":
-            reasons.append("has no kernels for gru, lstm and reduce='mean'")
         return reasons
 
 
@@ -84,9 +80,9 @@ BACKENDS = {
             triton.DTYPES,
             triton.UNAVAILABLE,
             has_tf32=True,
-            has_cells=True,
+            gives_last=True,
         ),
-        Backend("cpu", ("cpu",), _FLOATS, native.CPU_UNAVAILABLE, has_cells=True),
+        Backend("cpu", ("cpu",), _FLOATS, native.CPU_UNAVAILABLE, gives_last=True),
         Backend("reference", None, None, None),
     )
 }
@@ -99,7 +95,7 @@ class _Requested(threading.local):
 
 
 _requested = _Requested()
-_chosen: dict[tuple[str, torch.device, torch.dtype, bool], Backend] = {}
+_chosen: dict[tuple[str, torch.device, torch.dtype], Backend] = {}
 
 
 def backends() -> dict[str, str | None]:
@@ -134,35 +130,32 @@ def _available(name: str) -> Backend:
     return backend
 
 
-def select(op: str, device: torch.device, dtype: torch.dtype, needs_cells: bool = False) -> Backend:
+def select(op: str, device: torch.device, dtype: torch.dtype) -> Backend:
     """The backend for a call: the one requested, or the fastest that accepts it.
 
     Args:
         op: the caller's name, for the error.
         device: where the tensors are.
         dtype: their dtype.
-        needs_cells: whether it is for a gated cell, or a mean over predecessors.
 
     Raises:
         BackendError: none accepts; one line per backend says why. "reference" is never chosen
             unless it is asked for, since it is much slower.
     """
     name = _requested.name or os.environ.get("STRNN_BACKEND", "")
-    backend = _chosen.get((name, device, dtype, needs_cells))
-    return _choose(op, name, device, dtype, needs_cells) if backend is None else backend
+    backend = _chosen.get((name, device, dtype))
+    return _choose(op, name, device, dtype) if backend is None else backend
 
 
-def _choose(
-    op: str, name: str, device: torch.device, dtype: torch.dtype, needs_cells: bool
-) -> Backend:
+def _choose(op: str, name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     candidates = (
         [_available(name)] if name else [b for b in BACKENDS.values() if b.name != "reference"]
     )
     refusals = []
     for backend in candidates:
-        reasons = backend.refusals(device, dtype, needs_cells)
+        reasons = backend.refusals(device, dtype)
         if not reasons:
-            _chosen[name, device, dtype, needs_cells] = backend
+            _chosen[name, device, dtype] = backend
             return backend
         refusals.append(f"  {backend.name}: {'; '.join(reasons)}")
     if not name:

@@ -60,7 +60,7 @@ def replace_rnns(module: nn.Module) -> Replaced:
         ours = next((to for of, to in _CLASSES.items() if isinstance(layer, of)), None)
         if ours is None:
             continue
-        reason = ours._refusal(layer) or _no_backend(ours, layer)
+        reason = ours._refusal(layer) or _no_backend(layer)
         if reason:
             replaced.left[name] = reason
         else:
@@ -69,10 +69,10 @@ def replace_rnns(module: nn.Module) -> Replaced:
     return replaced
 
 
-def _no_backend(ours: type[nn.Module], layer: nn.RNNBase) -> str | None:
+def _no_backend(layer: nn.RNNBase) -> str | None:
     weight: Any = layer.weight_ih_l0
     try:
-        select("replace_rnns", weight.device, weight.dtype, ours is not RNN)
+        select("replace_rnns", weight.device, weight.dtype)
     except BackendError as error:
         return str(error)
     return None

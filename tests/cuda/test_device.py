@@ -13,7 +13,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", testing.ELMAN_CASES, ids=str)
+@pytest.mark.parametrize("case", testing.CONFORMANCE, ids=str)
 def test_matches_reference(case, dtype):
     case = case.smooth() if dtype.itemsize == 2 else case
     inputs = case.inputs(dtype=dtype)
@@ -24,7 +24,7 @@ def test_matches_reference(case, dtype):
     expected.check({name: value.cpu() for name, value in actual.items()}, "cuda")
 
 
-@pytest.mark.parametrize("case", testing.ELMAN_CASES[:12], ids=str)
+@pytest.mark.parametrize("case", testing.CONFORMANCE[:12], ids=str)
 def test_is_repeatable(case):
     moved = {name: value.cuda() for name, value in case.inputs().items()}
     with sk.use_backend("cuda"):

@@ -135,6 +135,18 @@ def test_without_a_cluster_wide_states_go_level_by_level(changes):
     assert (found["family"], found["cluster"]) == ("level", 1)
 
 
+@pytest.mark.parametrize("dtype, H", [("float32", 30), ("bfloat16", 30), ("bfloat16", 512)])
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_gated_cells_and_means_go_level_by_level(dtype, H, is_backward):
+    kind = dict(dtype=dtype, H=H, is_backward=is_backward)
+    assert plan(**kind)["family"] != "level"
+    gru, lstm = (plan(**kind, cell=cell) for cell in (4, 5))
+    mean = plan(**kind, mean=True)
+    assert gru["family"] == lstm["family"] == mean["family"] == "level"
+    # Forward, a tile has a quarter of the units.
+    assert (lstm["ctas"] > mean["ctas"]) == (not is_backward and mean["ctas"] < 132)
+
+
 def test_unknown_dtype():
     with pytest.raises(ValueError, match="dtype must be float32"):
         plan(dtype="int8")

@@ -123,8 +123,7 @@ def write(to: Writer, case: Case, dtype: torch.dtype) -> None:
     exact, same = expected.exact, expected.same_dtype
     is_gated, is_projection = case.op == "gated_sweep", case.op == "sparse_projection"
     cell = CELLS.index("identity") if is_gated else case.code
-    mean = case.reduce == "mean" or (case.reduce is None and case.cell != "elman")
-    to.start(case, dtype, cell, mean and case.op == "spatial_rnn")
+    to.start(case, dtype, cell, case.mean and case.op == "spatial_rnn")
     names = {name: name if is_projection else FIELDS.get(name, name) for name in inputs}
     for name, value in inputs.items():
         if name == "bias" and isinstance(case, ModuleCase):

@@ -22,6 +22,7 @@ from strnn_kernels.backends import BACKENDS, Backend, use_backend
 from strnn_kernels.backends import triton as triton_backend
 from strnn_kernels.backends.triton import launch
 from strnn_kernels.composed import program_of
+from strnn_kernels.notation import CELLS, saved
 from tests.ptx import decode
 from tests.triton import aot
 
@@ -32,6 +33,8 @@ FAMILIES = ("row", "tensor_core", "cluster", "level")
 H100 = (90, 132, 227 * 1024, 228 * 1024)
 A100 = (80, 108, 163 * 1024, 164 * 1024)
 GAP = 4096
+#: Outputs that a gated sweep has none of.
+_NO_OUTPUTS = {"s": None, "c": None, "saved": None}
 
 
 @contextmanager
@@ -39,7 +42,7 @@ def running(executed) -> Iterator[None]:
     """The package's functions run on `executed`, which has the ops of the schema as methods."""
     backend = Backend(
         "ptx", ("cpu",), tuple(DTYPES), None,
-        has_tf32=executed.has_tf32, has_cells=executed.has_cells,
+        has_tf32=executed.has_tf32, gives_last=executed.gives_last,
     )  # fmt: skip
     if backend.name not in registration._OPS:
         registration._OPS[backend.name] = registration._register(backend)
@@ -74,7 +77,7 @@ class Cuda:
         offset: elements between an aligned place and the first of each tensor.
     """
 
-    has_cells = has_tf32 = False
+    gives_last = has_tf32 = False
 
     def __init__(self, built, device=H100, family: str | None = None, seed=1, offset=0):
         library, self._files = built
@@ -153,69 +156,73 @@ class Cuda:
 
     # --- the ops of strnn_kernels.schema ---
 
-    def _sweep(self, x, w_ih, bias, w_hh, mask, h0, entry, projection, tables, cell):
+    def _sweep(self, x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, tables, cell, mean):
         """Sizes and inputs of one sweep; weights as lists of one."""
         w_ih, bias, w_hh = (w[0] if w else None for w in (w_ih, bias, w_hh))
-        (B, N), (D, H) = x.shape[:2], w_hh.shape[:2]
+        (B, N), (D, _, H) = x.shape[:2], w_hh.shape
         C = 0 if w_ih is None else w_ih.shape[2]
         K = 0 if projection is None else projection.shape[1]
-        names = ("x", "w_ih", "bias", "w_hh", "mask", "h0", "entry", "projection", "table")
+        names = ("x", "w_ih", "bias", "w_hh", "mask", "h0", "c0", "entry", "projection", "table")
         table, (groups, slots) = tables
-        values = (x, w_ih, bias, w_hh, mask, h0, entry, projection, table)
-        sizes = (B, N, D, C, H, K, cell, groups, slots, table.numel())
+        values = (x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, table)
+        sizes = (B, N, D, C, H, K, cell, mean, groups, slots, table.numel())
         return sizes, dict(zip(names, values, strict=True))
 
     def sweep_fwd(self, x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, program, _reversed,
                   sizes, cell, mean, keep_h, keep_c, keep_last, save, allow_tf32):  # fmt: skip
         n, given = self._sweep(
-            x, w_ih, bias, w_hh, mask, h0, entry, projection,
-            program_of(x, w_hh, program, sizes, 0), cell,
+            x, w_ih, bias, w_hh, mask, h0, c0, entry, projection,
+            program_of(x, w_hh, program, sizes, 0), cell, mean,
         )  # fmt: skip
         B, N, D, _, H, K = n[:6]
         wanted = {
             "h": (B, N, D, H) if keep_h else None,
             "pre": None,
             "s": (B, D, K, H) if K else None,
+            "c": (B, N, D, H) if keep_c and CELLS[cell] == "lstm" else None,
+            "saved": (B, N, D, saved(cell) * H) if save and saved(cell) else None,
         }
         made = self.call("sweep", n, given | {"gate": None}, wanted, x.dtype)
-        results = [x.new_empty(0) if made[k] is None else made[k] for k in ("h", "s")]
-        return *results, *(x.new_empty(0) for _ in range(4))
+        h, s, c, kept = (
+            x.new_empty(0) if made[k] is None else made[k] for k in ("h", "s", "c", "saved")
+        )
+        return h, s, c, x.new_empty(0), x.new_empty(0), kept
 
-    def sweep_bwd(self, dh, ds, dc, dh_n, dc_n, x, h, saved, w_ih, bias, w_hh, mask, h0, c0, entry,
+    def sweep_bwd(self, dh, ds, dc, dh_n, dc_n, x, h, kept, w_ih, bias, w_hh, mask, h0, c0, entry,
                   projection, reversed_program, sizes, cell, mean, need_dx,
                   allow_tf32):  # fmt: skip
         n, given = self._sweep(
-            x, w_ih, bias, w_hh, mask, h0, entry, projection,
-            program_of(x, w_hh, reversed_program, sizes, 2), cell,
+            x, w_ih, bias, w_hh, mask, h0, c0, entry, projection,
+            program_of(x, w_hh, reversed_program, sizes, 2), cell, mean,
         )  # fmt: skip
         of = {"dx": x if need_dx else None}
-        of |= {"d" + k: given[k] for k in ("w_ih", "bias", "w_hh", "h0", "projection")}
+        of |= {"d" + k: given[k] for k in ("w_ih", "bias", "w_hh", "h0", "c0", "projection")}
         given |= {"h": h, "dh": dh, "ds": ds, "gate": None, "pre": None}
+        given |= {"saved": kept if kept.numel() else None, "dc": dc}
         wanted = {"dgate": None} | {k: None if t is None else t.shape for k, t in of.items()}
         made = self.call("sweep_backward", n, given, wanted, x.dtype)
-        *results, dprojection = (x.new_empty(0) if made[k] is None else made[k] for k in of)
-        return *results, x.new_empty(0), dprojection
+        return tuple(x.new_empty(0) if made[k] is None else made[k] for k in of)
 
     def gated_sweep_fwd(self, g, gate, w, program, reversed_program, sizes, allow_tf32=False):
         n, given = self._gated(g, w, program, sizes[:2])
-        wanted = {"h": g.shape, "pre": None, "s": None}
+        wanted = {"h": g.shape, "pre": None} | _NO_OUTPUTS
         return self.call("sweep", n, given | {"gate": gate}, wanted, g.dtype)["h"]
 
     def gated_sweep_bwd(self, dy, y, g, gate, w, program, reversed_program, sizes,
                         allow_tf32=False):  # fmt: skip
         n, given = self._gated(g, w, program, sizes[:2])
-        wanted = {"h": None, "pre": g.shape, "s": None}
+        wanted = {"h": None, "pre": g.shape} | _NO_OUTPUTS
         pre = self.call("sweep", n, given | {"gate": gate}, wanted, g.dtype)["pre"]
         n, given = self._gated(g, w, reversed_program, sizes[2:])
-        given |= {"h": y, "dh": dy, "ds": None, "gate": gate, "pre": pre}
+        given |= {"h": y, "dh": dy, "ds": None, "gate": gate, "pre": pre, "saved": None, "dc": None}
         wanted = {"dgate": g.shape, "dx": g.shape, "dw_ih": None, "dbias": None, "dw_hh": w.shape}
-        wanted |= {"dh0": None, "dprojection": None}
+        wanted |= {"dh0": None, "dc0": None, "dprojection": None}
         made = self.call("sweep_backward", n, given, wanted, g.dtype)
         return made["dx"], made["dgate"], made["dw_hh"]
 
     def _gated(self, g, w, table, sizes):
-        nothing = (None,) * 4
-        return self._sweep(g, [], [], [w], *nothing, (table, sizes), 0)
+        nothing = (None,) * 5
+        return self._sweep(g, [], [], [w], *nothing, (table, sizes), 0, False)
 
     def sparse_projection_fwd(self, h, weight):
         (B, N, D, H), K = h.shape, weight.shape[1]
@@ -255,7 +262,7 @@ class Triton:
         edit: changes the PTX before it is decoded.
     """
 
-    has_cells = has_tf32 = True
+    gives_last = has_tf32 = True
 
     def __init__(self, architecture: int, multiprocessors: int = 132, seed: int = 1, edit=None):
         self._architecture, self._multiprocessors = architecture, multiprocessors

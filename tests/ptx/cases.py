@@ -39,6 +39,14 @@ GATED = (
     "gru-line-mask", "gru-sum-no-bias", "lstm-corner-mask", "lstm-sum", "elman-mean", "gru-t9",
     "lstm-states", "lstm-lengths", "lstm-carry-lengths",
 )  # fmt: skip
+#: Every cell over units in one tile and in several, one to four predecessors, and every option.
+CELLS = tuple(
+    testing.find(name)
+    for name in (
+        "gru-corner", "gru-line-mask", "gru-sum-no-bias", "gru-lengths-h0", "lstm-corner-mask",
+        "lstm-sum", "lstm-states", "lstm-lengths", "elman-mean",
+    )
+)  # fmt: skip
 GATED_IN_16_BITS = ("gru-causal", "lstm-states", "lstm-sum")
 #: Every shape of the tensor_core family (1, 2, 4, 8 and 16 units of columns), rows of each
 #: alignment, one to four predecessors, and every option of the ops.

@@ -9,22 +9,26 @@ import pytest
 import torch
 
 import strnn_kernels as sk
-from strnn_kernels import testing
-from strnn_kernels.notation import ACTIVATIONS
+from strnn_kernels import notation, testing
 from tests.ptx.backend import A100, H100, Cuda, running
-from tests.ptx.cases import ROWS, SEED, SMALL, TENSOR
+from tests.ptx.cases import CELLS, ROWS, SEED, SMALL, TENSOR
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 #: Few multiprocessors: tiles of several rows, CTAs that take several tiles in turn.
 FEW = (90, 2, 227 * 1024, 228 * 1024)
 ONE = (80, 1, 160 * 1024, 8 * 1024)
 LEVEL = (80, 1, 64 * 1024, 64 * 1024)
+LSTM = notation.CELLS.index("lstm")
 #: So little shared memory that a CTA has fewer rows, then no projection, then all go by levels.
 LIMITS = (48 * 1024, 24 * 1024, 20 * 1024)
 #: A family, a dtype it takes, and the width of its kernels.
 FAMILIES = (
     ("row", F32), ("tensor_core", BF16), ("cluster", BF16), ("level", F32),
 )  # fmt: skip
+MASKED_CELLS = [
+    (testing.find("gru-line-mask"), "level", F32),
+    (testing.find("lstm-corner-mask"), "level", BF16),
+]  # fmt: skip
 
 
 def check(machine, case, dtype=None, *, gradients=True):
@@ -39,14 +43,23 @@ def of_type(case, dtype):
     return case.smooth() if dtype.itemsize == 2 else case
 
 
-@pytest.mark.parametrize("case", testing.ELMAN_CASES, ids=str)
+@pytest.mark.parametrize("case", testing.CONFORMANCE, ids=str)
 def test_matches_reference(case, cuda):
     check(Cuda(cuda), case)
 
 
-@pytest.mark.parametrize("case", testing.ELMAN_CASES, ids=str)
+@pytest.mark.parametrize("case", testing.CONFORMANCE, ids=str)
 def test_matches_reference_in_16_bits(case, cuda):
     check(Cuda(cuda, A100, seed=2), case.smooth(), BF16)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("dtype", [F64, F16, BF16, F32], ids=str)
+@pytest.mark.parametrize("case", CELLS, ids=str)
+def test_cells(case, dtype, gradients, cuda, wanted):
+    """Tiles of several items and of units beyond the width, one after the other."""
+    wanted(gradients == (dtype in (F64, F16)))
+    check(Cuda(cuda, LEVEL, seed=15), case, dtype, gradients=gradients)
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -145,8 +158,9 @@ def test_inference_keeps_only_the_projection(family, cuda):
     check(Cuda(cuda, family=family, seed=12), case, BF16, gradients=False)
 
 
-@pytest.mark.parametrize("family, dtype", FAMILIES)
-@pytest.mark.parametrize("case", SMALL[:2], ids=str)
+@pytest.mark.parametrize(
+    "case, family, dtype", [(c, *f) for c in SMALL[:2] for f in FAMILIES] + MASKED_CELLS, ids=str
+)
 def test_is_repeatable(case, family, dtype, cuda):
     """The same bits whatever the order in which lanes, warps and blocks run."""
     inputs, results = case.inputs(dtype=dtype), []
@@ -156,10 +170,13 @@ def test_is_repeatable(case, family, dtype, cuda):
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
-@pytest.mark.parametrize("family, dtype", FAMILIES)
-def test_what_a_masked_node_holds_does_not_leak(family, dtype, cuda):
+@pytest.mark.parametrize(
+    "case, family, dtype",
+    [(testing.find("corner-mask"), *f) for f in FAMILIES] + MASKED_CELLS,
+    ids=str,
+)
+def test_what_a_masked_node_holds_does_not_leak(case, family, dtype, cuda):
     """NaN at masked nodes reaches neither outputs nor gradients."""
-    case = testing.find("corner-mask")
     inputs = case.inputs(dtype=dtype)
     spoilt = inputs | {"x": torch.where(inputs["mask"][..., None], inputs["x"], torch.nan)}
     with running(Cuda(cuda, family=family)):
@@ -198,7 +215,7 @@ def test_mixed_pairs(name, family, dtype, forward, backward, cuda):
     case = testing.find(name)
     t = case.inputs(dtype=dtype)
     u, w, inputs = t["u"], t["w"], {"h0": t["h0"], "mask": t.get("mask")}
-    topology, cell = case.topology, ACTIVATIONS.index(case.activation)
+    topology, cell = case.topology, notation.ACTIVATIONS.index(case.activation)
     program, back = topology.program("levels"), topology.reversed().program("levels")
     sizes = [program.num_groups, program.num_slots, back.num_groups, back.num_slots]
     tables = (program.table(u.device), back.table(u.device), sizes)
@@ -211,6 +228,96 @@ def test_mixed_pairs(name, family, dtype, forward, backward, cuda):
             )
         )
     testing.Expected.of(case, t).check({"output": h, "du": du, "dw": dw, "dh0": dh0}, "mixed")
+
+
+@pytest.mark.parametrize("forward, backward", [("cpu", "ptx"), ("ptx", "cpu")])
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("name", ["gru-line-mask", "lstm-corner-mask", "gru-sum-no-bias"])
+def test_mixed_pairs_of_cells(name, dtype, forward, backward, cuda):
+    """What a gated cell saves is the same."""
+    case = testing.find(name)
+    t = case.inputs(dtype=dtype)
+    inputs = {n: t.get(n) for n in ("w_ih", "bias", "mask", "projection")}
+    topology = case.topology
+    program, back = topology.program("levels"), topology.reversed().program("levels")
+    sizes = [program.num_groups, program.num_slots, back.num_groups, back.num_slots]
+    tables = (program.table(t["x"].device), back.table(t["x"].device), sizes)
+    given = (t["x"], t["w_hh"], tables, case.code)
+    with running(Cuda(cuda)):
+        ops = {b: getattr(torch.ops, f"strnn_{b}") for b in (forward, backward)}
+        h, s, *_, saved = ops[forward].sweep_fwd(
+            *testing.sweep_arguments(*given, mean=case.mean, save=True, **inputs)
+        )
+        output, name = (s, "ds") if case.K else (h, "dh")
+        inputs[name] = case.output_gradient(output)
+        dx, dw_ih, dbias, dw_hh, _, _, dprojection = ops[backward].sweep_bwd(
+            *testing.sweep_backward_arguments(
+                t["x"], h, *given[1:], mean=case.mean, saved=saved, **inputs
+            )
+        )
+    found = {
+        "output": output, "dx": dx, "dw_ih": dw_ih, "dbias": dbias, "dw_hh": dw_hh,
+        "dprojection": dprojection,
+    }  # fmt: skip
+    testing.Expected.of(case, t).check({n: v for n, v in found.items() if v.numel()}, "mixed")
+
+
+def test_means_enter_in_the_middle(cuda):
+    """h0 and c0 at a node of several predecessors are no part of the mean, in the raw op."""
+    topology = sk.Topology.grid(2, 2)
+    x, w_ih, w_hh, h0, c0 = (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(0)) / 2
+        for shape in ((2, 4, 3), (4, 20, 3), (4, 20, 5), (2, 4, 5), (2, 4, 5))
+    )
+    entry = torch.tensor([[3, 2, 1, 0], [0, 3, 4, -1]], dtype=torch.int32)
+    program, back = topology.program("levels"), topology.reversed().program("levels")
+    sizes = [program.num_groups, program.num_slots, back.num_groups, back.num_slots]
+    tables = (program.table(x.device), back.table(x.device), sizes)
+    given = {"w_ih": w_ih, "h0": h0, "c0": c0, "entry": entry, "mean": True}
+    with running(Cuda(cuda)):
+        found = {}
+        for name in ("cpu", "ptx"):
+            ops, cell = getattr(torch.ops, f"strnn_{name}"), LSTM
+            h, *_, saved = ops.sweep_fwd(
+                *testing.sweep_arguments(x, w_hh, tables, cell, save=True, **given)
+            )
+            slopes = ops.sweep_bwd(
+                *testing.sweep_backward_arguments(
+                    x, h, w_hh, tables, cell, dh=torch.ones_like(h), dc=h, saved=saved, **given
+                )
+            )
+            found[name] = (h, *slopes)
+    for ours, theirs in zip(found["ptx"], found["cpu"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["row", "tensor_core", "cluster"])
+@pytest.mark.parametrize("name", ["gru-t9", "elman-mean"])
+def test_families_refuse_what_they_lack(name, family, cuda):
+    case = testing.find(name)
+    with (
+        running(Cuda(cuda, family=family)),
+        pytest.raises(RuntimeError, match=r"do not take .* gated cells, nor means"),
+    ):
+        case.run(sk, case.inputs(dtype=F32 if family == "row" else BF16))
+
+
+@pytest.mark.parametrize("name", ["GRU", "LSTM"])
+def test_layers(name, cuda):
+    """h_n and c_n are taken from h and c, lists of weights are stacked."""
+    torch.manual_seed(0)
+    theirs = getattr(torch.nn, name)(3, 5, bidirectional=True, batch_first=True)
+    ours = getattr(sk, name)(3, 5, bidirectional=True, batch_first=True)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 4, 3)
+    with running(Cuda(cuda)):
+        found = torch.utils._pytree.tree_leaves(ours(x))
+        sum(t.square().sum() for t in found).backward()
+    expected = torch.utils._pytree.tree_leaves(theirs(x))
+    sum(t.square().sum() for t in expected).backward()
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_gradcheck(cuda):

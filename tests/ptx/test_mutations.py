@@ -344,9 +344,57 @@ MUTATIONS = {
     ),
     "level-second-predecessor-left-out": (
         "level.cu",
-        "item.end - item.begin > 1",
-        "item.end - item.begin > 2",
+        "item.end - item.begin > (factors ? 0 : 1)",
+        "item.end - item.begin > (factors ? 0 : 2)",
         "diamond",
+    ),
+    "level-carry-left-out": (
+        "level.cu",
+        "T m[1] = {pass.reduced(add(0, item, item.begin,",
+        "T m[1] = {pass.reduced(add(0, item, item.end,",
+        "gru-line-mask",
+    ),
+    "level-first-carry-left-out": (
+        "pass.cuh",
+        "return Cell::kCarry == Carry::kState ? a.h0 : a.c0;",
+        "return Cell::kCarry == Carry::kState ? a.h0 : nullptr;",
+        "lstm-states",
+    ),
+    "level-factor-left-out": (
+        "level.cu",
+        "sum += factors ? factors[d * a.N + n] * y : y;",
+        "sum += y;",
+        "elman-mean",
+    ),
+    "level-wrong-gate-of-a-product": (
+        "level.cu",
+        "w_own[(block * H + of_block) * weight_j",
+        "w_own[((block ^ 1) * H + of_block) * weight_j",
+        "lstm-states",
+    ),
+    "level-wrong-gate-of-an-input": (
+        "pass.cuh",
+        "u[kOfInput * H]",
+        "u[(kOfInput + 1) % Cell::kGates * H]",
+        "gru-line-mask",
+    ),
+    "level-no-gap-before-the-new-gate": (
+        "families.h",
+        "return k < (gates - 1) * H ? k : k + (bias_rows - gates) * H;",
+        "return k;",
+        "gru-line-mask",
+    ),
+    "level-saved-in-another-order": (
+        "pass.cuh",
+        "saved[k * H] = from_acc<S>(values[k]);",
+        "saved[k * H] = from_acc<S>(values[4 - k]);",
+        "lstm-states",
+    ),
+    "level-gradient-at-masked-nodes": (
+        "pass.cuh",
+        "static_cast<T*>(to.dm)[at] = is_off ? T(0) : gradient.m;",
+        "static_cast<T*>(to.dm)[at] = gradient.m;",
+        "lstm-corner-mask",
     ),
 }
 
@@ -354,7 +402,8 @@ MUTATIONS = {
 #: cluster, of a level.
 IN_CI = (
     "row-without-sync", "row-wait-off-by-one", "cluster-barrier", "cluster-wrong-rank",
-    "level-barrier-after-the-copies", "level-units-beyond-the-width",
+    "level-barrier-after-the-copies", "level-units-beyond-the-width", "level-carry-left-out",
+    "level-factor-left-out", "level-wrong-gate-of-a-product",
 )  # fmt: skip
 #: The kernels that a mutation is about, by the beginning of its name: the only family that may be
 #: chosen, the dtype that it is shown in, and the limits of the device. Two multiprocessors, so that

@@ -236,7 +236,7 @@ def calls_of(case: Case, dtype: torch.dtype, precision: str) -> Iterator[Callabl
         "has_mask": case.has_mask or case.has_lengths, "has_h0": case.has_h0,
         "has_entry": case.has_h0 and case.has_lengths,
         "has_c0": case.has_c0, "keep_c": case.returns_carry, "cell": case.code,
-        "mean": case.reduce == "mean" or (case.reduce is None and case.cell != "elman"),
+        "mean": case.mean,
         "precision": precision,
     }  # fmt: skip
     make = partial(call, topology=case.topology, dtype=dtype, **sizes, **options)

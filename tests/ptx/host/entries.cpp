@@ -26,14 +26,14 @@ int64_t guarded(const F& f) {
 
 Device device_of(const int64_t* d) { return {d[0], d[1], d[2], d[3], d[4], d[5]}; }
 
-// sizes: B N D C H K cell groups slots numel
+// sizes: B N D C H K cell mean groups slots numel
 void fill(Sweep& a, Program& program, const int64_t* n, const void* const* in) {
   a.B = n[0], a.N = n[1], a.D = n[2], a.C = n[3], a.H = n[4], a.K = n[5];
-  a.cell = static_cast<int>(n[6]);
+  a.cell = static_cast<int>(n[6]), a.mean = n[7] != 0;
   a.x = in[0], a.w_ih = {in[1], 0}, a.bias = {in[2], 0}, a.w_hh = {in[3], 0},
-  a.mask = static_cast<const uint8_t*>(in[4]), a.h0 = in[5];
-  a.entry = static_cast<const int32_t*>(in[6]), a.projection = in[7];
-  program = Program::over(static_cast<const int32_t*>(in[8]), n[9], a.N, a.D, n[7], n[8]);
+  a.mask = static_cast<const uint8_t*>(in[4]), a.h0 = in[5], a.c0 = in[6];
+  a.entry = static_cast<const int32_t*>(in[7]), a.projection = in[8];
+  program = Program::over(static_cast<const int32_t*>(in[9]), n[10], a.N, a.D, n[8], n[9]);
 }
 
 }  // namespace
@@ -41,29 +41,30 @@ void fill(Sweep& a, Program& program, const int64_t* n, const void* const* in) {
 extern "C" {
 const char* host_error() { return error.c_str(); }
 
-// in: x w_ih bias w_hh mask h0 entry projection table gate; out: h pre s
+// in: x w_ih bias w_hh mask h0 c0 entry projection table gate; out: h pre s c saved
 int64_t host_sweep(const int64_t* n, const void* const* in, void* const* out, int dtype,
                    const int64_t* device, void* workspace) {
   return guarded([&]() -> int64_t {
     SweepForward a{};
     fill(a, a.program, n, in);
-    a.gate = in[9], a.h = out[0], a.pre = out[1], a.s = out[2];
+    a.gate = in[10], a.h = out[0], a.pre = out[1], a.s = out[2], a.c = out[3], a.saved = out[4];
     if (!workspace) return sweep_workspace(a, static_cast<Dtype>(dtype), device_of(device));
     sweep(a, static_cast<Dtype>(dtype), device_of(device), workspace, nullptr);
     return 0;
   });
 }
 
-// in: the first nine of host_sweep, h dh ds gate pre; out: dgate dx dw_ih dbias dw_hh dh0
-// dprojection
+// in: the first ten of host_sweep, h dh ds gate pre saved dc; out: dgate dx dw_ih dbias dw_hh dh0
+// dc0 dprojection
 int64_t host_sweep_backward(const int64_t* n, const void* const* in, void* const* out, int dtype,
                             const int64_t* device, void* workspace) {
   return guarded([&]() -> int64_t {
     SweepBackward a{};
     fill(a, a.program, n, in);
-    a.h = in[9], a.dh = in[10], a.ds = in[11], a.gate = in[12], a.pre = in[13];
+    a.h = in[10], a.dh = in[11], a.ds = in[12], a.gate = in[13], a.pre = in[14], a.saved = in[15],
+    a.dc = in[16];
     a.dgate = out[0], a.dx = out[1], a.dw_ih = out[2], a.dbias = out[3], a.dw_hh = out[4],
-    a.dh0 = out[5], a.dprojection = out[6];
+    a.dh0 = out[5], a.dc0 = out[6], a.dprojection = out[7];
     if (!workspace)
       return sweep_backward_workspace(a, static_cast<Dtype>(dtype), device_of(device));
     sweep_backward(a, static_cast<Dtype>(dtype), device_of(device), workspace, nullptr);

@@ -222,6 +222,7 @@ struct SweepInputs {
     STD_TORCH_CHECK(w_ih_.empty() || C > 0, Backend::kName, ": w_ih must have a column, got C = 0");
     STD_TORCH_CHECK(!w_ih_.empty() || bias_.empty(), Backend::kName,
                     ": bias needs w_ih: without it x is u itself");
+    STD_TORCH_CHECK(!c0_ || cell_ == kLstm, Backend::kName, ": c0 is what an lstm carries");
   }
 
   Shape states() const { return {B, N, D, H}; }

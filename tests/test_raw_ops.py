@@ -80,11 +80,11 @@ def program_of(topology):
     return topology_tables(topology, torch.device("cpu"), "levels")
 
 
-def sweep(x, w_hh, w_ih=None, bias=None, projection=None, *, tables=None, sizes=None):
+def sweep(x, w_hh, w_ih=None, bias=None, projection=None, *, tables=None, sizes=None, **given):
     program, reversed_program, known = tables or program_of(sk.Topology.grid(2, 3))
     tables = (program, reversed_program, known if sizes is None else sizes)
     return ops.sweep_fwd(
-        *sweep_arguments(x, w_hh, tables, 1, w_ih=w_ih, bias=bias, projection=projection)
+        *sweep_arguments(x, w_hh, tables, 1, w_ih=w_ih, bias=bias, projection=projection, **given)
     )
 
 
@@ -123,6 +123,12 @@ def test_weights_without_columns_do_not_make_x_the_pre_activation():
         sweep(torch.randn(2, 6, 0), w_hh, torch.randn(4, 5, 0))
     with pytest.raises(RuntimeError, match="bias needs w_ih"):
         sweep(torch.randn(2, 6, 4, 5), w_hh, bias=torch.randn(4, 5))
+
+
+def test_c0_of_a_cell_that_carries_none():
+    """Its gradient would be what happens to lie there."""
+    with pytest.raises(RuntimeError, match="c0 is what an lstm carries"):
+        sweep(torch.randn(2, 6, 4, 5), torch.randn(4, 5, 5), c0=torch.randn(2, 4, 5))
 
 
 @pytest.mark.parametrize("name", ["x", "w_ih", "w_hh", "projection"])

@@ -68,7 +68,7 @@ struct RowLayout {
 
 // tensor_core: what its registers hold, its tables encode, and the inputs under way at a time.
 constexpr int64_t kTensorMaxNodes = 32767;  // and slots: 16 bits each
-constexpr int kTensorRing = 4;
+constexpr int kTensorRing = 3;        // with 4, two CTAs of an image's sweep would not fit on an SM
 constexpr int kTensorStreams = 2;     // inputs of the shape of the states
 constexpr int kTensorSumsSteps = 8;   // most units of a state whose dw_hh stays in registers
 constexpr int64_t kTensorSumsC = 15;  // and inputs whose dw_ih does: a unit, with one for dbias

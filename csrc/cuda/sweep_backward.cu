@@ -144,7 +144,7 @@ void run_sums(const SweepBackward& a, const Scratch<S, Du>& scratch, void* strea
   };
   T* const dm0 = scratch.dh0 + B * state;
   if (scratch.dh0) sum_entered(scratch.dm, 1, 1, dm0);
-  if (a.dc0) reduce<S>({B * state, a.cell == kLstm, dm0, a.dc0}, stream);  // or zeros
+  if (a.dc0) reduce<S>({B * state, 1, dm0, a.dc0}, stream);
   if (a.h0) {
     sum_entered(scratch.du, gates, blocks, scratch.e);
     Gemm entered{GH, H, B, std::max<int64_t>(1, B), D, 1, {}, {}, {}};

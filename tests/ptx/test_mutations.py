@@ -105,10 +105,16 @@ MUTATIONS = {
         "  }\n  Out* out = static_cast<Out*>(g.out.data) + part ",
         "corner-mask",
     ),
+    "reduce-barrier": (
+        "gemm.cuh",
+        "  sums[threadIdx.x] = sum;\n  __syncthreads();\n",
+        "  sums[threadIdx.x] = sum;\n",
+        "corner-4x3-states",
+    ),
     "partial-sum-left-out": (
         "gemm.cuh",
-        "part < r.parts; ++part",
-        "part + 1 < r.parts; ++part",
+        "part < r.parts; part += kReduceWarps",
+        "part + 1 < r.parts; part += kReduceWarps",
         "corner-4x3-states",
     ),
     "tensor-wrong-fragment": (

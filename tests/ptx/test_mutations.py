@@ -409,7 +409,6 @@ MUTATIONS = {
 IN_CI = (
     "row-without-sync", "row-wait-off-by-one", "cluster-barrier", "cluster-wrong-rank",
     "level-barrier-after-the-copies", "level-units-beyond-the-width", "level-carry-left-out",
-    "level-factor-left-out", "level-wrong-gate-of-a-product",
 )  # fmt: skip
 #: The kernels that a mutation is about, by the beginning of its name: the only family that may be
 #: chosen, the dtype that it is shown in, and the limits of the device. Two multiprocessors, so that

@@ -224,8 +224,8 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "deap": lambda root: _deap(root, pickled=False),
     "deap_pickled": lambda root: _deap(root, pickled=True),
     "recola": _recola,
-    "mtl": _mtl,
     "faces": _faces,
+    "mtl": _mtl,
 }
 
 #: Targets that try one reader share its count.
@@ -340,7 +340,7 @@ def test_damage_is_finite_or_refused(tmp_path, limited):
     code = "sys.path.insert(0, sys.argv[3]); import test_fuzz; test_fuzz.main(*sys.argv[4:])"
     here = Path(__file__).parent
     names = list(TARGETS)
-    shares = names[::2], names[1::2]  # side by side
+    shares = names[::2], names[1::2]  # side by side, of about the same time
 
     def run(share):
         return limited(code, here, tmp_path, COUNT, *share, mebibytes=768, seconds=900)

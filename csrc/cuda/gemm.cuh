@@ -308,8 +308,8 @@ struct Reduce {
 };
 
 // to[i] = sum over parts: warp w of a CTA adds up parts w, w + kReduceWarps, .. of 32 outputs, in
-// their order and with 8 loads under way, then the sums of the warps are added up in theirs. A part
-// of SEED's 288 is a latency of memory away: 5 rounds of it instead of 72.
+// their order and 8 at a time, then the sums of the warps are added up in theirs. SEED's 288 parts
+// are 36 for a warp: 5 latencies of memory, by count, not measured.
 constexpr int kReduceWarps = 8;
 template <typename S>
 __global__ void __launch_bounds__(32 * kReduceWarps) reduce_kernel(const Reduce r) {

@@ -52,12 +52,14 @@ class Build:
 
     @property
     def missing(self) -> str | None:
-        """What to install, or None."""
+        """What to install or build before, or None."""
         tools = {self.compiler[0], *(way[0] for way in self.under)}
         lacking = [tool for tool in sorted(tools) if shutil.which(tool) is None]
-        if not lacking:
-            return None
-        return f"{', '.join(lacking)} not found: apt-get install {self.packages}"
+        if lacking:
+            return f"{', '.join(lacking)} not found: apt-get install {self.packages}"
+        if self.made and not any(self.made.rglob("dispatch.o")):
+            return "its objects were not built: make test-sanitize builds and runs it"
+        return None
 
 
 _SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")

@@ -10,6 +10,7 @@ import torch
 
 import strnn_kernels as sk
 from strnn_kernels import notation, testing
+from strnn_kernels.registration import topology_tables
 from tests.ptx.backend import A100, H100, Cuda, running
 from tests.ptx.cases import CELLS, ROWS, SEED, SMALL, TENSOR
 
@@ -216,9 +217,7 @@ def test_mixed_pairs(name, family, dtype, forward, backward, cuda):
     t = case.inputs(dtype=dtype)
     u, w, inputs = t["u"], t["w"], {"h0": t["h0"], "mask": t.get("mask")}
     topology, cell = case.topology, notation.ACTIVATIONS.index(case.activation)
-    program, back = topology.program("levels"), topology.reversed().program("levels")
-    sizes = [program.num_groups, program.num_slots, back.num_groups, back.num_slots]
-    tables = (program.table(u.device), back.table(u.device), sizes)
+    tables = topology_tables(topology, u.device, "levels")
     with running(Cuda(cuda, family=family)):
         ops = {b: getattr(torch.ops, f"strnn_{b}") for b in (forward, backward)}
         h = ops[forward].sweep_fwd(*testing.sweep_arguments(u, w, tables, cell, **inputs))[0]
@@ -238,10 +237,7 @@ def test_mixed_pairs_of_cells(name, dtype, forward, backward, cuda):
     case = testing.find(name)
     t = case.inputs(dtype=dtype)
     inputs = {n: t.get(n) for n in ("w_ih", "bias", "mask", "projection")}
-    topology = case.topology
-    program, back = topology.program("levels"), topology.reversed().program("levels")
-    sizes = [program.num_groups, program.num_slots, back.num_groups, back.num_slots]
-    tables = (program.table(t["x"].device), back.table(t["x"].device), sizes)
+    tables = topology_tables(case.topology, t["x"].device, "levels")
     given = (t["x"], t["w_hh"], tables, case.code)
     with running(Cuda(cuda)):
         ops = {b: getattr(torch.ops, f"strnn_{b}") for b in (forward, backward)}
@@ -270,9 +266,7 @@ def test_means_enter_in_the_middle(cuda):
         for shape in ((2, 4, 3), (4, 20, 3), (4, 20, 5), (2, 4, 5), (2, 4, 5))
     )
     entry = torch.tensor([[3, 2, 1, 0], [0, 3, 4, -1]], dtype=torch.int32)
-    program, back = topology.program("levels"), topology.reversed().program("levels")
-    sizes = [program.num_groups, program.num_slots, back.num_groups, back.num_slots]
-    tables = (program.table(x.device), back.table(x.device), sizes)
+    tables = topology_tables(topology, x.device, "levels")
     given = {"w_ih": w_ih, "h0": h0, "c0": c0, "entry": entry, "mean": True}
     with running(Cuda(cuda)):
         found = {}

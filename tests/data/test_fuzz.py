@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -198,7 +199,8 @@ def _photographs(root: Path) -> Target:
     frames = [Image.fromarray(np.full((16, 16), 40 * k, np.uint8)) for k in range(3)]
     frames[0].save(root / "data" / names[1], save_all=True, append_images=frames[1:])
     frames[1].save(root / "data" / names[2])
-    spec = mock.patch.object(photographs, "find_spec", lambda name: mock.Mock(origin=root / "x"))
+    place = SimpleNamespace(origin=root / "x")
+    spec = mock.patch.object(photographs, "find_spec", lambda name: place)
 
     def read(skip_bad: bool) -> Iterator[np.ndarray]:
         with spec:
@@ -215,8 +217,8 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "sewa": _sewa,
     "avec": _avec,
     "aff_wild2": _aff_wild2,
-    "ck_plus": _ck_plus,
     "afew": _afew,
+    "ck_plus": _ck_plus,
     "images": _images,
     "photographs": _photographs,
     "seed_v": _seed_v,

@@ -15,11 +15,12 @@ import torch
 from tqdm import tqdm
 
 from bench import compare, measure, roofline, table, whole_model
-from bench.contestants import MODULES, OPTIONAL_PEERS, PEERS, Backend, Contestant
+from bench.contestants import MODULES, OPTIONAL_PEERS, PEERS, Backend, Contestant, Older
 from bench.scaling import AXES
 from strnn_kernels.testing import BENCHMARKS, Case
 from strnn_kernels.topology import Topology
 
+ROOT = Path(__file__).resolve().parent.parent
 SCALING_PEERS = ("wavefront", "nn.RNN")
 WHOLE_MODEL = "whole_model"
 SCHEMA = 1
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     modes = measure.MODES if options.mode == "both" else (options.mode,)
     cases = select_cases(options.cases)
     contestants = select_contestants(options.backends, options.peers, options.cases)
+    if options.older is not None:
+        contestants.append(Older(options.older.resolve()))
     budget = options.seconds / (8 if options.quick else 1)
     about = machine()
     peaks = roofline.measure_peaks(options.threads)
@@ -40,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         "schema": SCHEMA,
         "machine": about,
         "commit": commit(),
+        "older": options.older and commit(options.older),
         "peaks": peaks.as_json(),
         "host_us": [],
         "whole_model": [],
@@ -108,6 +112,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=["default"],
         help=f"{', '.join(repr(p.name) for p in PEERS)}; 'default' leaves out "
         f"{', '.join(map(repr, OPTIONAL_PEERS))}; 'all'; nothing for none",
+    )
+    parser.add_argument(
+        "--older",
+        type=Path,
+        help="one more contestant: a checkout with an older build (setup.py build_ext --inplace)",
     )
     parser.add_argument("--mode", choices=(*measure.MODES, "both"), default="both")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
@@ -232,9 +241,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """Short hash of the checkout, with a plus sign if files differ from it."""
-    root = Path(__file__).resolve().parent.parent
+def commit(root: Path = ROOT) -> str:
+    """Short hash of a checkout, with a plus sign if files differ from it."""
 
     def git(*command: str) -> str:
         done = subprocess.run(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from bench.peers import jax_scan, onnx_rnn
+from bench.peers import jax_scan, older, onnx_rnn
 from bench.peers.cell_loop import CellLoop, CellLoopOverTime
 from bench.peers.torch_rnn import LayerOverTime
 from bench.peers.wavefront import Wavefront, level
@@ -33,6 +38,7 @@ class Runner:
         output: what `forward` returned -> the output in the layout of the op.
         gradients: what `step` returned -> gradients by name ("dx", ..).
         around: entered before timing, around all calls.
+        seconds: of a call, from a mode and a number of calls, for who runs in another process.
     """
 
     forward: Callable[[], Any]
@@ -42,6 +48,7 @@ class Runner:
     around: Callable[[], contextlib.AbstractContextManager[Any]] = field(
         default=contextlib.nullcontext
     )
+    seconds: Callable[[str, int], float] | None = None
 
 
 class Contestant(Protocol):
@@ -427,6 +434,64 @@ def _use_threads_of_torch() -> int:
     finally:
         os.sched_setaffinity(0, allowed)
     return threads
+
+
+@dataclass(frozen=True)
+class Older:
+    """The CPU backend of an older commit, built in the folder of its checkout.
+
+    It runs in a process of its own. Its samples alternate with the others', and its clock runs
+    beside its calls.
+    """
+
+    folder: Path
+    name: str = "older build"
+    is_peer: bool = True
+    modes: tuple[str, ...] = MODES
+
+    def refusal(self, case: Case) -> str | None:
+        """What the call needs and the older function has no argument for."""
+        call = case.bind(_Arguments(), {})()
+        return self._ask("lacks", case.op, list(call))
+
+    def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
+        """The call's arguments go over; a topology as what makes it."""
+        call = case.bind(_Arguments(), inputs)()
+        graph = case.graph if call.pop("topology", None) is not None else None
+        names = list(leaves_of(inputs))
+        self._ask("prepare", torch.get_num_threads(), case.op, call, graph, names, dy)
+        return Runner(
+            forward=lambda: self._ask("run", "inference", 1)[1],
+            step=lambda: self._ask("run", "training", 1)[1],
+            output=lambda out: out,
+            gradients=gradients_by_name(names),
+            seconds=lambda mode, calls: self._ask("run", mode, calls)[0],
+        )
+
+    @cached_property
+    def _process(self) -> subprocess.Popen[bytes]:
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-P", older.__file__, str(self.folder)]
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe)
+        atexit.register(process.communicate)  # which ends it
+        return process
+
+    def _ask(self, *request: Any) -> Any:
+        to, back = self._process.stdin, self._process.stdout
+        assert to is not None and back is not None
+        pickle.dump(request, to)
+        to.flush()
+        error, result = pickle.load(back)  # noqa: S301  (of a process of our own)
+        if error is not None:
+            raise RuntimeError(error)
+        return result
+
+
+class _Arguments:
+    """A module whose functions return their arguments."""
+
+    def __getattr__(self, name: str) -> Any:
+        return dict
 
 
 PEERS: tuple[Contestant, ...] = (

@@ -80,7 +80,8 @@ def section(
         f"Python {about['python']}, commit {result['commit']}. FMA peak of one core "
         f"{peaks['fma_gflops']:.0f} GFLOP/s ({peaks['fma_how']}); an sgemm of 1024 x 1024 reaches "
         f"{peaks['sgemm_gflops'] / peaks['fma_gflops']:.0%} of it. Copy, {copies}. "
-        f"Load before the run: {about['load_before']}.",
+        f"Load before the run: {about['load_before']}."
+        + (f" The older build is of commit {result['older']}." if result.get("older") else ""),
     ]
     axes = [axis for axis in AXES if any(r["case"].startswith(axis + "=") for r in rows)]
     page += [line for axis in axes for line in scaling(rows, axis, name, plots)]

@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ import torch
 import strnn_kernels as sk
 from bench import __main__ as bench
 from bench import compare, gpu_peers, gpu_report, gpu_run, measure, profile, report, roofline
-from bench.contestants import Backend, Runner
+from bench.contestants import Backend, Older, Runner
 from strnn_kernels.testing import Case
 from strnn_kernels.topology import Topology
 
@@ -106,6 +107,34 @@ def test_wrong_numbers_are_not_timed():
     rows = measure.measure_case(CASE, [Wrong("cpu")], threads=1, budget=0.01, peaks=peaks)
     assert len(rows) == 2 and all(r["status"].startswith("wrong: ") for r in rows)
     assert not any("median_ms" in r for r in rows)
+
+
+GRID = dataclasses.replace(CASE, graph=partial(Topology.grid, 3, 4))
+CHAIN = Case(
+    "chain", "temporal_rnn", partial(Topology.chain, 5), B=3, C=2, H=5, has_lengths=True, cell="gru"
+)
+
+
+@pytest.mark.parametrize("case", [GRID, CHAIN], ids=str)
+def test_an_older_build_is_checked_and_timed_in_its_own_process(case):
+    older = Older(bench.ROOT)
+    peaks = roofline.Peaks(
+        100.0, 90.0, "assumed", 1.0, {1: dict.fromkeys(roofline.COPY_BYTES, 9.0)}
+    )
+    rows = measure.measure_case(case, [older], threads=1, budget=0.01, peaks=peaks)
+    assert [r["status"] for r in rows] == ["ok", "ok"]
+    assert all(r["is_peer"] and r["median_ms"] > 0 and r["peak_mb"] is None for r in rows)
+
+
+def test_what_an_older_build_lacks_is_no_failure(tmp_path):
+    (tmp_path / "strnn_kernels").mkdir()
+    (tmp_path / "strnn_kernels/__init__.py").write_text(
+        "def temporal_rnn(x, w_ih, w_hh, bias, *, activation, bidirectional): pass"
+    )
+    reason = Older(tmp_path).refusal(CHAIN)
+    assert reason == "its temporal_rnn has no cell"
+    with pytest.raises(EOFError):  # it ended, and said on standard error why
+        Older(tmp_path / "nothing").refusal(CHAIN)
 
 
 def test_work_of_a_chain():

@@ -34,7 +34,8 @@ class SweepBackwardKernel {
         terms_((cell_.gates - 1) * width_ + a.H) {
     const double flops = 2.0 * a.B * a.N * a.D * a.H * (2 * cell_.gates * (a.C + a.H) + 2 * a.K);
     tiling_ = Tiling::choose(a, a.program, flops, slot_pitch_ * sizeof(T),
-                             (ld_ + pitch_ + slot_pitch_ + 2 * ldc_) * sizeof(T), num_threads);
+                             (ld_ + pitch_ + slot_pitch_ + 2 * ldc_) * sizeof(T),
+                             a.N * std::max(a.C, a.H) * sizeof(T), num_threads);
     has_initial_ = a.h0 || a.c0;
     has_last_ = a.dh_n || a.dc_n;
     has_dx_sum_ = a.C && a.dx;
@@ -441,7 +442,7 @@ class SweepBackwardKernel {
   // loads. A block at the edge repeats its last k or node.
   void add_dprojection(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, T* dprojection,
                        const Buffers& buffers) {
-    constexpr int kRows = STRNN_VEC_BYTES == 64 ? 5 : 2, kNodes = STRNN_VEC_BYTES == 64 ? 4 : 2;
+    constexpr int kRows = 5, kNodes = kMaxTileRows > 6 ? 4 : 2;  // sums that fit the registers
     const int64_t size = tile.rows * ld_;
     for (int64_t i = begin; i < end; i += kNodes)
       for (int64_t k = 0; k < a_.K; k += kRows) {

@@ -31,7 +31,8 @@ class SweepForwardKernel {
         slot_pitch_(leading_dimension<T>((cell_.has_cell() ? 2 : 1) * width_)) {
     const double flops = 2.0 * a.B * a.N * a.D * a.H * (cell_.gates * (a.C + a.H) + a.K);
     tiling_ = Tiling::choose(a, a.program, flops, slot_pitch_ * sizeof(T),
-                             (pitch_ + slot_pitch_ + ldc_) * sizeof(T), num_threads);
+                             (pitch_ + slot_pitch_ + ldc_) * sizeof(T),
+                             a.N * (a.C ? a.C : a.H) * sizeof(T), num_threads);
     num_chunks_ = (a.N + tiling_.chunk - 1) / tiling_.chunk;
     // In the pass of the recurrent product where both add to the same blocks and its rows are
     // enough for x U^T too.

@@ -32,6 +32,8 @@
 constexpr int64_t kCacheBytes = 256 * 1024;
 // Rows that a product needs to run near its best (see gemm.h), and rows of a chunk.
 constexpr int64_t kGoodRows = kMaxTileRows;
+// Rows of a node that share what is done once for it.
+constexpr int64_t kNodeRows = 12;
 constexpr int64_t kMinChunkRows = 4 * kGoodRows, kMaxChunkRows = 256;
 // Rows that a loop over the rows of memory asks for ahead of the one it is at.
 constexpr int64_t kPrefetchRows = 16;
@@ -173,14 +175,17 @@ struct Tiling {
   int64_t num_workers;
 
   static Tiling choose(const Sweep& a, const Program& program, double flops, int64_t slot_bytes,
-                       int64_t bytes_per_chunk_row, int num_threads) {
+                       int64_t bytes_per_chunk_row, int64_t bytes_of_input_row, int num_threads) {
     const int64_t width = std::max<int64_t>(1, a.N / program.G);  // nodes of a group, on average
     // Enough rows for the products of an average group, and no more: what a tile reads and writes
     // should still be in the caches when the next direction comes, and rows of B often lie a power
     // of two apart.
     const auto rows_for = [&](int64_t product_rows) { return (product_rows + width - 1) / width; };
-    const int64_t rows = std::clamp<int64_t>(kCacheBytes / 2 / (program.S * slot_bytes),
-                                             rows_for(kGoodRows), rows_for(2 * kGoodRows));
+    // Where a tile's inputs fit, enough rows of each node too.
+    const int64_t most =
+        std::max(rows_for(2 * kGoodRows), std::min(kNodeRows, kCacheBytes / bytes_of_input_row));
+    const int64_t rows =
+        std::clamp(kCacheBytes / 2 / (program.S * slot_bytes), rows_for(kGoodRows), most);
     Tiling t;
     t.num_workers = std::clamp<int64_t>((int64_t)(flops / kFlopsPerThread), 1, num_threads);
     int64_t tiles = std::max<int64_t>(1, (a.B + rows - 1) / rows);

@@ -25,21 +25,22 @@ struct Capability {
                                      ParallelFor);
 };
 
-#if defined(__aarch64__)
-extern const Capability kNeon;
-extern const Capability kNeonBf16;
-#else
-extern const Capability kBaseline;
-#endif
-#if defined(__x86_64__)
-extern const Capability kAvx2;
-extern const Capability kAvx512;
-extern const Capability kAvx512Bf16;
-#endif
+// Of each set, in its namespace; which are compiled depends on the processor.
+#define STRNN_DECLARE(name)            \
+  namespace name {                     \
+  extern const Capability kCapability; \
+  }
+STRNN_DECLARE(baseline)
+STRNN_DECLARE(avx2)
+STRNN_DECLARE(avx512)
+STRNN_DECLARE(avx512_bf16)
+STRNN_DECLARE(neon)
+STRNN_DECLARE(neon_bf16)
+#undef STRNN_DECLARE
 
 // The best set that this machine has and that changes no promise, or the one that
-// STRNN_CPU_CAPABILITY names. Throws
-// std::runtime_error if the name is unknown or the machine lacks it.
+// STRNN_CPU_CAPABILITY names. Throws std::runtime_error if the name is unknown or the machine lacks
+// it.
 const Capability& capability();
 
 // The names of all that were compiled, the widest first: "avx512, avx2, baseline".

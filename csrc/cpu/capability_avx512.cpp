@@ -7,14 +7,5 @@ STRNN_BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi,bmi2")
 #define STRNN_VEC_BYTES 64
 #include "kernels.h"
 
-namespace strnn::cpu {
-const Capability kAvx512{"avx512",
-                         avx512::kVecBytes,
-                         avx512::sweep,
-                         avx512::sweep_backward,
-                         avx512::sparse_projection,
-                         avx512::sparse_projection_backward};
-}  // namespace strnn::cpu
-
 STRNN_END_TARGET
 #endif

@@ -47,16 +47,16 @@ std::vector<Candidate> candidates() {
 #endif
   return {
 #if defined(__x86_64__)
-      {&kAvx512Bf16, has_avx512 && __builtin_cpu_supports("avx512bf16"), true},
-      {&kAvx512, has_avx512},
-      {&kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() &&
-                   __builtin_cpu_supports("bmi2")},
+      {&avx512_bf16::kCapability, has_avx512 && __builtin_cpu_supports("avx512bf16"), true},
+      {&avx512::kCapability, has_avx512},
+      {&avx2::kCapability, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                               has_f16c() && __builtin_cpu_supports("bmi2")},
 #endif
 #if defined(__aarch64__)
-      {&kNeonBf16, has_bf16(), true},
-      {&kNeon, true},
+      {&neon_bf16::kCapability, has_bf16(), true},
+      {&neon::kCapability, true},
 #else
-      {&kBaseline, true},
+      {&baseline::kCapability, true},
 #endif
   };
 }

@@ -1,8 +1,9 @@
 // Everything that is compiled once per instruction set. A capability_<name>.cpp sets the compiler's
-// target, defines STRNN_CAPABILITY (a namespace) and STRNN_VEC_BYTES, and includes this file. The
-// standard headers come before the target is set, so that no inline function of the standard
-// library is compiled for a set that the machine may lack. The width is a macro of our own because
-// g++ reads a whole file before it obeys the target pragma: __AVX512F__ would not be defined.
+// target, defines STRNN_CAPABILITY (its name, and a namespace) and STRNN_VEC_BYTES, and includes
+// this file. The standard headers come before the target is set, so that no inline function of the
+// standard library is compiled for a set that the machine may lack. The width is a macro of our own
+// because g++ reads a whole file before it obeys the target pragma: __AVX512F__ would not be
+// defined.
 
 namespace strnn::cpu::STRNN_CAPABILITY {
 
@@ -29,22 +30,22 @@ inline void sweep(const SweepForward& a, Dtype dtype, int num_threads, ParallelF
   if (dtype == Dtype::kBFloat16 && !a.gate && !(a.cell == kRelu && a.has_backward))
     SweepForwardKernel<BFloat16, Pair>::run(a, num_threads, parallel_for);
   else
-    STRNN_BASE.sweep(a, dtype, num_threads, parallel_for);
+    STRNN_BASE::kCapability.sweep(a, dtype, num_threads, parallel_for);
 }
 inline void sweep_backward(const SweepBackward& a, Dtype dtype, int num_threads,
                            ParallelFor parallel_for) {
   if (dtype == Dtype::kBFloat16 && !a.gate)
     SweepBackwardKernel<BFloat16, Pair>::run(a, num_threads, parallel_for);
   else
-    STRNN_BASE.sweep_backward(a, dtype, num_threads, parallel_for);
+    STRNN_BASE::kCapability.sweep_backward(a, dtype, num_threads, parallel_for);
 }
 inline void sparse_projection(const SparseProjection& a, Dtype dtype, int num_threads,
                               ParallelFor parallel_for) {
-  STRNN_BASE.sparse_projection(a, dtype, num_threads, parallel_for);
+  STRNN_BASE::kCapability.sparse_projection(a, dtype, num_threads, parallel_for);
 }
 inline void sparse_projection_backward(const SparseProjectionBackward& a, Dtype dtype,
                                        int num_threads, ParallelFor parallel_for) {
-  STRNN_BASE.sparse_projection_backward(a, dtype, num_threads, parallel_for);
+  STRNN_BASE::kCapability.sparse_projection_backward(a, dtype, num_threads, parallel_for);
 }
 #else
 // Calls f(S{}) with the storage type of dtype.
@@ -84,5 +85,9 @@ inline void sparse_projection_backward(const SparseProjectionBackward& a, Dtype 
   });
 }
 #endif
+
+const Capability kCapability{
+    STRNN_NAME(STRNN_CAPABILITY), kVecBytes, sweep, sweep_backward, sparse_projection,
+    sparse_projection_backward};
 
 }  // namespace strnn::cpu::STRNN_CAPABILITY

@@ -22,6 +22,8 @@
 // these features of the processor. g++ instantiates templates after the last line and must not
 // leave the target before.
 #define STRNN_PRAGMA(...) _Pragma(#__VA_ARGS__)
+#define STRNN_QUOTE(x) #x
+#define STRNN_NAME(x) STRNN_QUOTE(x)  // what the macro x stands for, as text
 #if defined(__clang__)
 #define STRNN_BEGIN_TARGET(features) \
   STRNN_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))

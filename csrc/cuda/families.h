@@ -30,9 +30,10 @@ struct BackwardStates {
   float* dw_ih = nullptr;  // [D][H][C]
   float* dbias = nullptr;  // [D][H]
   void* dx = nullptr;      // a copy of du in the storage type, or null
-  // level alone, in the computed type: of gated cells, whose du (then da) and q have the rows of a
-  // bias and of w_hh for each of H units, dm, the gradient of what was carried to a node; and of
-  // means [D][N], what a node counts for each of its predecessors, or null.
+  // Of gated cells, whose du (then da) and q have the rows of a bias and of w_hh for each of H
+  // units, dm, the gradient of what was carried to a node, in the computed type; null where nobody
+  // asks, but not of level. Of level's means [D][N], what a node counts for each of its
+  // predecessors, or null.
   void* dm = nullptr;
   void* factors = nullptr;
 };
@@ -52,6 +53,10 @@ void sweep_backward_row(const SweepBackward&, const BackwardStates&, const Plan&
 void sweep_forward_tensor(const SweepForward&, Dtype, const Plan&, void* stream);
 void sweep_backward_tensor(const SweepBackward&, const BackwardStates&, Dtype, const Plan&,
                            void* stream);
+// The same of gated cells.
+void sweep_forward_tensor_gated(const SweepForward&, Dtype, const Plan&, void* stream);
+void sweep_backward_tensor_gated(const SweepBackward&, const BackwardStates&, Dtype, const Plan&,
+                                 void* stream);
 
 // cluster; weights: scratch for W in the order in which the CTAs of a cluster
 // load it, which no other family needs.

@@ -16,13 +16,13 @@
 // Predicted, not measured (H200 at 1.98 GHz), a step of a bidirectional chain with H = 1024, B = 64
 // in float32: 128 tiles, one per SM, 16 blocks of k each of 64 x 32 x 32 fma (0.33 us) behind a
 // latency of 0.4 us: 12 us, and 2.5 us for the launch; an ideal product would take 4 us. Narrow
-// states are bound by the launches: SEED in float64, 13 groups, 35 us. An lstm over a
+// states are bound by the launches: SEED in float64, 13 groups, 35 us. An lstm of float32 over a
 // bidirectional chain, T = 128, H = 128, B = 32: forward 32 tiles with two blocks of k, 2.5 us and
 // the launch, 0.6 ms; backward 8 tiles with eight, 7 us and the launch, 1.2 ms. So is what a CTA
-// that stays for the whole sweep would do faster, and has no family here: gated cells of up to some
-// 128 units, float32 of 129 to about 230 units, 3 us a step and more against 1 us with W in shared
-// memory, and chains of more steps than a table in shared memory holds (16 bits: 32767, float32:
-// about 13000).
+// that stays for the whole sweep would do faster, and has no family here: gated cells of float32,
+// Elman cells of float32 of 129 to about 230 units, 3 us a step and more against 1 us with W in
+// shared memory, and chains of more steps than a table in shared memory holds (16 bits: 32767,
+// float32: about 13000).
 #include "launch.cuh"
 #include "pass.cuh"
 #include "planner.h"
@@ -207,7 +207,12 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(typename Pass::Storage) 
           pass.add_first(unit, pass.first_carried(), row, pass.entry(row), item.n, count == 0,
                          j0 + column, m);
         }
-        pass.finish(row_at(item), d, j0 + column, is_off, v, m[0]);
+        T values[Pass::kValues][1];
+#pragma unroll
+        for (int b = 0; b < kBlocks; ++b)
+          values[Pass::kIsBackward ? Pass::kFirstResult : b][0] = v[b];
+        pass.add_inputs(unit, row_at(item) * H, d, j0 + column, values, m);
+        pass.finish(unit, row_at(item) * H, j0 + column, is_off, values, m);
       } else {
         const int64_t to = row_at(item) * H + j0 + column;
         T input[1] = {};
@@ -260,7 +265,8 @@ void sweep_backward_level(const SweepBackward& a, const BackwardStates& to, Dtyp
       if constexpr (decltype(cell)::kBlocks == 1)
         launch_levels("sweep_backward_level", pass, plan, stream);
       else
-        launch_levels("sweep_backward_level", CellBackward<S, decltype(cell)>{pass}, plan, stream);
+        launch_levels("sweep_backward_level", CellBackward<S, acc_t<S>, decltype(cell)>{pass}, plan,
+                      stream);
     });
   });
 }

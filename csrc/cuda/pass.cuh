@@ -152,15 +152,25 @@ template <typename F, int... kIndices>
 __device__ __forceinline__ void for_each(std::integer_sequence<int, kIndices...>, const F& f) {
   (f(std::integral_constant<int, kIndices>{}), ...);
 }
+template <typename T, int kCount>
+__device__ __forceinline__ void add(T (&v)[kCount], const T (&w)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) v[i] += w[i];
+}
 template <typename Cell>
 using BlocksOf = std::make_integer_sequence<int, Cell::kBlocks>;
 
+// v: on the way into `finish` kValues, of which those from kFirstResult on are the product; on the
+// way out the state, forward h in v[0], backward da in the order of a bias. first: element of
+// (B, N, D, H) where a node's row starts.
 template <typename S, typename Gated>
 struct CellForward : Forward<S> {
   using Cell = Gated;
   using T = acc_t<S>;
+  using V = cell_t<S>;
   using Forward<S>::a;
-  T* kept;  // (B, N, D, H): what is carried, where storage rounds it
+  static constexpr int kValues = Cell::kBlocks, kFirstResult = Cell::kBlocks - Cell::kGates;
+  T* kept = nullptr;  // (B, N, D, H): what is carried, where storage rounds it
 
   __device__ __forceinline__ const T* carried() const {
     if constexpr (!std::is_same_v<S, T>) return kept;
@@ -170,66 +180,116 @@ struct CellForward : Forward<S> {
     return Cell::kCarry == Carry::kState ? a.h0 : a.c0;
   }
 
-  // From the products with q, in v by block, to the state of unit j of `row` of (B, N, D).
-  __device__ __forceinline__ void finish(int64_t row, int d, int64_t j, bool is_off,
-                                         T (&v)[Cell::kBlocks], T m) const {
-    const int64_t H = a.H, at = row * H + j;
-    const S* u = static_cast<const S*>(a.x) + row * Cell::kGates * H + j;
+  // Adds u and the bias of the units from j on, read from global memory.
+  template <typename Units, int kCount>
+  __device__ __forceinline__ void add_inputs(const Units& units, int64_t first, int d, int64_t j,
+                                             T (&v)[kValues][kCount], T (&)[kCount]) const {
+    const int64_t H = a.H;
+    const S* u = static_cast<const S*>(a.x) + first * Cell::kGates + j;
     const S* bias = static_cast<const S*>(a.bias.first) + d * Cell::kBlocks * H + j;
     for_each(BlocksOf<Cell>{}, [&](auto block) {
       constexpr int b = decltype(block)::value, kOfBias = Cell::kBiasGate[b];
+      T input[kCount];
       if constexpr (b < Cell::kGates) {
         constexpr int kOfInput = Cell::kInputGate[b];
-        v[b] += to_acc(u[kOfInput * H]);
+        units.load(u + kOfInput * H, input);
+        add(v[b], input);
       }
-      if (a.bias.first) v[b] += to_acc(bias[kOfBias * H]);
+      if (!a.bias.first) return;
+      units.load(bias + kOfBias * H, input);
+      add(v[b], input);
     });
-    CellState<T> y = Cell::forward(v, m);
-    if (is_off) y = {};
-    if (a.saved && !is_off) {
-      T values[Cell::kSaved];
-      Cell::save(v, m, values);
-      S* saved = static_cast<S*>(a.saved) + row * Cell::kSaved * H + j;
+  }
+
+  // From pre-activations and the reduced m to the state and what is carried on, in m.
+  template <typename Units, int kCount>
+  __device__ __forceinline__ void finish(const Units& units, int64_t first, int64_t j, bool is_off,
+                                         T (&v)[kValues][kCount], T (&m)[kCount]) const {
+    const int64_t H = a.H, at = first + j;
+    T saved[Cell::kSaved][kCount];
 #pragma unroll
-      for (int k = 0; k < Cell::kSaved; ++k) saved[k * H] = from_acc<S>(values[k]);
+    for (int i = 0; i < kCount; ++i) {
+      V pre[Cell::kBlocks], values[Cell::kSaved];
+#pragma unroll
+      for (int b = 0; b < Cell::kBlocks; ++b) pre[b] = v[b][i];
+      const CellState<V> y = Cell::forward(pre, V(m[i]));
+      Cell::save(pre, V(m[i]), values);
+#pragma unroll
+      for (int k = 0; k < Cell::kSaved; ++k) saved[k][i] = T(values[k]);
+      v[0][i] = is_off ? T(0) : T(y.h);
+      m[i] = is_off ? T(0) : T(Cell::kCarry == Carry::kState ? y.h : y.c);
     }
-    static_cast<S*>(a.h)[at] = from_acc<S>(y.h);
-    if (Cell::kCarry == Carry::kCell && a.c) static_cast<S*>(a.c)[at] = from_acc<S>(y.c);
-    if (!std::is_same_v<S, T>) kept[at] = Cell::kCarry == Carry::kState ? y.h : y.c;
+    if (a.saved && !is_off)
+#pragma unroll
+      for (int k = 0; k < Cell::kSaved; ++k)
+        units.store(static_cast<S*>(a.saved) + first * Cell::kSaved + j + k * H, saved[k]);
+    if (a.h) units.store(static_cast<S*>(a.h) + at, v[0]);
+    if (Cell::kCarry == Carry::kCell && a.c) units.store(static_cast<S*>(a.c) + at, m);
+    if (!std::is_same_v<S, T> && kept) units.store(kept + at, m);
   }
 };
 
-template <typename S, typename Gated>
-struct CellBackward : Backward<S, acc_t<S>> {
+template <typename S, typename Du, typename Gated>
+struct CellBackward : Backward<S, Du> {
   using Cell = Gated;
   using T = acc_t<S>;
-  using Backward<S, T>::a;
-  using Backward<S, T>::to;
+  using V = cell_t<S>;
+  using Backward<S, Du>::a;
+  using Backward<S, Du>::to;
+  // What was saved, and t.
+  static constexpr int kValues = Cell::kSaved + 1, kFirstResult = Cell::kSaved;
 
   __device__ __forceinline__ const T* carried() const { return static_cast<const T*>(to.dm); }
 
-  // From t, and the gradient of what was carried on from there, to da and dm.
-  __device__ __forceinline__ void finish(int64_t row, int, int64_t j, bool is_off, T (&v)[1],
-                                         T m) const {
-    const int64_t H = a.H, at = row * H + j;
-    T dh = v[0], dc = 0;
-    if (to.dh) dh += to_acc(static_cast<const S*>(to.dh)[at]);
-    if (Cell::kCarry == Carry::kState) dh += m;
-    if (Cell::kCarry == Carry::kCell) {
-      dc = m;
-      if (a.dc) dc += to_acc(static_cast<const S*>(a.dc)[at]);
+  // Adds dh and dc, and reads what was saved.
+  template <typename Units, int kCount>
+  __device__ __forceinline__ void add_inputs(const Units& units, int64_t first, int, int64_t j,
+                                             T (&v)[kValues][kCount], T (&m)[kCount]) const {
+    const int64_t H = a.H;
+    T dh[kCount];
+    if (to.dh) {
+      units.load(static_cast<const S*>(to.dh) + first + j, dh);
+      add(v[kFirstResult], dh);
     }
-    const S* saved = static_cast<const S*>(a.saved) + row * Cell::kSaved * H + j;
-    T values[Cell::kSaved];
+    add_dc(units, first, j, m);
 #pragma unroll
-    for (int k = 0; k < Cell::kSaved; ++k) values[k] = to_acc(saved[k * H]);
-    const auto gradient = Cell::backward(values, to_acc(static_cast<const S*>(a.h)[at]), dh, dc);
-    T* da = static_cast<T*>(to.du) + row * Cell::kBlocks * H + j;
-    for_each(BlocksOf<Cell>{}, [&](auto block) {  // by choice: what a masked node saved may be NaN
-      constexpr int b = decltype(block)::value, kOfBias = Cell::kBiasGate[b];
-      da[kOfBias * H] = is_off ? T(0) : gradient.a[b];
-    });
-    static_cast<T*>(to.dm)[at] = is_off ? T(0) : gradient.m;
+    for (int k = 0; k < Cell::kSaved; ++k)
+      units.load(static_cast<const S*>(a.saved) + first * Cell::kSaved + j + k * H, v[k]);
+  }
+  template <typename Units, int kCount>
+  __device__ __forceinline__ void add_dc(const Units& units, int64_t first, int64_t j,
+                                         T (&m)[kCount]) const {
+    if (Cell::kCarry != Carry::kCell || !a.dc) return;
+    T dc[kCount];
+    units.load(static_cast<const S*>(a.dc) + first + j, dc);
+    add(m, dc);
+  }
+
+  // From what was saved, t, and the gradient of what was carried on from there to da and dm, in m.
+  template <typename Units, int kCount>
+  __device__ __forceinline__ void finish(const Units& units, int64_t first, int64_t j, bool is_off,
+                                         T (&v)[kValues][kCount], T (&m)[kCount]) const {
+    static_assert(Cell::kBlocks <= kValues);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      V saved[Cell::kSaved];
+#pragma unroll
+      for (int k = 0; k < Cell::kSaved; ++k) saved[k] = v[k][i];
+      constexpr bool kIsState = Cell::kCarry == Carry::kState;
+      const T dh = v[kFirstResult][i] + (kIsState ? m[i] : T(0));
+      const auto gradient = Cell::backward(saved, V{}, V(dh), V(kIsState ? T(0) : m[i]));
+      for_each(BlocksOf<Cell>{}, [&](auto block) {
+        constexpr int b = decltype(block)::value, kOfBias = Cell::kBiasGate[b];
+        v[kOfBias][i] =
+            is_off ? T(0) : T(gradient.a[b]);  // by choice, as what was saved may be NaN
+      });
+      m[i] = is_off ? T(0) : T(gradient.m);
+    }
+    if (to.du)
+#pragma unroll
+      for (int b = 0; b < Cell::kBlocks; ++b)
+        units.store(static_cast<Du*>(to.du) + first * Cell::kBlocks + b * a.H + j, v[b]);
+    if (to.dm) units.store(static_cast<T*>(to.dm) + first + j, m);
   }
 };
 

@@ -27,6 +27,7 @@ constexpr int kMaxRowsLog2 = 4;
 constexpr int64_t kRowCtasPerSm = 8;     // of all directions, at most: each leaves sums
 constexpr int64_t kTensorMaxTiles = 4;   // products of a chunk
 constexpr int64_t kTensorMaxWarps = 16;  // of an SM at a time, for want of registers
+constexpr int64_t kTensorGatedWarps = 8;
 
 int64_t array_bytes(int64_t count, int64_t element) { return (count * element + 127) / 128 * 128; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -73,20 +74,22 @@ constexpr int64_t kTensorBytesPerSm = 32;
 
 std::optional<Plan> plan_tensor_core(const SweepSizes& z, const Device& device) {
   const int64_t units = ceil_div(z.H, 16), width = ceil_div(z.N, z.G);
-  if (storage_bytes(z.dtype) != 2 || device.architecture < 80 || units > kTensorMaxSteps ||
-      z.N > kTensorMaxNodes || z.S > kTensorMaxNodes)
+  const bool is_gated = z.cell >= kNumActivations;
+  if (storage_bytes(z.dtype) != 2 || device.architecture < 80 || (z.mean && !is_gated) ||
+      units > (is_gated ? kTensorGatedSteps : kTensorMaxSteps) || z.N > kTensorMaxNodes ||
+      z.S > kTensorMaxNodes)
     return {};
   TensorPlan t{};
   t.steps = units <= 1 ? 1 : units <= 2 ? 2 : units <= 4 ? 4 : units <= 8 ? 8 : 16;
-  t.own = tensor_own(t.steps, z.is_backward);
+  t.own = is_gated ? 1 : tensor_own(t.steps, z.is_backward);
   const int warps = t.steps / t.own;
   Plan plan{};
   plan.threads = 32 * warps;
-  plan.takes_x = true;
-  plan.sums_states = z.is_backward && t.steps <= kTensorSumsSteps;
+  plan.takes_x = !is_gated;
+  plan.sums_states = z.is_backward && !is_gated && t.steps <= kTensorSumsSteps;
   plan.sums_input = plan.sums_states && z.C > 0 && z.C <= kTensorSumsC;
   const int64_t mma = t.steps * kTensorMma;
-  const int64_t issue = t.own * (kTensorIssue + mma);  // of half a product
+  const int64_t issue = gates_of(z.cell) * t.own * (kTensorIssue + mma);  // of half a product
   std::optional<Plan> best;
   int64_t lowest = 0;
   for (t.rows_log2 = kMaxRowsLog2; t.rows_log2 >= 0; --t.rows_log2) {
@@ -95,7 +98,7 @@ std::optional<Plan> plan_tensor_core(const SweepSizes& z, const Device& device) 
     // A warp alone keeps its sums in registers; several wait for each other once a chunk.
     const int64_t wanted = warps == 1 || z.N == z.G ? 1 : ceil_div(2 * width * rows, 16);
     const bool can_project =
-        z.K > 0 && z.K <= kTensorMaxK && rows <= tensor_projected_rows(t.own, t.steps);
+        !is_gated && z.K > 0 && z.K <= kTensorMaxK && rows <= tensor_projected_rows(t.own, t.steps);
     for (t.tiles = static_cast<int>(std::min(wanted, kTensorMaxTiles)); t.tiles >= 1; --t.tiles) {
       const auto fits = [&](bool projects) {
         plan.projects = projects;
@@ -110,7 +113,7 @@ std::optional<Plan> plan_tensor_core(const SweepSizes& z, const Device& device) 
       const int64_t of_chunk = std::min<int64_t>(halves, 2 * t.tiles);
       const int64_t resident =
           std::clamp<int64_t>(device.shared_per_sm / (plan.shared_bytes + 1024), 1,
-                              kTensorMaxWarps / warps) *
+                              (is_gated ? kTensorGatedWarps : kTensorMaxWarps) / warps) *
           device.num_sms;
       const int64_t tiles = ceil_div(z.B, rows), ctas = at_least_1(tiles * z.D);
       const int64_t waves = ceil_div(ctas, resident);
@@ -123,7 +126,7 @@ std::optional<Plan> plan_tensor_core(const SweepSizes& z, const Device& device) 
           projection +
           waves * chunks * std::max(kTensorChain + of_chunk * issue, of_chunk * issue * in_turn);
       if (best && cost >= lowest) continue;
-      plan.ctas = z.is_backward ? std::min(tiles, at_least_1(resident / z.D)) : tiles;
+      plan.ctas = z.is_backward || is_gated ? std::min(tiles, at_least_1(resident / z.D)) : tiles;
       plan.kind = t;
       best = plan, lowest = cost;
     }
@@ -172,24 +175,31 @@ Plan plan_level(const SweepSizes& z, const Device& device) {
 }  // namespace
 
 TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan, const TensorPlan& t) {
-  const int64_t rows = int64_t{1} << t.rows_log2;
-  const int items = 16 * t.tiles;
-  const int units_x = z.is_backward ? plan.sums_input : static_cast<int>(ceil_div(z.C, 16));
+  const int64_t rows = int64_t{1} << t.rows_log2, slots = z.S + 1;  // one is full of zeros
+  const int items = 16 * t.tiles, ld = tensor_ld(t.steps);
+  const int units_x = z.is_backward  ? plan.sums_input
+                      : plan.takes_x ? static_cast<int>(ceil_div(z.C, 16))
+                                     : 0;
+  const bool is_gated = z.cell >= kNumActivations;
+  // Blocks of H of a state, and streams.
+  const int blocks = z.is_backward ? static_cast<int>(gates_of(z.cell)) : 1;
+  const int64_t streams = z.is_backward ? (is_gated ? saved_of(z.cell) : 1) + 1
+                          : units_x     ? 0
+                                        : gates_of(z.cell);
   TensorLayout l{};
-  const int ld = tensor_ld(t.steps);
   l.ld_x = tensor_ld_x(units_x);
   l.records = z.N;
   l.input_weights = z.is_backward ? 0 : 32 * units_x * t.steps;
   l.projection = plan.projects ? (z.N + 15) * kTensorLdProjection : 0;
-  l.slots = (z.S + 1) * rows * ld;  // and one full of zeros
-  l.exchange = t.steps > t.own ? 2 * t.tiles * t.steps * 32 : 0;
-  const bool is_there[kTensorStreams] = {z.is_backward || z.C == 0, z.is_backward};
-  for (int s = 0; s < kTensorStreams; ++s) {
-    l.stream[s] = l.stage;
-    l.stage += is_there[s] ? items * ld : 0;
-  }
-  l.x = l.stage;
-  l.stage += units_x ? items * l.ld_x : 0;
+  l.slots = slots * rows * tensor_ld(t.steps * blocks);
+  l.exchange = t.steps > t.own ? 2 * t.tiles * t.steps * blocks * 32 : 0;
+  l.carry = is_gated ? slots * rows * ld : 0;
+  l.carried = is_gated ? items * 16 * t.steps : 0;
+  l.factors = is_gated ? z.N : 0;
+  l.bias = is_gated && !z.is_backward ? bias_rows_of(z.cell) * 16 * t.steps : 0;
+  l.stream = items * ld;
+  l.x = static_cast<int>(streams) * l.stream;
+  l.stage = l.x + items * (units_x ? l.ld_x : 0);
   l.ring = int64_t{kTensorRing} * l.stage;
   return l;
 }
@@ -197,7 +207,9 @@ TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan, const Tenso
 int64_t TensorLayout::bytes(Dtype dtype) const {
   const int64_t s = storage_bytes(dtype);
   return array_bytes(records, 16) + array_bytes(input_weights, 16) + array_bytes(projection, s) +
-         array_bytes(slots, s) + array_bytes(exchange, 16) + array_bytes(ring, s);
+         array_bytes(slots, s) + array_bytes(exchange, 16) + array_bytes(ring, s) +
+         array_bytes(carry, 4) + array_bytes(carried, 4) + array_bytes(factors, 4) +
+         array_bytes(bias, 4);
 }
 
 int64_t cluster_slice(int64_t H, int cluster) { return ceil_div(ceil_div(H, cluster), 16) * 16; }
@@ -244,10 +256,10 @@ RowLayout RowLayout::of(const SweepSizes& z, const Plan& plan, int rows) {
 }
 
 Plan plan_sweep(const SweepSizes& z, const Device& device) {
-  const bool is_plain = z.cell < kNumActivations && !z.mean;
+  const bool is_gated = z.cell >= kNumActivations;
   const auto may_be = [&](Family family) {
-    return (is_plain || family == Family::kLevel) &&
-           (device.only < 0 || device.only == static_cast<int64_t>(family));
+    return (device.only < 0 || device.only == static_cast<int64_t>(family)) &&
+           ((!is_gated && !z.mean) || family == Family::kLevel || family == Family::kTensorCore);
   };
   std::optional<Plan> plan;
   if (may_be(Family::kRow)) plan = plan_row(z, device);
@@ -255,9 +267,9 @@ Plan plan_sweep(const SweepSizes& z, const Device& device) {
   if (!plan && may_be(Family::kCluster)) plan = plan_cluster(z, device);
   if (plan) return *plan;
   if (!may_be(Family::kLevel))
-    throw std::runtime_error(
-        "strnn_cuda: the kernels asked for do not take a sweep with H = " + std::to_string(z.H) +
-        (is_plain ? "" : ", nor gated cells, nor means over predecessors: level does"));
+    throw std::runtime_error("strnn_cuda: the kernels asked for do not take a sweep with H = " +
+                             std::to_string(z.H) + (is_gated ? " of a gated cell" : "") +
+                             (z.mean ? " and a mean over predecessors" : "") + ": level does");
   const Plan level = plan_level(z, device);
   if (z.N * z.B > INT32_MAX)
     throw std::runtime_error("strnn_cuda: a sweep with N = " + std::to_string(z.N) + " and B = " +

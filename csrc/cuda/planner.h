@@ -4,14 +4,15 @@
 //
 //   row          H <= 128, float32: a thread per hidden unit, ceil(H / 32) warps per (direction,
 //                row of B), weights in registers.
-//   tensor_core  H <= 256, 16-bit types: a CTA per (direction, tile of rows of B), products of 16
-//                (node, row) pairs by mma, weights in registers; a single warp where H <= 64.
+//   tensor_core  H <= 256, of gated cells 128, 16-bit types: a CTA per (direction, tile of rows of
+//                B), products of 16 (node, row) pairs by mma, weights in registers; a single warp
+//                where H <= 64, of gated cells 16.
 //   cluster      256 < H <= 1024, 16-bit types, sm_90 and later: a cluster per (direction, tile of
 //                rows of B), W shared out over the registers of its CTAs.
 //   level        all others, any graph, width, dtype: a launch per group, tiles of (node, row)
 //                pairs and hidden units.
 //
-// Gated cells, and means over predecessors, go by levels.
+// What of gated cells and of means over predecessors a family does not have goes by levels.
 #pragma once
 #include <cstdint>
 #include <variant>
@@ -69,11 +70,12 @@ struct RowLayout {
 // tensor_core: what its registers hold, its tables encode, and the inputs under way at a time.
 constexpr int64_t kTensorMaxNodes = 32767;  // and slots: 16 bits each
 constexpr int kTensorRing = 3;        // with 4, two CTAs of an image's sweep would not fit on an SM
-constexpr int kTensorStreams = 2;     // inputs of the shape of the states
+constexpr int kTensorStreams = 6;     // inputs of blocks of H for each node, at most
 constexpr int kTensorSumsSteps = 8;   // most units of a state whose dw_hh stays in registers
 constexpr int64_t kTensorSumsC = 15;  // and inputs whose dw_ih does: a unit, with one for dbias
 
-constexpr int kTensorMaxSteps = 16;  // units of 16 columns of a state
+constexpr int kTensorMaxSteps = 16;   // units of 16 columns of a state
+constexpr int kTensorGatedSteps = 8;  // of a gated cell: a warp has a unit's weights of all gates
 
 // Units of 16 columns of a warp, of `steps` in all. Forward, one warp has all of them up to H = 64;
 // backward its registers also hold its rows of dw_hh.
@@ -93,12 +95,13 @@ constexpr int tensor_projected_rows(int own, int steps) { return steps > 8 ? 1 :
 constexpr int tensor_ld(int units) { return 16 * (units | 1); }
 constexpr int tensor_ld_x(int units) { return 16 * units + 8; }
 
-// Shared memory of the tensor_core family's CTA: records and parts of products 16 bytes each, the
-// others in elements of the storage type; the kernels carve their arrays in this order.
+// Shared memory of the tensor_core family's CTA: records and parts of products 16 bytes each, of
+// gated cells what is carried, factors and bias float32, the others in elements of the storage
+// type; the kernels carve their arrays in this order.
 struct TensorLayout {
-  int64_t records, input_weights, projection, slots, exchange, ring;
-  // Of a stage of the ring: elements, where each stream and x start, length of a row of x.
-  int stage, stream[kTensorStreams], x, ld_x;
+  int64_t records, input_weights, projection, slots, exchange, ring, carry, carried, factors, bias;
+  // Of a stage of the ring: elements, of a stream; where x starts, length of a row of x.
+  int stage, stream, x, ld_x;
 
   static TensorLayout of(const SweepSizes&, const struct Plan&, const struct TensorPlan&);
   int64_t bytes(Dtype) const;

@@ -81,14 +81,14 @@ struct Scratch {
     projection = workspace.take<char>(
         a.ds ? sparse_projection_backward_workspace(projection_of(a, nullptr), dtype, device) : 0);
     const bool is_du_in_dx = std::is_same_v<S, Du> && a.C == 0 && a.dx;
-    const bool is_du_needed =
-        (a.C && (a.dx || !plan.sums_input)) || a.h0 || plan.family() == Family::kLevel;
+    const bool is_level = plan.family() == Family::kLevel;
+    const bool is_du_needed = (a.C && (a.dx || !plan.sums_input)) || a.h0 || is_level;
     du = is_du_in_dx ? static_cast<Du*>(a.dx)
                      : workspace.take<Du>(is_du_needed ? blocks * states : 0);
     q = workspace.take<Du>(plan.sums_states ? 0 : gates * states);
     const bool is_gated = a.cell >= kNumActivations;
-    dm = workspace.take<T>(is_gated ? states : 0);
-    factors = workspace.take<T>(a.mean ? a.D * a.N : 0);
+    dm = workspace.take<T>(is_gated && (is_level || a.h0 || a.c0) ? states : 0);
+    factors = workspace.take<T>(is_level && a.mean ? a.D * a.N : 0);
     e = workspace.take<T>(a.h0 ? gates * first : 0);
     dh0 = workspace.take<T>(is_gated && (a.h0 || a.c0) ? 2 * first : 0);
     cluster_weights = workspace.take<char>(cluster_weights_bytes(a.D, a.H, plan));
@@ -206,7 +206,8 @@ void run(const SweepBackward& a, Dtype dtype, const Plan& plan, const Device& de
       sweep_backward_row(a, to, plan, stream);
       break;
     case Family::kTensorCore:
-      sweep_backward_tensor(a, to, dtype, plan, stream);
+      (a.cell < kNumActivations ? sweep_backward_tensor : sweep_backward_tensor_gated)(
+          a, to, dtype, plan, stream);
       break;
     case Family::kCluster:
       sweep_backward_cluster(a, to, dtype, plan, scratch.cluster_weights, stream);

@@ -25,12 +25,13 @@ struct TensorBackwardArgs {
 template <typename S, int kOwn, int kSteps, bool kProjects>
 __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps / kOwn))
     sweep_backward_tensor_kernel(const TensorBackwardArgs<S> f) {
-  using Tile = TensorTile<S, kOwn, kSteps>;
+  using Tile = TensorTile<S, kOwn, kSteps, 2>;
   using Core = typename Tile::Core;
   using Piece = typename Tile::Piece;
   constexpr bool kSums = kSteps <= kTensorSumsSteps;
   STRNN_DYNAMIC_SHARED(raw);
-  Tile tile(f.sweep, Carver{raw});
+  Carver carver{raw};
+  Tile tile(f.sweep, carver);
   const TensorSweep& a = f.sweep;
   const SweepBackward& p = f.pass.a;
   const BackwardStates& to = f.pass.to;
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
         });
   };
 
-  const auto extra = [](const TensorItem&, int, Piece(&)[kOwn]) {};
+  const auto extra = [](const TensorItem&, int, Piece(&)[kOwn], int, int) {};
   const auto start = [&](int begin, int at, int number, float (&acc)[kOwn][2][4]) {
 #pragma unroll
     for (int own = 0; own < kOwn; ++own) states[1][own] = {};  // perhaps no item is in that half

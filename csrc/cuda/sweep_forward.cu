@@ -21,12 +21,13 @@ struct Scratch {
 
   Scratch(const SweepForward& a, const Plan& plan, Workspace& workspace) {
     const int64_t states = a.B * a.N * a.D * a.H;
+    const bool is_level = plan.family() == Family::kLevel;
     const bool is_gated = a.cell >= kNumActivations, is_rounded = !std::is_same_v<S, acc_t<S>>;
-    const bool needs_h = (a.K && !plan.projects) || plan.family() == Family::kLevel;
+    const bool needs_h = (a.K && !plan.projects) || is_level;
     h = workspace.take<S>(!a.h && needs_h ? states : 0);
     u = workspace.take<S>(a.C && !plan.takes_x ? gates_of(a.cell) * states : 0);
-    c = workspace.take<S>(a.cell == kLstm && !is_rounded && !a.c ? states : 0);
-    kept = workspace.take<acc_t<S>>(is_gated && is_rounded ? states : 0);
+    c = workspace.take<S>(is_level && a.cell == kLstm && !is_rounded && !a.c ? states : 0);
+    kept = workspace.take<acc_t<S>>(is_level && is_gated && is_rounded ? states : 0);
     cluster_weights = workspace.take<char>(cluster_weights_bytes(a.D, a.H, plan));
   }
 };
@@ -57,7 +58,8 @@ void run(SweepForward a, Dtype dtype, const Device& device, Workspace workspace,
       sweep_forward_row(a, plan, stream);
       break;
     case Family::kTensorCore:
-      sweep_forward_tensor(a, dtype, plan, stream);
+      (a.cell < kNumActivations ? sweep_forward_tensor : sweep_forward_tensor_gated)(a, dtype, plan,
+                                                                                     stream);
       break;
     case Family::kCluster:
       sweep_forward_cluster(a, dtype, plan, scratch.cluster_weights, stream);

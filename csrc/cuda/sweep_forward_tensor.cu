@@ -35,12 +35,13 @@ struct TensorForwardArgs {
 template <typename S, int kOwn, int kSteps, bool kProjects>
 __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps / kOwn))
     sweep_forward_tensor_kernel(const TensorForwardArgs<S> f) {
-  using Tile = TensorTile<S, kOwn, kSteps>;
+  using Tile = TensorTile<S, kOwn, kSteps, 1>;
   using Core = typename Tile::Core;
   using Piece = typename Tile::Piece;
   using Weight = typename Tile::Weight;
   STRNN_DYNAMIC_SHARED(raw);
-  Tile tile(f.sweep, Carver{raw});
+  Carver carver{raw};
+  Tile tile(f.sweep, carver);
   const TensorSweep& a = f.sweep;
   const SweepForward& p = f.pass.a;
   const int H = a.H, C = a.C, d = tile.d, units_x = (C + kUnit - 1) / kUnit;
@@ -90,7 +91,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
     if (p.h0) h0[half] = static_cast<const S*>(p.h0) + at * H + tile.column(0);
     if (p.entry && tile.row_of(half) < tile.tile_rows) entry[half] = p.entry[at];
   }
-  const auto extra = [&](const TensorItem& item, int half, Piece(&sums)[kOwn]) {
+  const auto extra = [&](const TensorItem& item, int half, Piece(&sums)[kOwn], int, int) {
     if (!p.h0) return;
     if (p.entry ? entry[half] != item.node : item.pred[0] != tile.no_pred()) return;
 #pragma unroll

@@ -47,9 +47,9 @@ struct TensorSweep {
   int rows_log2, tiles;   // rows of B of a CTA; products of 16 items of a chunk
   TensorLayout layout;
   const uint8_t* mask;
-  // Arrays (B, N, D, H), as they are there, and where they start in a stage of the ring.
+  // Blocks of H of arrays (B, N, D, blocks H), null where there is none, and the blocks.
   const void* input[kTensorStreams];
-  int place[kTensorStreams], num_inputs;
+  int blocks[kTensorStreams];
   const void* x;               // (B, N, C) or null
   int alignment, alignment_x;  // of rows of H elements and of x, in bytes
 };
@@ -146,18 +146,32 @@ struct OwnPieces {
   __device__ __forceinline__ void store(S* to, const float (&v)[kOwn * kPiece]) const {
 #pragma unroll
     for (int own = 0; own < kOwn; ++own)
-      store_piece(to + own * kUnit, Core::piece(v, own), columns - own * kUnit, known());
+      store_piece<S>(to + own * kUnit, Core::piece(v, own), columns - own * kUnit, known());
+  }
+  __device__ __forceinline__ void store(S* to, const typename Core::Piece& piece) const {
+    store_piece<S>(to, piece, columns, known());
+  }
+  __device__ __forceinline__ void store(float* to, const float (&v)[kOwn * kPiece]) const {
+#pragma unroll
+    for (int i = 0; i < kOwn * kPiece; ++i) {
+      const int column = i / kPiece * kUnit + i % kPiece;
+      if (column < columns) to[column] = v[i];
+    }
   }
 };
 
-template <typename S, int kOwn, int kSteps>
+// kStreams: of inputs, at most; if they are more than two, of a gated cell, of rows of several
+// blocks of H. kBlocks: of H, of a state that is gathered; in a slot a unit's columns of all of
+// them are neighbours.
+template <typename S, int kOwn, int kSteps, int kStreams, int kBlocks = 1>
 struct TensorTile {
   using Core = TensorCore<S>;
   using Piece = typename Core::Piece;
   using Operand = typename Core::Operand;
   using Weight = typename Core::Weight;
   static constexpr int kWarps = kSteps / kOwn, kThreads = 32 * kWarps;
-  static constexpr int kLd = tensor_ld(kSteps);
+  static constexpr int kLd = tensor_ld(kSteps), kLdSlot = tensor_ld(kSteps * kBlocks);
+  static constexpr int kParts = kOwn * kBlocks;  // of a state, of a warp
   static constexpr int kWide = 16 / static_cast<int>(sizeof(S));
   static constexpr int kProjectedRows = tensor_projected_rows(kOwn, kSteps);
 
@@ -173,11 +187,11 @@ struct TensorTile {
                   // first row
   uint4* input_weights;  // [unit of C][unit of H][lane]
   S* projection;         // [position][kTensorLdProjection]
-  S* slots;              // [S + 1][row][kLd]
-  uint4* exchange;       // [2][tiles][unit][lane]
+  S* slots;              // [S + 1][row][kLdSlot]
+  uint4* exchange;       // [2][tiles][part][lane]
   S* ring;               // [kTensorRing][layout.stage]
 
-  __device__ __forceinline__ TensorTile(const TensorSweep& args, Carver carver) : a(args) {
+  __device__ __forceinline__ TensorTile(const TensorSweep& args, Carver& carver) : a(args) {
     d = blockIdx.y;
     lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, warp = threadIdx.x / 32;
     rows = 1 << a.rows_log2, nodes = keep(kUnit >> a.rows_log2);
@@ -192,13 +206,14 @@ struct TensorTile {
     ring = carver.take<S>(a.layout.ring);
     load_records();
     set_to_zero(ring, a.layout.ring);
-    set_to_zero(slots + no_pred() * kLd, rows * kLd);
+    set_to_zero(slots + no_pred() * kLdSlot, rows * kLdSlot);
   }
 
-  static __device__ __forceinline__ void set_to_zero(S* to, int64_t count) {
+  template <typename T>
+  static __device__ __forceinline__ void set_to_zero(T* to, int64_t count) {
     auto* words = reinterpret_cast<uint4*>(to);
 #pragma unroll 1
-    for (int i = threadIdx.x; i < static_cast<int>(count * sizeof(S) / sizeof(uint4));
+    for (int i = threadIdx.x; i < static_cast<int>(count * sizeof(T) / sizeof(uint4));
          i += kThreads)
       words[i] = {};
   }
@@ -317,7 +332,7 @@ struct TensorTile {
       const int64_t b = b0 + row_of(half);
       first_x[half] = keep(b * a.N * a.C + first_column_x());
       first_state[half] = keep((b * a.N * a.D + d) * a.H + column(0));
-      first_slot[half] = keep(row_of(half) * kLd + column(0));
+      first_slot[half] = keep(row_of(half) * kLdSlot + kUnit * unit(0) * kBlocks + kPiece * q);
       columns[half] = keep(row_of(half) < tile_rows ? a.H - column(0) : 0);
       first_node[half] = keep((g + 8 * half) >> a.rows_log2);
       live_bit[half] = keep(1 << (16 + row_of(half)));
@@ -378,23 +393,24 @@ struct TensorTile {
   }
 
   __device__ __forceinline__ S* slot(int index, int half) const {
-    return slots + (first_slot[half] + index * kLd);
+    return slots + (first_slot[half] + index * kLdSlot);
   }
   // A stream's items of a tile in stage `at` of the ring, and the lane's columns of one.
   __device__ __forceinline__ S* staged_rows(int at, int stream, int tile) const {
-    return ring + at * a.layout.stage + a.layout.stream[stream] + tile * kUnit * kLd;
+    return ring + at * a.layout.stage + stream * a.layout.stream + tile * kUnit * kLd;
   }
   __device__ __forceinline__ S* staged(int at, int stream, int tile, int half) const {
-    return lane_row(at, tile, half) + a.layout.stream[stream];
+    return lane_row(at, tile, half) + stream * a.layout.stream;
   }
   __device__ __forceinline__ S* lane_row(int at, int tile, int half) const {
     return ring + at * a.layout.stage + (tile * kUnit + 8 * half) * kLd + first_staged;
   }
   // A result's values of one half.
-  static __device__ __forceinline__ void values(const float (&acc)[kOwn][2][4], int half,
-                                                float (&v)[kOwn * kPiece]) {
+  template <int kCount>
+  static __device__ __forceinline__ void values(const float (&acc)[kCount][2][4], int half,
+                                                float (&v)[kCount * kPiece]) {
 #pragma unroll
-    for (int i = 0; i < kOwn * kPiece; ++i)
+    for (int i = 0; i < kCount * kPiece; ++i)
       v[i] = acc[i / kPiece][i % kPiece / 2][2 * half + i % 2];
   }
   // A stream's values of a product, in the order of its result.
@@ -437,11 +453,12 @@ struct TensorTile {
   template <bool kIsAligned>
   __device__ __forceinline__ void stage_states(const TensorItem& item, int at, int tile,
                                                int half) const {
-#pragma unroll(kIsAligned ? kTensorStreams : 1)
-    for (int i = 0; i < kTensorStreams; ++i) {
-      if (i >= a.num_inputs) break;
-      S* const to = lane_row(at, tile, half) + a.place[i];
-      const S* const from = static_cast<const S*>(a.input[i]) + item.state;
+#pragma unroll(kIsAligned ? kStreams : 1)
+    for (int i = 0; i < kStreams; ++i) {
+      if (!a.input[i]) continue;
+      S* const to = lane_row(at, tile, half) + i * a.layout.stream;
+      const S* from = static_cast<const S*>(a.input[i]) + item.state;
+      if (kStreams > 2) from += (a.blocks[i] - 1) * (item.state - column(0));
 #pragma unroll
       for (int own = 0; own < kOwn; ++own) {
         const int valid = item.columns - own * kUnit;
@@ -501,11 +518,11 @@ struct TensorTile {
           staged_x(at, 0)[8 * half * a.layout.ld_x + first_staged_x + e] = late.x[half][e];
   }
 
-  // The sums of a product's predecessors; extra(item, half, sums) may add to an item's.
+  // The sums of a product's predecessors; extra(item, half, sums, tile, most) may change an item's.
   template <typename Extra>
-  __device__ __forceinline__ void gather(const TensorChunk& c, int begin, const Extra& extra,
-                                         Operand (&sums)[kOwn]) const {
-    Piece pieces[2][kOwn] = {};
+  __device__ __forceinline__ void gather(const TensorChunk& c, int tile, int begin,
+                                         const Extra& extra, Operand (&sums)[kParts]) const {
+    Piece pieces[2][kParts] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (!has_items(c, begin, half)) break;
@@ -514,41 +531,45 @@ struct TensorTile {
         gather_many(item, half, pieces[half]);
       } else {
 #pragma unroll
-        for (int own = 0; own < kOwn; ++own) {
-          if (c.most > 0) pieces[half][own] = state_in(item.pred[0], half, own);
+        for (int part = 0; part < kParts; ++part) {
+          if (c.most > 0) pieces[half][part] = state_in(item.pred[0], half, part);
           if (c.most > 1)
-            pieces[half][own] = Core::sum(
-                pieces[half][own],
-                Core::sum(state_in(item.pred[1], half, own), state_in(item.pred[2], half, own)));
+            pieces[half][part] = Core::sum(
+                pieces[half][part],
+                Core::sum(state_in(item.pred[1], half, part), state_in(item.pred[2], half, part)));
         }
       }
-      extra(item, half, pieces[half]);
+      extra(item, half, pieces[half], tile, c.most);
     }
 #pragma unroll
-    for (int own = 0; own < kOwn; ++own) sums[own] = Core::operand(pieces[0][own], pieces[1][own]);
+    for (int part = 0; part < kParts; ++part)
+      sums[part] = Core::operand(pieces[0][part], pieces[1][part]);
   }
-  __device__ __forceinline__ Piece state_in(int index, int half, int own) const {
-    return Core::load(slot(index, half) + own * kUnit);
+  __device__ __forceinline__ Piece state_in(int index, int half, int part) const {
+    return Core::load(slot(index, half) + part * kUnit);
+  }
+  // Calls f with the slot of each predecessor, however many there are.
+  template <typename F>
+  __device__ __forceinline__ void for_each_pred(const TensorItem& item, const F& f) const {
+    const int32_t* range = pred_ptr + item.position;
+    const int begin = __ldg(range), end = item.is_there ? __ldg(range + 1) : begin;
+#pragma unroll 1
+    for (int e = begin; e < end; ++e) f(first_row(__ldg(a.program.pred_slot + e)));
   }
   // Any number of predecessors, added up in float32.
   __device__ __forceinline__ void gather_many(const TensorItem& item, int half,
-                                              Piece (&pieces)[kOwn]) const {
-    const int32_t* range = pred_ptr + item.position;
-    const int begin = __ldg(range), end = item.is_there ? __ldg(range + 1) : begin;
-    float sum[kOwn][kPiece] = {};
-#pragma unroll 1
-    for (int e = begin; e < end; ++e) {
-      const int index = first_row(__ldg(a.program.pred_slot + e));
+                                              Piece (&pieces)[kParts]) const {
+    float sum[kParts][kPiece] = {};
+    for_each_pred(item, [&](int index) {
 #pragma unroll
-      for (int own = 0; own < kOwn; ++own) {
+      for (int part = 0; part < kParts; ++part) {
         float v[kPiece];
-        Core::values(state_in(index, half, own), v);
-#pragma unroll
-        for (int i = 0; i < kPiece; ++i) sum[own][i] += v[i];
+        Core::values(state_in(index, half, part), v);
+        add(sum[part], v);
       }
-    }
+    });
 #pragma unroll
-    for (int own = 0; own < kOwn; ++own) pieces[own] = Core::piece(sum[own]);
+    for (int part = 0; part < kParts; ++part) pieces[part] = Core::piece(sum[part]);
   }
 
   // The pass's own: from v to the states of an item, which go to its slot, too.
@@ -556,22 +577,30 @@ struct TensorTile {
   __device__ __forceinline__ void finish(const Pass& pass, const TensorItem& item, int half,
                                          float (&v)[kOwn * kPiece], const float (&h)[kOwn * kPiece],
                                          Piece (&states)[kOwn]) const {
-    // Twice, since tests of the alignment cost a third of this.
-    if (a.alignment >= kPieceBytes<S>)
-      pass.finish(OwnPieces<S, kOwn, true>{item.columns, 0}, item.state, !item.is_live, v, h);
-    else
-      pass.finish(OwnPieces<S, kOwn, false>{item.columns, a.alignment}, item.state, !item.is_live,
-                  v, h);
+    with_pieces(item,
+                [&](const auto& units) { pass.finish(units, item.state, !item.is_live, v, h); });
 #pragma unroll
     for (int own = 0; own < kOwn; ++own) {
       states[own] = Core::piece(v, own);
-      if (item.is_there && item.slot != kNoSlot)
+      if (is_kept(item))
         *reinterpret_cast<Piece*>(slot(item.slot, half) + own * kUnit) = states[own];
     }
   }
+  // Calls f with the lane's columns of an item: twice, since tests of the alignment cost a third of
+  // what a pass does.
+  template <typename F>
+  __device__ __forceinline__ void with_pieces(const TensorItem& item, const F& f) const {
+    if (a.alignment >= kPieceBytes<S>)
+      f(OwnPieces<S, kOwn, true>{item.columns, 0});
+    else
+      f(OwnPieces<S, kOwn, false>{item.columns, a.alignment});
+  }
+  static __device__ __forceinline__ bool is_kept(const TensorItem& item) {
+    return item.is_there && item.slot != kNoSlot;
+  }
 
-  __device__ __forceinline__ uint4* exchanged(int parity, int tile, int unit) const {
-    return exchange + ((parity * a.tiles + tile) * kSteps + unit) * 32 + lane;
+  __device__ __forceinline__ uint4* exchanged(int parity, int tile, int part) const {
+    return exchange + ((parity * a.tiles + tile) * kSteps * kBlocks + part) * 32 + lane;
   }
   static __device__ __forceinline__ void put(uint4* to, const Operand& x) {
     *to = {x.r[0], x.r[1], x.r[2], x.r[3]};
@@ -581,12 +610,13 @@ struct TensorTile {
     return {{v.x, v.y, v.z, v.w}};
   }
 
-  // The 4 columns from 4q on of a row of a 16 x 16 block of direction d of (D, H, width).
+  // The 4 columns from 4q on of a row of a 16 x 16 block of gate `gate` of direction d of
+  // (D, gates H, width).
   __device__ __forceinline__ Piece block_row(const void* matrix, int block, int block_column,
-                                             int width, int i) const {
+                                             int width, int i, int gate = 0, int gates = 1) const {
     const int row = block * kUnit + i, column = block_column * kUnit + kPiece * q;
-    const S* from =
-        static_cast<const S*>(matrix) + (static_cast<int64_t>(d) * a.H + row) * width + column;
+    const S* from = static_cast<const S*>(matrix) +
+                    (static_cast<int64_t>(d * gates + gate) * a.H + row) * width + column;
     return load_piece(from, row < a.H ? width - column : 0,
                       alignment_of(matrix, width * static_cast<int64_t>(sizeof(S))));
   }
@@ -595,10 +625,12 @@ struct TensorTile {
   // product of the nodes from `begin` on is added to; finish(at, tile, half, item, sums, acc) takes
   // the result of half its items, and after(begin, at, tile, sums) follows. at: stage of the ring;
   // sums: of the own columns.
-  template <typename Extra, typename Start, typename Finish, typename After>
-  __device__ __forceinline__ void sweep(const Weight (&weights)[kSteps][kOwn], const Extra& extra,
-                                        const Start& start, const Finish& finish,
-                                        const After& after) const {
+  template <int kTerms, int kResults, typename Extra, typename Start, typename Finish,
+            typename After>
+  __device__ __forceinline__ void sweep(const Weight (&weights)[kTerms][kResults],
+                                        const Extra& extra, const Start& start,
+                                        const Finish& finish, const After& after) const {
+    static_assert(kTerms == kSteps * kBlocks);
     TensorChunk next[kTensorRing - 1] = {}, ahead = chunk(0);  // under way; the one to be staged
     const auto stage_ahead = [&](int at, LateX& late) {
       load_x(ahead, late);
@@ -617,13 +649,14 @@ struct TensorTile {
     unsigned at = 0, parity = 0;
     while (next[0].begin < next[0].end) {
       const TensorChunk now = next[0];
-      Operand sums[kOwn];
+      Operand sums[kParts];
 #pragma unroll 1
       for (int tile = 0, begin = now.begin; begin < now.end; ++tile, begin += nodes) {
-        gather(now, begin, extra, sums);
+        gather(now, tile, begin, extra, sums);
         if constexpr (kWarps > 1) {
 #pragma unroll
-          for (int own = 0; own < kOwn; ++own) put(exchanged(parity, tile, unit(own)), sums[own]);
+          for (int part = 0; part < kParts; ++part)
+            put(exchanged(parity, tile, warp * kParts + part), sums[part]);
         }
       }
       cp_async_wait<kTensorRing - 2>();  // this chunk's inputs are there
@@ -633,39 +666,39 @@ struct TensorTile {
       stage_ahead(last, late);
 #pragma unroll 1
       for (int tile = 0, begin = now.begin; begin < now.end; ++tile, begin += nodes) {
-        float acc[kOwn][2][4];
+        float acc[kResults][2][4];
         start(begin, at, tile, acc);
         if constexpr (kWarps > 1) {
           // Few columns are few mma that do not wait for each other: the products of odd units go
           // to sums of their own, if there are registers for them.
-          constexpr bool kSplits = kSteps <= 8;
+          constexpr bool kSplits = kResults == 1 || (kResults == 2 && kTerms <= 8);
           constexpr float kZero[2][4] = {};
-          float odd[kOwn][2][4];
+          float odd[kResults][2][4];
 #pragma unroll
-          for (int k = 0; k < kSteps; ++k) {
+          for (int k = 0; k < kTerms; ++k) {
             const Operand sum = get(exchanged(parity, tile, k));
 #pragma unroll
-            for (int own = 0; own < kOwn; ++own) {
-              auto& to = kSplits && k % 2 ? odd[own] : acc[own];
+            for (int i = 0; i < kResults; ++i) {
+              auto& to = kSplits && k % 2 ? odd[i] : acc[i];
               if (kSplits && k == 1)
-                Core::multiply(to, sum, weights[k][own], kZero);
+                Core::multiply(to, sum, weights[k][i], kZero);
               else
-                Core::multiply(to, sum, weights[k][own]);
+                Core::multiply(to, sum, weights[k][i]);
             }
           }
 #pragma unroll
-          for (int own = 0; own < kOwn; ++own) {
-            sums[own] = get(exchanged(parity, tile, unit(own)));
-            if constexpr (kSplits) {
+          for (int part = 0; part < kParts; ++part)
+            sums[part] = get(exchanged(parity, tile, warp * kParts + part));
+          if constexpr (kSplits)
 #pragma unroll
-              for (int e = 0; e < 8; ++e) acc[own][e / 4][e % 4] += odd[own][e / 4][e % 4];
-            }
-          }
+            for (int i = 0; i < kResults; ++i)
+#pragma unroll
+              for (int e = 0; e < 8; ++e) acc[i][e / 4][e % 4] += odd[i][e / 4][e % 4];
         } else {
 #pragma unroll
-          for (int k = 0; k < kSteps; ++k)
+          for (int k = 0; k < kTerms; ++k)
 #pragma unroll
-            for (int own = 0; own < kOwn; ++own) Core::multiply(acc[own], sums[k], weights[k][own]);
+            for (int i = 0; i < kResults; ++i) Core::multiply(acc[i], sums[k], weights[k][i]);
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half)
@@ -682,8 +715,8 @@ struct TensorTile {
   }
 };
 
-// streams: arrays (B, N, D, H) that are staged, by their places in the layout, null where there is
-// none; C: columns of x, or 0 if it is not read; states: all other arrays of rows of H elements,
+// streams: what is staged, in its order, null where there is none, and the blocks of H of a row of
+// each; C: columns of x, or 0 if it is not read; states: all other arrays of rows of H elements,
 // null or not.
 inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Plan& plan,
                                 Dtype dtype, int64_t C,
@@ -705,12 +738,7 @@ inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Pl
     sweep.alignment = std::min(sweep.alignment, alignment_of(array, a.H * storage_bytes(dtype)));
   };
   for (const void* state : states) align(state);
-  for (int s = 0; s < kTensorStreams; ++s) {
-    if (!streams[s]) continue;
-    align(streams[s]);
-    sweep.input[sweep.num_inputs] = streams[s];
-    sweep.place[sweep.num_inputs++] = t.layout.stream[s];
-  }
+  for (int s = 0; s < kTensorStreams; ++s) align(sweep.input[s] = streams[s]);
   return sweep;
 }
 

@@ -132,6 +132,9 @@ def expected_mma(name, architecture):
         return (0 if architecture == "sm_80" else 4 * int(arguments[-1]),)
     if not name.endswith("_tensor_kernel"):
         return (0,)
+    if name.startswith("sweep_gated"):
+        gates = 4 if "LstmCell" in arguments else 3
+        return (2 * gates * int(arguments[-1]),)
     own, steps = map(int, arguments[1:3])
     product = 2 * own * steps
     rows = 1 if steps > 8 else 4 // own  # that the projection tells apart

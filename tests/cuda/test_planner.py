@@ -135,14 +135,38 @@ def test_without_a_cluster_wide_states_go_level_by_level(changes):
     assert (found["family"], found["cluster"]) == ("level", 1)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("is_backward", [False, True])
+@pytest.mark.parametrize("cell", [4, 5])
+def test_gated_cells_of_16_bits_go_to_the_tensor_core(cell, is_backward, dtype):
+    kind = dict(dtype=dtype, is_backward=is_backward, cell=cell, mean=True)
+    for H, warps in [(1, 1), (16, 1), (17, 2), (33, 4), (65, 8), (128, 8)]:
+        found = plan(H=H, **kind)
+        assert (found["family"], found["threads"]) == ("tensor_core", 32 * warps), H
+        assert not found["takes_x"] and not found["projects"]
+        assert found["ctas"] * 4 <= 8 * H200[1] // warps, "CTAs that are not resident"
+    assert plan(H=129, **kind)["family"] == "level"
+
+
+def test_gated_cells_that_do_not_fit_go_level_by_level():
+    """What is carried and inputs of all gates take shared memory."""
+    kind = dict(dtype="bfloat16", cell=5, mean=True, H=128, is_backward=True, C=64, K=0)
+    for length, families in [(128, "tensor_core"), (8192, "level")]:
+        chain = dict(N=length, D=2, groups=length, slots=1)
+        assert plan(**kind, **chain)["family"] == families
+    assert plan(A100, **kind, N=128, D=2, groups=128, slots=1)["family"] == "tensor_core"
+    assert plan(**kind, N=1024, D=4, groups=63, slots=200)["family"] == "level"
+
+
 @pytest.mark.parametrize("dtype, H", [("float32", 30), ("bfloat16", 30), ("bfloat16", 512)])
 @pytest.mark.parametrize("is_backward", [False, True])
 def test_gated_cells_and_means_go_level_by_level(dtype, H, is_backward):
     kind = dict(dtype=dtype, H=H, is_backward=is_backward)
     assert plan(**kind)["family"] != "level"
-    gru, lstm = (plan(**kind, cell=cell) for cell in (4, 5))
-    mean = plan(**kind, mean=True)
-    assert gru["family"] == lstm["family"] == mean["family"] == "level"
+    lstm, mean = plan(**kind, cell=5), plan(**kind, mean=True)
+    assert mean["family"] == "level"
+    if lstm["family"] != "level":
+        return
     # Forward, a tile has a quarter of the units.
     assert (lstm["ctas"] > mean["ctas"]) == (not is_backward and mean["ctas"] < 132)
 

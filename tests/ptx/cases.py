@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import strnn_kernels as sk
@@ -48,6 +49,14 @@ CELLS = tuple(
     )
 )  # fmt: skip
 GATED_IN_16_BITS = ("gru-causal", "lstm-states", "lstm-sum")
+#: Gated cells in every shape of the tensor_core family (1, 2, 4 and 8 units of columns), rows of
+#: each alignment, one to four predecessors, and every option.
+GATED_TENSOR = (
+    widened("lstm-corner-mask", 16), widened("gru-line-mask", 30), widened("lstm-sum", 33),
+    widened("lstm-states", 62), widened("gru-corner", 40), widened("gru-lengths-h0", 100),
+    widened("lstm-carry-lengths", 128),
+    replace(widened("gru-sum-no-bias", 7), graph=testing.find("diamond").graph),
+)  # fmt: skip
 #: Every shape of the tensor_core family (1, 2, 4, 8 and 16 units of columns), rows of each
 #: alignment, one to four predecessors, and every option of the ops.
 TENSOR = (

@@ -12,7 +12,7 @@ import strnn_kernels as sk
 from strnn_kernels import notation, testing
 from strnn_kernels.registration import topology_tables
 from tests.ptx.backend import A100, H100, Cuda, running
-from tests.ptx.cases import CELLS, ROWS, SEED, SMALL, TENSOR
+from tests.ptx.cases import CELLS, GATED_TENSOR, ROWS, SEED, SMALL, TENSOR
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 #: Few multiprocessors: tiles of several rows, CTAs that take several tiles in turn.
@@ -29,6 +29,8 @@ FAMILIES = (
 MASKED_CELLS = [
     (testing.find("gru-line-mask"), "level", F32),
     (testing.find("lstm-corner-mask"), "level", BF16),
+    (testing.find("gru-line-mask"), "tensor_core", F16),
+    (testing.find("lstm-corner-mask"), "tensor_core", BF16),
 ]  # fmt: skip
 
 
@@ -60,7 +62,16 @@ def test_matches_reference_in_16_bits(case, cuda):
 def test_cells(case, dtype, gradients, cuda, wanted):
     """Tiles of several items and of units beyond the width, one after the other."""
     wanted(gradients == (dtype in (F64, F16)))
-    check(Cuda(cuda, LEVEL, seed=15), case, dtype, gradients=gradients)
+    check(Cuda(cuda, LEVEL, family="level", seed=15), case, dtype, gradients=gradients)
+
+
+@pytest.mark.parametrize("device", [ONE, FEW], ids=["one", "few"])
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("case", GATED_TENSOR, ids=str)
+def test_cells_on_tensor_cores(case, dtype, device, cuda, wanted):
+    """Alone on a device of little shared memory, and where tiles are several and taken in turn."""
+    wanted((dtype, device) in ((BF16, FEW), (F16, ONE)))
+    check(Cuda(cuda, device, family="tensor_core", seed=16), case, dtype)
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -286,12 +297,12 @@ def test_means_enter_in_the_middle(cuda):
 
 
 @pytest.mark.parametrize("family", ["row", "tensor_core", "cluster"])
-@pytest.mark.parametrize("name", ["gru-t9", "elman-mean"])
+@pytest.mark.parametrize("name", ["lstm-carry-lengths", "elman-mean"])
 def test_families_refuse_what_they_lack(name, family, cuda):
     case = testing.find(name)
     with (
         running(Cuda(cuda, family=family)),
-        pytest.raises(RuntimeError, match=r"do not take .* gated cells, nor means"),
+        pytest.raises(RuntimeError, match=r"do not take .* (a gated cell|a mean)"),
     ):
         case.run(sk, case.inputs(dtype=F32 if family == "row" else BF16))
 

@@ -15,7 +15,7 @@ import strnn_kernels as sk
 from strnn_kernels import testing
 from tests.ptx import build
 from tests.ptx.backend import Cuda, running
-from tests.ptx.cases import ROWS
+from tests.ptx.cases import GATED_TENSOR, ROWS
 
 #: name -> file, text, what it becomes, the case that shows it.
 MUTATIONS = {
@@ -197,8 +197,8 @@ MUTATIONS = {
     ),
     "tensor-slot-of-a-node-without-successors": (
         "sweep_tensor.cuh",
-        "if (item.is_there && item.slot != kNoSlot)",
-        "if (item.is_there)",
+        "return item.is_there && item.slot != kNoSlot;",
+        "return item.is_there;",
         "sweep-mask-h0",
     ),
     "tensor-predecessors-of-an-item-beyond-the-chunk": (
@@ -209,8 +209,8 @@ MUTATIONS = {
     ),
     "tensor-wrong-predecessor": (
         "sweep_tensor.cuh",
-        "state_in(item.pred[2], half, own)",
-        "state_in(item.pred[1], half, own)",
+        "state_in(item.pred[2], half, part)",
+        "state_in(item.pred[1], half, part)",
         "corner-4x3-states",
     ),
     "tensor-wrong-word-of-an-input-weight": (
@@ -239,7 +239,7 @@ MUTATIONS = {
     ),
     "tensor-no-zeros-for-no-predecessor": (
         "sweep_tensor.cuh",
-        "    set_to_zero(slots + no_pred() * kLd, rows * kLd);\n",
+        "    set_to_zero(slots + no_pred() * kLdSlot, rows * kLdSlot);\n",
         "",
         "corner-4x3-states",
     ),
@@ -254,6 +254,48 @@ MUTATIONS = {
         "      store_x(last, late);\n",
         "      store_x(at, late);\n",
         "corner-4x3-states",
+    ),
+    "tensor-carry-of-the-other-half": (
+        "sweep_tensor_gated.cu",
+        "*carried_to(number, half) = m;",
+        "*carried_to(number, 0) = m;",
+        "lstm-sum-h33",
+    ),
+    "tensor-no-zeros-for-no-carry": (
+        "sweep_tensor_gated.cu",
+        "  Tile::set_to_zero(carry + tile.no_pred() * Tile::kLd, tile.rows * Tile::kLd);\n",
+        "",
+        "lstm-sum-h33",
+    ),
+    "tensor-carry-of-a-fourth-predecessor-left-out": (
+        "sweep_tensor_gated.cu",
+        "if (most > 3) {",
+        "if (most > 4) {",
+        "lstm-sum-h33",
+    ),
+    "tensor-first-carry-left-out": (
+        "sweep_tensor_gated.cu",
+        "pass.add_first(units, first_carried,",
+        "pass.add_first(units, nullptr,",
+        "lstm-states-h62",
+    ),
+    "tensor-wrong-gate-of-an-input": (
+        "sweep_tensor_gated.cu",
+        "load(kOfInput, input);",
+        "load((kOfInput + 1) % kGates, input);",
+        "lstm-states-h62",
+    ),
+    "tensor-factor-of-a-state-left-out": (
+        "sweep_tensor_gated.cu",
+        "const float factor = kIsBackward ? factors[item.position] : 1;",
+        "const float factor = 1;",
+        "gru-corner-h40",
+    ),
+    "tensor-no-gap-before-the-new-gate": (
+        "sweep_tensor_gated.cu",
+        "v[state_column(k, 1, kGates, kStates == 1 ? kGates : Cell::kBlocks)]",
+        "v[k]",
+        "gru-corner-h40",
     ),
     "projection-of-another-row": (
         "sweep_tensor.cuh",
@@ -380,8 +422,8 @@ MUTATIONS = {
     ),
     "level-wrong-gate-of-an-input": (
         "pass.cuh",
-        "u[kOfInput * H]",
-        "u[(kOfInput + 1) % Cell::kGates * H]",
+        "units.load(u + kOfInput * H, input);",
+        "units.load(u + (kOfInput + 1) % Cell::kGates * H, input);",
         "gru-line-mask",
     ),
     "level-no-gap-before-the-new-gate": (
@@ -392,14 +434,14 @@ MUTATIONS = {
     ),
     "level-saved-in-another-order": (
         "pass.cuh",
-        "saved[k * H] = from_acc<S>(values[k]);",
-        "saved[k * H] = from_acc<S>(values[4 - k]);",
+        "saved[k][i] = T(values[k]);",
+        "saved[k][i] = T(values[4 - k]);",
         "lstm-states",
     ),
     "level-gradient-at-masked-nodes": (
         "pass.cuh",
-        "static_cast<T*>(to.dm)[at] = is_off ? T(0) : gradient.m;",
-        "static_cast<T*>(to.dm)[at] = gradient.m;",
+        "m[i] = is_off ? T(0) : T(gradient.m);",
+        "m[i] = T(gradient.m);",
         "lstm-corner-mask",
     ),
 }
@@ -484,7 +526,8 @@ def run(sources, name, kind):
         change(sources, "sweep_tensor.cuh", SHAPES, shape)
     # The same architectures as the fixture `cuda`: of what is small, nothing else is made again.
     built = build.cuda(sources / "cuda", (80, 90) if is_small else (device[0],))
-    case = next((case for case in ROWS if case.name == name), None) or testing.find(name)
+    beside = (case for case in ROWS + GATED_TENSOR if case.name == name)
+    case = next(beside, None) or testing.find(name)
     if family == "tensor_core":
         case = replace(case, activation="tanh", K=3 if kind == "projection" else case.K)
     inputs = case.inputs(dtype=dtype)

@@ -1,0 +1,254 @@
+// Gated cells on tensor cores, forward and backward: one template over the pass (pass.cuh), see
+// sweep_tensor.cuh for the plan.
+//
+// A warp owns 16 units of H of all gates and has their rows of W (backward: columns) in registers,
+// of an lstm of 128 units 128 of them. The state that is gathered is h, backward da, in 16 bits;
+// what is carried goes through slots of its own in float32, which only the warp that owns the units
+// reads and writes: read before the product, where its predecessors' slots still are theirs, kept
+// for the lane until the item is finished. Means: a node's sums are multiplied by a factor,
+// backward a node's state is as it enters its slot. The product with x is made before the sweep,
+// dw_hh and the other sums after it, from q and da.
+#include "kernels.h"
+#include "sweep_tensor.cuh"
+
+namespace strnn::cuda {
+namespace {
+
+template <typename Pass>
+struct TensorGatedArgs {
+  Pass pass;
+  TensorSweep sweep;  // streams: the gates' blocks of u; backward what was saved, dh
+  int64_t num_tiles;
+};
+
+template <typename Pass, int kSteps>
+__global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
+    sweep_gated_tensor_kernel(const TensorGatedArgs<Pass> f) {
+  using S = typename Pass::Storage;
+  using Cell = typename Pass::Cell;
+  constexpr bool kIsBackward = Pass::kIsBackward;
+  constexpr int kGates = Cell::kGates, kStates = kIsBackward ? kGates : 1,
+                kResults = kIsBackward ? 1 : kGates,
+                kStreams = kIsBackward ? Cell::kSaved + 1 : kGates;
+  static_assert(kStreams <= kTensorStreams);
+  using Tile = TensorTile<S, 1, kSteps, kStreams, kStates>;
+  using Core = typename Tile::Core;
+  using Piece = typename Tile::Piece;
+  STRNN_DYNAMIC_SHARED(raw);
+  Carver carver{raw};
+  Tile tile(f.sweep, carver);
+  const Pass& pass = f.pass;
+  const TensorSweep& a = f.sweep;
+  const int H = a.H, d = tile.d, j = tile.column(0);
+  float* const carry = carver.take<float>(a.layout.carry);      // [S + 1][row][kLd]
+  float* const carried = carver.take<float>(a.layout.carried);  // [tile][warp][half][lane][kPiece]
+  float* const factors = carver.take<float>(a.layout.factors);  // [position]
+  float* const bias = carver.take<float>(a.layout.bias);        // [block][16 kSteps]
+  const auto carry_in = [&](int index, int half) {
+    return reinterpret_cast<Quad<float>*>(carry + (index + tile.row_of(half)) * Tile::kLd + j);
+  };
+  const auto carried_to = [&](int number, int half) {
+    return reinterpret_cast<Quad<float>*>(carried) +
+           ((number * kSteps + tile.warp) * 2 + half) * 32 + tile.lane;
+  };
+  Tile::set_to_zero(carry + tile.no_pred() * Tile::kLd, tile.rows * Tile::kLd);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < a.N; i += Tile::kThreads) {
+    const int32_t* range = a.program.pred_ptr + d * (a.N + 1) + i;
+    const int count = kIsBackward ? a.program.num_succ[d * a.N + i] : range[1] - range[0];
+    factors[i] = pass.a.mean ? __fdividef(1.f, static_cast<float>(max(1, count))) : 1.f;
+  }
+#pragma unroll 1
+  for (int i = threadIdx.x; i < a.layout.bias; i += Tile::kThreads) {
+    const int column = i % (kSteps * kUnit), row = (d * Cell::kBlocks + i / (kSteps * kUnit)) * H;
+    const auto* from = static_cast<const S*>(pass.a.bias.first) + row + column;
+    bias[i] = pass.a.bias.first && column < H ? to_acc(*from) : 0.f;
+  }
+
+  typename Tile::Weight weights[kSteps * kStates][kResults];
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    if constexpr (kSteps > 2) __syncwarp();  // or too many loads are under way for the registers
+#pragma unroll
+    for (int gate = 0; gate < kGates; ++gate) {
+      const auto rows = [&](int block, int column) {
+        return [=, &tile](int i) {
+          return tile.block_row(pass.a.w_hh.first, block, column, H, i, gate, kGates);
+        };
+      };
+      if constexpr (kIsBackward)
+        weights[k * kGates + gate][0] = Core::weight_transposed(rows(k, tile.unit(0)));
+      else
+        weights[k][gate] = Core::weight(rows(tile.unit(0), k));
+    }
+  }
+
+  const auto extra = [&](const TensorItem& item, int half, Piece(&sums)[kStates], int number,
+                         int most) {
+    Quad<float> m{};
+    const auto add_carry = [&](int index) { add(m.v, carry_in(index, half)->v); };
+    if (most > 3) {
+      tile.for_each_pred(item, add_carry);
+    } else {
+      if (most > 0) add_carry(item.pred[0]);
+      if (most > 1) add_carry(item.pred[1]), add_carry(item.pred[2]);
+    }
+    if constexpr (!kIsBackward) {
+      const void* const first_carried = pass.first_carried();
+      if (most > 1 || pass.a.h0 || first_carried) {
+        const float factor = factors[item.position];
+        float q[kPiece];
+        Core::values(sums[0], q);
+#pragma unroll
+        for (int i = 0; i < kPiece; ++i) q[i] *= factor, m.v[i] *= factor;
+        if (item.columns > 0) {
+          const OwnPieces<S, 1, false> units{item.columns, a.alignment};
+          const int64_t row = (tile.b0 + tile.row_of(half)) * a.D + d;
+          const int entry = pass.entry(row);
+          const bool is_source = item.pred[0] == tile.no_pred();
+          pass.add_h0(units, row, entry, item.node, is_source, j, q);
+          pass.add_first(units, first_carried, row, entry, item.node, is_source, j, m.v);
+        }
+        sums[0] = Core::piece(q);
+      }
+    }
+    *carried_to(number, half) = m;
+  };
+  const auto start = [](int, int, int, float (&acc)[kResults][2][4]) {
+#pragma unroll
+    for (int i = 0; i < kResults * 8; ++i) acc[i / 8][i % 8 / 4][i % 4] = 0;
+  };
+  const auto finish = [&](int at, int number, int half, const TensorItem& item,
+                          const typename Tile::Operand(&sums)[kStates],
+                          const float (&acc)[kResults][2][4]) {
+    const int64_t first = item.state - j;
+    Quad<float> m = *carried_to(number, half);
+    float v[Pass::kValues][kPiece], input[kPiece];
+    const auto load = [&](int stream, float (&to)[kPiece]) {
+      Core::values(Core::load(tile.staged(at, stream, number, half)), to);
+    };
+    const auto result = [&](int i, float (&to)[kPiece]) {
+#pragma unroll
+      for (int e = 0; e < kPiece; ++e) to[e] = acc[i][e / 2][2 * half + e % 2];
+    };
+    if constexpr (kIsBackward) {
+#pragma unroll
+      for (int k = 0; k < Cell::kSaved; ++k) load(k, v[k]);
+      result(0, v[Pass::kFirstResult]);
+      load(Cell::kSaved, input);  // zeros, without dh
+      add(v[Pass::kFirstResult], input);
+    } else {
+      for_each(BlocksOf<Cell>{}, [&](auto block) {
+        constexpr int b = decltype(block)::value, kOfBias = Cell::kBiasGate[b];
+        const float* const own = bias + kOfBias * kSteps * kUnit + j;
+        const auto of_bias = *reinterpret_cast<const Quad<float>*>(own);
+#pragma unroll
+        for (int i = 0; i < kPiece; ++i) v[b][i] = of_bias.v[i];
+        if constexpr (b < kGates) {
+          constexpr int kOfInput = Cell::kInputGate[b];
+          load(kOfInput, input);
+          add(v[b], input);
+        }
+        if constexpr (b >= Pass::kFirstResult) {
+          result(b - Pass::kFirstResult, input);
+          add(v[b], input);
+        }
+      });
+    }
+    tile.with_pieces(item, [&](const auto& units) {
+      if constexpr (kIsBackward) {
+        pass.add_dc(units, first, j, m.v);
+        if (pass.to.q)
+#pragma unroll
+          for (int k = 0; k < kGates; ++k)
+            units.store(static_cast<S*>(pass.to.q) + first * kGates + k * H + j,
+                        Core::part(sums[k], half));
+      }
+      pass.finish(units, first, j, !item.is_live, v, m.v);
+    });
+    if (!Tile::is_kept(item)) return;
+    const float factor = kIsBackward ? factors[item.position] : 1;
+    S* const to = tile.slot(item.slot, half);
+#pragma unroll
+    for (int k = 0; k < kStates; ++k) {
+      auto& state = v[state_column(k, 1, kGates, kStates == 1 ? kGates : Cell::kBlocks)];
+      if constexpr (kIsBackward)
+#pragma unroll
+        for (float& x : state) x *= factor;
+      *reinterpret_cast<Piece*>(to + k * kUnit) = Core::piece(state);
+    }
+    if constexpr (kIsBackward)
+#pragma unroll
+      for (float& x : m.v) x *= factor;
+    *carry_in(item.slot, half) = m;
+  };
+  const auto after = [](int, int, int, const auto&) {};
+  for (int64_t i = blockIdx.x; i < f.num_tiles; i += gridDim.x) {
+    tile.begin(i << a.rows_log2);
+    tile.sweep(weights, extra, start, finish, after);
+  }
+}
+
+// streams: of `blocks` blocks of H, from `from` on.
+template <typename S>
+void add_streams(const void* from, int count, int blocks, int64_t H, int at, TensorSweep& sweep) {
+  for (int s = 0; from && s < count; ++s) {
+    sweep.input[at + s] = static_cast<const S*>(from) + s * H;
+    sweep.blocks[at + s] = blocks;
+  }
+}
+
+template <typename Pass, typename Stage>
+void launch_gated(const char* name, const Pass& pass, Dtype dtype, const Plan& plan, void* stream,
+                  std::initializer_list<const void*> arrays, const Stage& stage) {
+  TensorSweep sweep = tensor_sweep(pass.a, pass.a.program, plan, dtype, 0, {}, arrays);
+  stage(sweep);
+  const int64_t rows = int64_t{1} << sweep.rows_log2;
+  const TensorGatedArgs<Pass> f{pass, sweep, (pass.a.B + rows - 1) / rows};
+  const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(pass.a.D));
+  with_tensor_shape<false>(plan, [&](auto, auto steps) {
+    constexpr int kSteps = decltype(steps)::value;
+    if constexpr (kSteps <= kTensorGatedSteps)
+      launch(name, sweep_gated_tensor_kernel<Pass, kSteps>, grid, plan.threads, plan.shared_bytes,
+             stream, f);
+  });
+}
+
+// Calls f with the storage type and the cell.
+template <typename F>
+void with_gated(int kind, Dtype dtype, const F& f) {
+  with_16_bits(dtype, [&](auto s) {
+    with_gates(kind, [&](auto cell) {
+      if constexpr (decltype(cell)::kBlocks > 1) f(s, cell);
+    });
+  });
+}
+
+}  // namespace
+
+void sweep_forward_tensor_gated(const SweepForward& a, Dtype dtype, const Plan& plan,
+                                void* stream) {
+  with_gated(a.cell, dtype, [&](auto s, auto cell) {
+    using S = decltype(s);
+    using Cell = decltype(cell);
+    launch_gated("sweep_forward_tensor_gated", CellForward<S, Cell>{{a}}, dtype, plan, stream,
+                 {a.x, a.h, a.c, a.saved, a.h0, a.c0}, [&](TensorSweep& sweep) {
+                   add_streams<S>(a.x, Cell::kGates, Cell::kGates, a.H, 0, sweep);
+                 });
+  });
+}
+
+void sweep_backward_tensor_gated(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
+                                 const Plan& plan, void* stream) {
+  with_gated(a.cell, dtype, [&](auto s, auto cell) {
+    using S = decltype(s);
+    using Cell = decltype(cell);
+    launch_gated("sweep_backward_tensor_gated", CellBackward<S, S, Cell>{{a, to}}, dtype, plan,
+                 stream, {a.saved, to.dh, a.dc, to.du, to.q}, [&](TensorSweep& sweep) {
+                   add_streams<S>(a.saved, Cell::kSaved, Cell::kSaved, a.H, 0, sweep);
+                   add_streams<S>(to.dh, 1, 1, a.H, Cell::kSaved, sweep);
+                 });
+  });
+}
+
+}  // namespace strnn::cuda

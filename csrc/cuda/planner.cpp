@@ -36,19 +36,21 @@ int64_t at_least_1(int64_t x) { return std::max<int64_t>(1, x); }
 // Each of these is nothing if the family does not take the sweep.
 
 std::optional<Plan> plan_row(const SweepSizes& z, const Device& device) {
-  if (z.dtype != Dtype::kFloat32 || z.H > kRowMaxH || z.N > kRowMaxNodes || z.S > kRowMaxNodes)
+  const bool is_gated = z.cell >= kNumActivations;
+  if (z.dtype != Dtype::kFloat32 || (z.mean && !is_gated) ||
+      z.H > (is_gated ? kRowGatedH : kRowMaxH) || z.N > kRowMaxNodes || z.S > kRowMaxNodes)
     return {};
   const int width = row_width(z.H);
   Plan plan{};
-  plan.takes_x = z.C > 0 && z.C <= kRowMaxC;
-  plan.sums_states = z.is_backward && z.H <= kRowNarrowH;
+  plan.takes_x = !is_gated && z.C > 0 && z.C <= kRowMaxC;
+  plan.sums_states = !is_gated && z.is_backward && z.H <= kRowNarrowH;
   plan.sums_input = plan.sums_states && plan.takes_x;
   // Two CTAs to an SM at least, or the latency of a step is not hidden; one, where that is too
   // much.
   for (const int64_t per_sm : {2, 1})
     for (int rows = width == 32 ? kRowThreads / 32 : 1; rows > 0; rows /= 2)
       for (const bool projects : {true, false}) {
-        plan.projects = projects && z.K > 0 && z.K <= kRowMaxK && z.H <= kRowNarrowH;
+        plan.projects = projects && !is_gated && z.K > 0 && z.K <= kRowMaxK && z.H <= kRowNarrowH;
         plan.threads = rows * width;
         const RowLayout layout = RowLayout::of(z, plan, rows);
         plan.shared_bytes = layout.bytes;
@@ -237,17 +239,22 @@ RowLayout RowLayout::of(const SweepSizes& z, const Plan& plan, int rows) {
     return at;
   };
   l.width = row_width(z.H);
+  const bool is_gated = z.cell >= kNumActivations;
+  const int gates = static_cast<int>(gates_of(z.cell)), blocks = z.is_backward ? gates : 1;
   // A row of x in a stage, and of backward's a one beside it, for dbias.
   const bool has_x = z.is_backward ? plan.sums_input : plan.takes_x;
   const int columns = has_x ? static_cast<int>(ceil_div(z.C + z.is_backward, 4) * 4) : 0;
   l.ld_x = columns | 4;
-  l.x = z.is_backward ? 2 * l.width : 0;
-  l.stage = z.is_backward || has_x ? l.x + columns : l.width;
+  const int streams = z.is_backward ? 1 + (is_gated ? static_cast<int>(saved_of(z.cell)) : 1)
+                      : has_x       ? 0
+                                    : gates;
+  l.x = streams * l.width;
+  l.stage = l.x + columns;
   const int64_t threads = int64_t{rows} * l.width;
-  l.records = place(z.N, 16);
+  l.records = place(z.N, 16 + 4 * is_gated);  // and factors
   l.projection = place(plan.projects ? z.N * kRowMaxK : 0, 4);
-  l.slots = place(z.S * threads, 4);
-  l.vectors = place(2 * kRowNodes * threads, 4);
+  l.slots = place(z.S * threads * (blocks + is_gated), 4);
+  l.vectors = place(2 * kRowNodes * threads * blocks, 4);
   l.ring = place(int64_t{rows} * kRowRing * l.stage, 4);
   l.mask = place(rows * ceil_div(z.N, 32), 4);
   l.own = place(has_x ? threads * l.ld_x : 0, 4);
@@ -259,7 +266,7 @@ Plan plan_sweep(const SweepSizes& z, const Device& device) {
   const bool is_gated = z.cell >= kNumActivations;
   const auto may_be = [&](Family family) {
     return (device.only < 0 || device.only == static_cast<int64_t>(family)) &&
-           ((!is_gated && !z.mean) || family == Family::kLevel || family == Family::kTensorCore);
+           ((!is_gated && !z.mean) || family != Family::kCluster);
   };
   std::optional<Plan> plan;
   if (may_be(Family::kRow)) plan = plan_row(z, device);

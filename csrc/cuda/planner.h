@@ -2,7 +2,8 @@
 // the device's limits, free of CUDA, so that tests and `python -m strnn_kernels.info` call it on
 // any machine.
 //
-//   row          H <= 128, float32: a thread per hidden unit, ceil(H / 32) warps per (direction,
+//   row          H <= 128, of gated cells 32, float32: a thread per hidden unit, ceil(H / 32) warps
+//   per (direction,
 //                row of B), weights in registers.
 //   tensor_core  H <= 256, of gated cells 128, 16-bit types: a CTA per (direction, tile of rows of
 //                B), products of 16 (node, row) pairs by mma, weights in registers; a single warp
@@ -46,6 +47,7 @@ struct SweepSizes {
 // row: the widths that its registers hold, what its tables encode, the nodes of a step and the
 // inputs that are under way at a time.
 constexpr int64_t kRowMaxH = 128;
+constexpr int64_t kRowGatedH = 32;
 constexpr int64_t kRowNarrowH = 64;  // up to this sums of the projection and dw_hh are, too
 constexpr int64_t kRowMaxC = 32;     // up to this the product with x is made in the sweep
 constexpr int64_t kRowMaxNodes = 32767;

@@ -6,8 +6,11 @@
 // predecessors needs no synchronisation. What the threads of a row need of each other, the sum of
 // predecessors, goes through a vector in shared memory: a step has one barrier, where H <= 32 of a
 // warp alone. A step takes a node and, up to 64 units, the next one, if that is of the same group:
-// their chains of additions overlap; beyond, registers are short. Inputs come by cp.async, several
-// nodes ahead.
+// their chains of additions overlap; beyond, and backward of gated cells, registers are short.
+// Inputs come by cp.async, several nodes ahead.
+//
+// Of a gated cell, up to H = 32, a thread has its unit's rows (columns) of W of all gates, and a
+// slot also what is carried; u is made before, the sums over rows after the sweep.
 //
 // Of up to 32 inputs the product with x is made beside; its weights are in shared memory, a row for
 // each thread. Backward, up to H = 64, dw_hh grows in registers over all rows of a thread, and
@@ -137,10 +140,16 @@ __device__ __forceinline__ void add_projection(float (&s)[kRowMaxK], float y, co
 
 // kWidth: of W in registers, 32, 64 or 128; zero beyond H.
 template <typename Pass, int kWidth>
-__global__ void __launch_bounds__(kRowThreads, kWidth == 32 && !Pass::kIsBackward ? 3 : 2)
+__global__ void __launch_bounds__(kRowThreads,
+                                  kWidth == 32 && std::is_same_v<Pass, Forward<float>> ? 3 : 2)
     sweep_row_kernel(const RowArgs<Pass> f) {
+  using Cell = typename Pass::Cell;
   constexpr bool kIsBackward = Pass::kIsBackward, kIsNarrow = kWidth <= kRowNarrowH;
-  constexpr bool kSums = kIsBackward && kIsNarrow;
+  constexpr bool kIsGated = Cell::kBlocks > 1, kSums = kIsBackward && kIsNarrow && !kIsGated;
+  // Blocks of a state that is gathered and, in its slot, with what is carried; of products.
+  constexpr int kGates = Cell::kGates, kStates = kIsBackward ? kGates : 1,
+                kOfSlot = kStates + kIsGated, kResults = kIsBackward ? 1 : kGates;
+  constexpr bool kPairs = kIsNarrow && !(kIsGated && kIsBackward);  // or registers are short
   const bool projects = kIsNarrow && f.projects;
   const Pass& pass = f.pass;
   const auto& a = pass.a;
@@ -156,10 +165,12 @@ __global__ void __launch_bounds__(kRowThreads, kWidth == 32 && !Pass::kIsBackwar
   STRNN_DYNAMIC_SHARED(raw);
   const auto array = [&](int64_t at) { return reinterpret_cast<float*>(raw + at); };
   RowNode* const nodes = reinterpret_cast<RowNode*>(raw + l.records);
-  float* const projection = array(l.projection);                          // [node][kRowMaxK]
-  float* const slots = array(l.slots) + row * a.program.S * width + j;    // [slot][width]
-  float* const vectors = array(l.vectors) + row * 2 * kRowNodes * width;  // [2][kRowNodes][width]
-  float* const ring = array(l.ring) + row * kRowRing * l.stage;           // [kRowRing][stage]
+  float* const projection = array(l.projection);               // [node][kRowMaxK]
+  float* const factors = reinterpret_cast<float*>(nodes + N);  // [node], of gated cells
+  float* const slots = array(l.slots) + row * a.program.S * kOfSlot * width + j;  // [slot][width]
+  // [2][kRowNodes][width]
+  float* const vectors = array(l.vectors) + row * 2 * kRowNodes * kStates * width;
+  float* const ring = array(l.ring) + row * kRowRing * l.stage;  // [kRowRing][stage]
   unsigned* const live = reinterpret_cast<unsigned*>(raw + l.mask) + row * ((N + 31) / 32);
   float* const own = array(l.own) + thread * l.ld_x;
   const auto sync = [] {
@@ -184,17 +195,32 @@ __global__ void __launch_bounds__(kRowThreads, kWidth == 32 && !Pass::kIsBackwar
   }
   load_nodes(a.program, d, nodes);
 
-  float w[kWidth], dw[kSums ? kWidth : 1] = {};
-  const float* w_hh = static_cast<const float*>(a.w_hh.first) + static_cast<int64_t>(d) * H * H;
+  if (kIsGated) {
+    for (int i = thread; i < N; i += static_cast<int>(blockDim.x)) {
+      const int count = kIsBackward ? a.program.num_succ[d * N + i] : nodes[i].count;
+      factors[i] = a.mean ? __frcp_rn(static_cast<float>(max(1, count))) : 1;
+    }
+    __syncthreads();
+  }
+  float w[kResults][kStates * kWidth], dw[kSums ? kWidth : 1] = {};
+  const float* w_hh =
+      static_cast<const float*>(a.w_hh.first) + static_cast<int64_t>(d) * kGates * H * H;
   int64_t at_k = j * pass.weight_j();
 #pragma unroll
   for (int k = 0; k < kWidth; ++k, at_k += pass.weight_k()) {
-    if (kWidth > kRowNarrowH && k % 8 == 0) asm volatile("" : "+l"(at_k));  // not all at once
-    w[k] = j < H && k < H ? w_hh[at_k] : 0;
+    if ((kIsGated || kWidth > kRowNarrowH) && k % 8 == 0)
+      asm volatile("" : "+l"(at_k));  // not all at once
+#pragma unroll
+    for (int gate = 0; gate < kGates; ++gate)
+      w[kIsBackward ? 0 : gate][kIsBackward ? gate * kWidth + k : k] =
+          j < H && k < H ? w_hh[at_k + gate * H * H] : 0;
   }
-  float bias[1] = {};
+  float bias[Cell::kBlocks][1] = {};
   if (!kIsBackward && a.bias.first)
-    unit.load(static_cast<const float*>(a.bias.first) + d * H + j, bias);
+#pragma unroll
+    for (int block = 0; block < Cell::kBlocks; ++block)
+      unit.load(static_cast<const float*>(a.bias.first) + (d * Cell::kBlocks + block) * H + j,
+                bias[block]);
 
   for (int64_t b = static_cast<int64_t>(blockIdx.x) * rows + row; b < a.B;
        b += static_cast<int64_t>(gridDim.x) * rows) {
@@ -215,13 +241,29 @@ __global__ void __launch_bounds__(kRowThreads, kWidth == 32 && !Pass::kIsBackwar
           s[k] = static_cast<const float*>(a.ds)[((b * a.D + d) * a.K + k) * H + j];
     }
 
-    // A stage: u or x; backward h, dh, x.
+    // A stage: u or x; backward h, dh, x. Of gated cells the gates of u; backward what was saved,
+    // dh.
     const auto stage = [&](int i) {
       if (i < N) {
         const unsigned n = nodes[i].node;
         float* const to = ring + i % kRowRing * l.stage;
         if (j < H) {
-          if constexpr (kIsBackward) {
+          if constexpr (kIsGated) {
+            constexpr int kBlocks = kIsBackward ? Pass::kFirstResult : kGates;
+            const float* from;
+            if constexpr (kIsBackward)
+              from = static_cast<const float*>(a.saved);
+            else
+              from = static_cast<const float*>(a.x);
+            from += (at(n) - j) * kBlocks + j;
+#pragma unroll
+            for (int block = 0; block < kBlocks; ++block)
+              cp_async<4>(to + block * width + j, from + block * H);
+            if constexpr (kIsBackward)
+              if (pass.to.dh)
+                cp_async<4>(to + kBlocks * width + j,
+                            static_cast<const float*>(pass.to.dh) + at(n));
+          } else if constexpr (kIsBackward) {
             cp_async<4>(to + j, static_cast<const float*>(a.h) + at(n));
             if (pass.to.dh)
               cp_async<4>(to + width + j, static_cast<const float*>(pass.to.dh) + at(n));
@@ -236,26 +278,80 @@ __global__ void __launch_bounds__(kRowThreads, kWidth == 32 && !Pass::kIsBackwar
     };
     for (int i = 0; i < kRowRing - kRowNodes; ++i) stage(i);
 
+    // From the products v to the state, to memory and to its slot.
+    const auto finish_gated = [&](int i, unsigned n, bool is_masked, int slot, const float* input,
+                                  const float (&v)[kResults][1], float (&m)[1]) {
+      if constexpr (kIsGated) {
+        const int64_t first = at(n) - j;
+        float values[Pass::kValues][1];
+        if constexpr (kIsBackward) {
+          values[Pass::kFirstResult][0] = v[0][0];
+#pragma unroll
+          for (int k = 0; k < Pass::kFirstResult; ++k) values[k][0] = input[k * width + j];
+          pass.add_dc(unit, first, j, m);
+        } else {
+          for_each(BlocksOf<Cell>{}, [&](auto block) {
+            constexpr int k = decltype(block)::value, kOfBias = Cell::kBiasGate[k];
+            float& value = values[k][0];
+            value = bias[kOfBias][0];
+            if constexpr (k < kGates) {
+              constexpr int kOfInput = Cell::kInputGate[k];
+              value += input[kOfInput * width + j];
+            }
+            if constexpr (k >= Pass::kFirstResult) value += v[k - Pass::kFirstResult][0];
+          });
+        }
+        pass.finish(unit, first, j, is_masked, values, m);
+        if (slot == kNoSlot) return;
+        const float factor = kIsBackward ? factors[i] : 1;
+        float* const to = slots + slot * kOfSlot * width;
+#pragma unroll
+        for (int k = 0; k < kStates; ++k) {
+          const int from = kIsBackward ? state_column(k, 1, kGates, Cell::kBlocks) : 0;
+          to[k * width] = j < H ? factor * values[from][0] : 0;
+        }
+        to[kStates * width] = j < H ? factor * m[0] : 0;
+      }
+    };
     int half = 0;
     const auto step = [&](int i, auto nodes_of_it) {
       constexpr int kCount = decltype(nodes_of_it)::value;
       RowNode node[kCount];
-      float sum[kCount][1], v[kCount][1];
+      float sum[kCount][kStates][1], v[kCount][kResults][1];
+      [[maybe_unused]] float m[kCount][1] = {};
       const float* input[kCount];
 #pragma unroll
       for (int q = 0; q < kCount; ++q) {
         const uint4 bits = *reinterpret_cast<const uint4*>(nodes + i + q);
         memcpy(&node[q], &bits, sizeof bits);
-        const RowNode& m = node[q];
-        float& total = sum[q][0];
-        total = 0;
-        if (m.count > 0) total = slots[m.pred[0] * width];
-        if (m.count > 1) total += slots[m.pred[1] * width];
-        if (m.count > 2) total += slots[m.pred[2] * width];
-        for (int p = 3; p < m.count; ++p)
-          total += slots[__ldg(a.program.pred_slot + m.first + p) * width];
-        pass.add_h0(unit, b * a.D + d, entry, m.node, m.count == 0, j, sum[q]);
-        vectors[(half + q) * width + j] = total;
+        const RowNode& own = node[q];
+        float total[kOfSlot] = {};
+        const auto gather = [&](int slot) {
+#pragma unroll
+          for (int s = 0; s < kOfSlot; ++s) total[s] += slots[(slot * kOfSlot + s) * width];
+        };
+        if (own.count > 0) gather(own.pred[0]);
+        if (own.count > 1) gather(own.pred[1]);
+        if (own.count > 2) gather(own.pred[2]);
+        for (int p = 3; p < own.count; ++p) gather(__ldg(a.program.pred_slot + own.first + p));
+        const float factor = kIsGated && !kIsBackward ? factors[i + q] : 1;
+#pragma unroll
+        for (int s = 0; s < kStates; ++s) sum[q][s][0] = total[s] * factor;
+        pass.add_h0(unit, b * a.D + d, entry, own.node, own.count == 0, j, sum[q][0]);
+        if constexpr (kIsGated) {
+          m[q][0] = total[kStates] * factor;
+          if constexpr (kIsBackward) {
+            float* const to = static_cast<float*>(pass.to.q) + (at(own.node) - j) * kGates + j;
+#pragma unroll
+            for (int s = 0; s < kStates; ++s) unit.store(to + s * H, sum[q][s]);
+          } else {
+            pass.add_first(unit, pass.first_carried(), b * a.D + d, entry, own.node, own.count == 0,
+                           j, m[q]);
+          }
+        }
+#pragma unroll
+        for (int s = 0; s < kStates; ++s)
+          vectors[((half + q) * kStates + s) * width + j] = sum[q][s][0];
       }
       cp_async_wait<kRowRing - 2 * kRowNodes>();  // the inputs of two nodes are there
       sync();
@@ -265,33 +361,47 @@ __global__ void __launch_bounds__(kRowThreads, kWidth == 32 && !Pass::kIsBackwar
 #pragma unroll
       for (int q = 0; q < kCount; ++q) {
         input[q] = ring + (i + q) % kRowRing * l.stage;
-        const float start = kIsBackward ? input[q][width + j] : C ? bias[0] : bias[0] + input[q][j];
-        v[q][0] = dot(w, vectors + (half + q) * width, width, start);
-        if (!kIsBackward) v[q][0] = dot_shared(own, input[q], columns, v[q][0]);
-        if (kIsBackward && projects)
-          v[q][0] = dot(s, projection + node[q].node * kRowMaxK, kRowMaxK, v[q][0]);
+        float start = 0;
+        if constexpr (kIsGated && kIsBackward)
+          start = input[q][Pass::kFirstResult * width + j];
+        else if (kIsBackward)
+          start = input[q][width + j];
+        else if (!kIsGated)
+          start = C ? bias[0][0] : bias[0][0] + input[q][j];
+#pragma unroll
+        for (int r = 0; r < kResults; ++r)
+          v[q][r][0] = dot(w[r], vectors + (half + q) * kStates * width, kStates * width, start);
+        if (kIsGated) continue;
+        float& t = v[q][0][0];
+        if (!kIsBackward) t = dot_shared(own, input[q], columns, t);
+        if (kIsBackward && projects) t = dot(s, projection + node[q].node * kRowMaxK, kRowMaxK, t);
       }
 #pragma unroll
       for (int q = 0; q < kCount; ++q) {
         const unsigned n = node[q].node;
         const bool is_masked = a.mask && !(live[n / 32] >> n % 32 & 1);
-        const float h[1] = {input[q][j]};
-        pass.keep(unit, at(n), sum[q]);
-        pass.finish(unit, at(n), is_masked, v[q], h);
-        const float y = j < H ? v[q][0] : 0;
-        if (node[q].slot != kNoSlot) slots[node[q].slot * width] = y;
-        if (!kIsBackward && projects) add_projection(s, y, projection + n * kRowMaxK);
-        if constexpr (kSums) {
-          add_outer(dw, sum[q][0], input[q]);
-          if (!is_masked) add_outer_shared(own, y, input[q] + l.x, columns);  // 0 * NaN is not zero
+        if constexpr (kIsGated) {
+          finish_gated(i + q, n, is_masked, node[q].slot, input[q], v[q], m[q]);
+        } else {
+          const float h[1] = {input[q][j]};
+          pass.keep(unit, at(n), sum[q][0]);
+          pass.finish(unit, at(n), is_masked, v[q][0], h);
+          const float y = j < H ? v[q][0][0] : 0;
+          if (node[q].slot != kNoSlot) slots[node[q].slot * width] = y;
+          if (!kIsBackward && projects) add_projection(s, y, projection + n * kRowMaxK);
+          if constexpr (kSums) {
+            add_outer(dw, sum[q][0][0], input[q]);
+            if (!is_masked)
+              add_outer_shared(own, y, input[q] + l.x, columns);  // 0 * NaN is not zero
+          }
         }
       }
       half ^= kRowNodes;
       return i + kCount;
     };
     for (int i = 0; i < N;)
-      if (kIsNarrow && nodes[i].has_next)
-        i = step(i, std::integral_constant<int, kRowNodes>{});
+      if (kPairs && nodes[i].has_next)
+        i = step(i, std::integral_constant<int, kPairs ? kRowNodes : 1>{});
       else
         i = step(i, std::integral_constant<int, 1>{});
     if constexpr (!kIsBackward) {
@@ -328,9 +438,10 @@ void launch_row(const char* name, const Pass& pass, int64_t C, bool projects, co
                 void* stream) {
   const RowLayout& layout = std::get<RowPlan>(plan.kind).layout;
   const RowArgs<Pass> f{pass, layout, static_cast<int>(C), projects};
-  const auto kernel = layout.width == 32   ? sweep_row_kernel<Pass, 32>
-                      : layout.width == 64 ? sweep_row_kernel<Pass, 64>
-                                           : sweep_row_kernel<Pass, 128>;
+  auto kernel = sweep_row_kernel<Pass, 32>;
+  if constexpr (Pass::Cell::kBlocks == 1)
+    if (layout.width > 32)
+      kernel = layout.width == 64 ? sweep_row_kernel<Pass, 64> : sweep_row_kernel<Pass, 128>;
   launch(name, kernel, dim3(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(pass.a.D)),
          plan.threads, plan.shared_bytes, stream, f);
 }
@@ -338,14 +449,27 @@ void launch_row(const char* name, const Pass& pass, int64_t C, bool projects, co
 }  // namespace
 
 void sweep_forward_row(const SweepForward& a, const Plan& plan, void* stream) {
-  launch_row("sweep_forward_row", Forward<float>{a}, plan.takes_x ? a.C : 0, plan.projects, plan,
-             stream);
+  with_gates(a.cell, [&](auto cell) {
+    if constexpr (decltype(cell)::kBlocks == 1)
+      launch_row("sweep_forward_row", Forward<float>{a}, plan.takes_x ? a.C : 0, plan.projects,
+                 plan, stream);
+    else
+      launch_row("sweep_forward_row", CellForward<float, decltype(cell)>{{a}}, 0, false, plan,
+                 stream);
+  });
 }
 
 void sweep_backward_row(const SweepBackward& a, const BackwardStates& to, const Plan& plan,
                         void* stream) {
-  launch_row("sweep_backward_row", Backward<float, float>{a, to}, plan.sums_input ? a.C : 0,
-             plan.projects && a.ds, plan, stream);
+  const Backward<float, float> pass{a, to};
+  with_gates(a.cell, [&](auto cell) {
+    if constexpr (decltype(cell)::kBlocks == 1)
+      launch_row("sweep_backward_row", pass, plan.sums_input ? a.C : 0, plan.projects && a.ds, plan,
+                 stream);
+    else
+      launch_row("sweep_backward_row", CellBackward<float, float, decltype(cell)>{pass}, 0, false,
+                 plan, stream);
+  });
 }
 
 }  // namespace strnn::cuda

@@ -158,15 +158,29 @@ def test_gated_cells_that_do_not_fit_go_level_by_level():
     assert plan(**kind, N=1024, D=4, groups=63, slots=200)["family"] == "level"
 
 
-@pytest.mark.parametrize("dtype, H", [("float32", 30), ("bfloat16", 30), ("bfloat16", 512)])
 @pytest.mark.parametrize("is_backward", [False, True])
-def test_gated_cells_and_means_go_level_by_level(dtype, H, is_backward):
+@pytest.mark.parametrize("cell", [4, 5])
+def test_narrow_gated_cells_of_float32_go_by_rows(cell, is_backward):
+    kind = dict(is_backward=is_backward, cell=cell, mean=True)
+    for device in (H200, A100):
+        for H in (1, 30, 32):
+            found = plan(device, H=H, **kind)
+            assert (found["family"], found["threads"]) == ("row", 128)
+            assert not found["takes_x"] and not found["projects"]
+        assert plan(device, H=33, **kind)["family"] == "level"
+        assert plan(device, dtype="float64", **kind)["family"] == "level"
+
+
+@pytest.mark.parametrize("dtype, H", [("float32", 60), ("bfloat16", 30), ("bfloat16", 512)])
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_what_other_families_lack_goes_level_by_level(dtype, H, is_backward):
     kind = dict(dtype=dtype, H=H, is_backward=is_backward)
     assert plan(**kind)["family"] != "level"
     lstm, mean = plan(**kind, cell=5), plan(**kind, mean=True)
     assert mean["family"] == "level"
-    if lstm["family"] != "level":
+    if H == 30:  # tensor cores have that cell
         return
+    assert lstm["family"] == "level"
     # Forward, a tile has a quarter of the units.
     assert (lstm["ctas"] > mean["ctas"]) == (not is_backward and mean["ctas"] < 132)
 

@@ -57,6 +57,13 @@ GATED_TENSOR = (
     widened("lstm-carry-lengths", 128),
     replace(widened("gru-sum-no-bias", 7), graph=testing.find("diamond").graph),
 )  # fmt: skip
+#: Gated cells in the row family: one to four predecessors, and every option.
+GATED_ROWS = (
+    testing.find("gru-corner"), testing.find("gru-line-mask"), testing.find("gru-lengths-h0"),
+    testing.find("gru-sum-no-bias"), testing.find("lstm-corner-mask"), testing.find("lstm-sum"),
+    widened("lstm-states", 32), testing.find("lstm-lengths"),
+    replace(widened("gru-corner", 11), graph=testing.find("diamond").graph),
+)  # fmt: skip
 #: Every shape of the tensor_core family (1, 2, 4, 8 and 16 units of columns), rows of each
 #: alignment, one to four predecessors, and every option of the ops.
 TENSOR = (

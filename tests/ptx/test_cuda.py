@@ -12,7 +12,7 @@ import strnn_kernels as sk
 from strnn_kernels import notation, testing
 from strnn_kernels.registration import topology_tables
 from tests.ptx.backend import A100, H100, Cuda, running
-from tests.ptx.cases import CELLS, GATED_TENSOR, ROWS, SEED, SMALL, TENSOR
+from tests.ptx.cases import CELLS, GATED_ROWS, GATED_TENSOR, ROWS, SEED, SMALL, TENSOR
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 #: Few multiprocessors: tiles of several rows, CTAs that take several tiles in turn.
@@ -29,6 +29,8 @@ FAMILIES = (
 MASKED_CELLS = [
     (testing.find("gru-line-mask"), "level", F32),
     (testing.find("lstm-corner-mask"), "level", BF16),
+    (testing.find("gru-line-mask"), "row", F32),
+    (testing.find("lstm-corner-mask"), "row", F32),
     (testing.find("gru-line-mask"), "tensor_core", F16),
     (testing.find("lstm-corner-mask"), "tensor_core", BF16),
 ]  # fmt: skip
@@ -63,6 +65,13 @@ def test_cells(case, dtype, gradients, cuda, wanted):
     """Tiles of several items and of units beyond the width, one after the other."""
     wanted(gradients == (dtype in (F64, F16)))
     check(Cuda(cuda, LEVEL, family="level", seed=15), case, dtype, gradients=gradients)
+
+
+@pytest.mark.parametrize("device", [H100, FEW], ids=["h100", "few"])
+@pytest.mark.parametrize("case", GATED_ROWS, ids=str)
+def test_cells_by_rows(case, device, cuda, wanted):
+    wanted(device is FEW)
+    check(Cuda(cuda, device, family="row", seed=17), case, F32)
 
 
 @pytest.mark.parametrize("device", [ONE, FEW], ids=["one", "few"])

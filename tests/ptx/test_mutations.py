@@ -15,7 +15,7 @@ import strnn_kernels as sk
 from strnn_kernels import testing
 from tests.ptx import build
 from tests.ptx.backend import Cuda, running
-from tests.ptx.cases import GATED_TENSOR, ROWS
+from tests.ptx.cases import GATED_ROWS, GATED_TENSOR, ROWS
 
 #: name -> file, text, what it becomes, the case that shows it.
 MUTATIONS = {
@@ -83,8 +83,8 @@ MUTATIONS = {
     "row-beyond-the-batch": ("row.cu", "b < a.B;\n", "b <= a.B;\n", "corner-mask"),
     "row-fourth-predecessor-left-out": (
         "row.cu",
-        "for (int p = 3; p < m.count; ++p)",
-        "for (int p = 4; p < m.count; ++p)",
+        "for (int p = 3; p < own.count; ++p)",
+        "for (int p = 4; p < own.count; ++p)",
         "diamond",
     ),
     "row-no-one-beside-the-inputs": (
@@ -98,6 +98,25 @@ MUTATIONS = {
         "    __syncthreads();\n    const auto over_rows",
         "    const auto over_rows",
         "corner-mask",
+    ),
+    "row-factors-without-barrier": (
+        "row.cu",
+        "    }\n    __syncthreads();\n  }\n  float w[",
+        "    }\n  }\n  float w[",
+        "gru-corner",
+    ),
+    "row-carry-left-out": ("row.cu", "m[q][0] = total[kStates] * factor;", "", "lstm-states-h32"),
+    "row-factor-of-a-state-left-out": (
+        "row.cu",
+        "const float factor = kIsBackward ? factors[i] : 1;",
+        "const float factor = 1;",
+        "gru-corner",
+    ),
+    "row-wrong-gate-of-a-weight": (
+        "row.cu",
+        "w_hh[at_k + gate * H * H]",
+        "w_hh[at_k + (gate + 1) % kGates * H * H]",
+        "gru-corner",
     ),
     "barrier-of-a-sum": (
         "gemm.cuh",
@@ -449,8 +468,9 @@ MUTATIONS = {
 #: The mutations that CI plants: a barrier, a wait, a copy, an index, a bound; of a row, of a
 #: cluster, of a level.
 IN_CI = (
-    "row-without-sync", "row-wait-off-by-one", "cluster-barrier", "cluster-wrong-rank",
-    "level-barrier-after-the-copies", "level-units-beyond-the-width", "level-carry-left-out",
+    "row-without-sync", "row-wait-off-by-one", "row-carry-left-out", "cluster-barrier",
+    "cluster-wrong-rank", "level-barrier-after-the-copies", "level-units-beyond-the-width",
+    "level-carry-left-out",
 )  # fmt: skip
 #: The kernels that a mutation is about, by the beginning of its name: the only family that may be
 #: chosen, the dtype that it is shown in, and the limits of the device. Two multiprocessors, so that
@@ -526,7 +546,7 @@ def run(sources, name, kind):
         change(sources, "sweep_tensor.cuh", SHAPES, shape)
     # The same architectures as the fixture `cuda`: of what is small, nothing else is made again.
     built = build.cuda(sources / "cuda", (80, 90) if is_small else (device[0],))
-    beside = (case for case in ROWS + GATED_TENSOR if case.name == name)
+    beside = (case for case in ROWS + GATED_ROWS + GATED_TENSOR if case.name == name)
     case = next(beside, None) or testing.find(name)
     if family == "tensor_core":
         case = replace(case, activation="tanh", K=3 if kind == "projection" else case.K)

@@ -19,10 +19,10 @@
 // states are bound by the launches: SEED in float64, 13 groups, 35 us. An lstm of float32 over a
 // bidirectional chain, T = 128, H = 128, B = 32: forward 32 tiles with two blocks of k, 2.5 us and
 // the launch, 0.6 ms; backward 8 tiles with eight, 7 us and the launch, 1.2 ms. So is what a CTA
-// that stays for the whole sweep would do faster, and has no family here: gated cells of float32,
-// Elman cells of float32 of 129 to about 230 units, 3 us a step and more against 1 us with W in
-// shared memory, and chains of more steps than a table in shared memory holds (16 bits: 32767,
-// float32: about 13000).
+// that stays for the whole sweep would do faster, and has no family here: gated cells of float32
+// beyond 32 units, Elman cells of float32 of 129 to about 230 units, 3 us a step and more against
+// 1 us with W in shared memory, and chains of more steps than a table in shared memory holds (16
+// bits: 32767, float32: about 13000).
 #include "launch.cuh"
 #include "pass.cuh"
 #include "planner.h"

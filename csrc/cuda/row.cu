@@ -25,6 +25,8 @@
 //   * A chain, T = 512, B = 64, H = 128: 128 CTAs of four warps, one on a scheduler; a step is
 //     some 500 instructions, of them 128 fma: 0.3 us, 150 us in all. Of 128 inputs u takes 100 us
 //     before.
+//   * A chain, H = 30, float32: 570 instructions a step of an lstm, 590 backward, of a gru 470 and
+//     450: 0.4 us.
 // What this leaves to kernels of their own, and memory in between: u of more than 32 inputs, the
 // projection beyond 64 units, backward the sums beyond 64 units and what h0 receives.
 #include <cstring>

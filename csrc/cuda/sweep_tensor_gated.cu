@@ -4,10 +4,15 @@
 // A warp owns 16 units of H of all gates and has their rows of W (backward: columns) in registers,
 // of an lstm of 128 units 128 of them. The state that is gathered is h, backward da, in 16 bits;
 // what is carried goes through slots of its own in float32, which only the warp that owns the units
-// reads and writes: read before the product, where its predecessors' slots still are theirs, kept
-// for the lane until the item is finished. Means: a node's sums are multiplied by a factor,
-// backward a node's state is as it enters its slot. The product with x is made before the sweep,
+// reads and writes: read before the product, while its predecessors' slots still are theirs, kept
+// for the lane until the item is finished. Means: a node's sums are multiplied by a factor;
+// backward a node's state is, as it enters its slot. The product with x is made before the sweep,
 // dw_hh and the other sums after it, from q and da.
+//
+// Predicted, not measured (H200 at 1.98 GHz), from the instructions that the PTX executes: a chain,
+// H = 128, B = 64 (16 CTAs of 8 rows, 8 warps, two on a scheduler): a warp issues 740 instructions
+// a step of an lstm and 910 backward, of a gru 640 and 770: about 1 us, where a launch per level
+// takes 4 to 10.
 #include "kernels.h"
 #include "sweep_tensor.cuh"
 

@@ -40,6 +40,7 @@ const Device& limits_of(int device) {
     if (limits[device].architecture >= 90) {
       const torch::stable::accelerator::DeviceGuard guard(device);
       limits[device].max_cluster = max_cluster();
+      limits[device].clusters = active_clusters(limits[device]);
     }
   });
   return limits[device];

@@ -531,14 +531,16 @@ py::dict build_info() {
 // machine.
 py::dict plan_cuda_sweep(int64_t B, int64_t N, int64_t D, int64_t C, int64_t H, int64_t K,
                          int64_t groups, int64_t slots, const std::string& dtype, bool is_backward,
-                         std::array<int64_t, 4> device, int64_t max_cluster, int cell, bool mean) {
+                         std::array<int64_t, 4> device, int64_t max_cluster, int cell, bool mean,
+                         std::array<int64_t, 4> clusters) {
   // Divided by, or not; and so few that no product of sizes wraps round.
   constexpr int64_t kMost = int64_t{1} << 31;
   const auto outside = [](int64_t least) {
     return [least](int64_t size) { return size < least || size >= kMost; };
   };
   const int64_t some[] = {N, D, H, groups, slots, device[1]};
-  const int64_t any[] = {B, C, K, device[0], device[2], device[3], max_cluster};
+  const int64_t any[] = {B,           C,           K,           device[0],   device[2],  device[3],
+                         max_cluster, clusters[0], clusters[1], clusters[2], clusters[3]};
   if (std::any_of(std::begin(some), std::end(some), outside(1)) ||
       std::any_of(std::begin(any), std::end(any), outside(0)) ||
       double(B) * N * D * (C + H + K) * H > 0x1p62) {
@@ -553,9 +555,10 @@ py::dict plan_cuda_sweep(int64_t B, int64_t N, int64_t D, int64_t C, int64_t H, 
                                                   {"float16", Dtype::kFloat16}};
   for (const auto& [name, value] : dtypes) {
     if (dtype != name) continue;
-    const cuda::Plan plan = cuda::plan_sweep(
-        {B, N, D, C, H, K, groups, slots, value, is_backward, cell, mean},
-        {device[0], device[1], device[2], device[3], device[0] < 90 ? 0 : max_cluster});
+    const cuda::SweepSizes sizes{B, N, D, C, H, K, groups, slots, value, is_backward, cell, mean};
+    const cuda::Device limits{
+        device[0], device[1], device[2], device[3], device[0] < 90 ? 0 : max_cluster, -1, clusters};
+    const cuda::Plan plan = cuda::plan_sweep(sizes, limits);
     py::dict found;
     found["family"] = cuda::family_name(plan.family());
     found["threads"] = plan.threads;
@@ -564,6 +567,10 @@ py::dict plan_cuda_sweep(int64_t B, int64_t N, int64_t D, int64_t C, int64_t H, 
     found["takes_x"] = plan.takes_x;
     found["projects"] = plan.projects;
     found["cluster"] = 1;
+    if (plan.family() == cuda::Family::kRow || plan.family() == cuda::Family::kTensorCore) {
+      found["registers"] = cuda::registers_of(sizes, plan);
+      found["ctas_per_sm"] = cuda::ctas_per_sm(sizes, plan, limits);
+    }
     if (const auto* row = std::get_if<cuda::RowPlan>(&plan.kind)) {
       found["rows"] = row->rows;
     } else if (const auto* tile = std::get_if<cuda::TensorPlan>(&plan.kind)) {
@@ -597,5 +604,5 @@ PYBIND11_MODULE(_planner, m) {
         py::arg("D"), py::arg("C"), py::arg("H"), py::arg("K"), py::arg("groups"), py::arg("slots"),
         py::arg("dtype"), py::arg("is_backward"), py::arg("device"),
         py::arg("max_cluster") = strnn::cuda::kMaxCluster, py::arg("cell") = 0,
-        py::arg("mean") = false);
+        py::arg("mean") = false, py::arg("clusters") = std::array<int64_t, 4>{});
 }

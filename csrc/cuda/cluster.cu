@@ -428,6 +428,24 @@ int64_t max_cluster() {
   return size;
 }
 
+std::array<int64_t, 4> active_clusters(const Device& device) {
+  const auto kernel = sweep_cluster_kernel<Forward<__nv_bfloat16>, 16>;
+  // All the shared memory of an SM, so that no other CTA is there.
+  const int shared = static_cast<int>(device.shared_per_block);
+  std::array<int64_t, 4> found{};
+  for (int i = 0, size = 2; size <= device.max_cluster; ++i, size *= 2) {
+    const auto check = [&](cudaError_t error) {
+      check_launch(error, "sweep_forward_cluster", dim3(size), kClusterThreads, shared, size);
+    };
+    int count = 0;
+    const ClusterLaunch launch(dim3(size), kClusterThreads, shared, size);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    check(cudaOccupancyMaxActiveClusters(&count, kernel, &launch.config));
+    found[i] = count;
+  }
+  return found;
+}
+
 int64_t cluster_weights_bytes(int64_t D, int64_t H, const Plan& plan) {
   if (plan.family() != Family::kCluster) return 0;
   return cluster_weights(D, H, plan).count() * static_cast<int64_t>(sizeof(uint4));

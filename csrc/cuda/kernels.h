@@ -12,6 +12,8 @@ namespace strnn::cuda {
 // CTAs of the largest cluster that the current device, of sm_90 or later, can run; 0 if the kernels
 // were not compiled for that.
 int64_t max_cluster();
+// And how many of 2, 4, 8 and 16 CTAs, up to that size, it runs at once, each on an SM of its own.
+std::array<int64_t, 4> active_clusters(const Device&);
 
 int64_t sweep_workspace(const SweepForward&, Dtype, const Device&);
 void sweep(const SweepForward&, Dtype, const Device&, void* workspace, void* stream);

@@ -23,6 +23,21 @@ inline void check_launch(cudaError_t error, const char* kernel, dim3 grid, int t
       cudaGetErrorString(error));
 }
 
+// What the runtime wants to know of a launch in clusters of so many blocks along x.
+struct ClusterLaunch {
+  cudaLaunchAttribute dimension{};
+  cudaLaunchConfig_t config{};
+
+  ClusterLaunch(dim3 grid, int threads, int64_t shared_bytes, int cluster) {
+    dimension.id = cudaLaunchAttributeClusterDimension;
+    dimension.val.clusterDim.x = cluster, dimension.val.clusterDim.y = 1,
+    dimension.val.clusterDim.z = 1;
+    config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared_bytes;
+    config.attrs = &dimension, config.numAttrs = 1;
+  }
+  ClusterLaunch(const ClusterLaunch&) = delete;  // config points into it
+};
+
 // cluster: blocks along x that form one, or 1.
 template <typename Kernel, typename Args>
 void launch(const char* name, Kernel kernel, dim3 grid, int threads, int64_t shared_bytes,
@@ -45,15 +60,9 @@ void launch(const char* name, Kernel kernel, dim3 grid, int threads, int64_t sha
   }
   if (cluster > kPortableCluster)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  cudaLaunchAttribute dimension{};
-  dimension.id = cudaLaunchAttributeClusterDimension;
-  dimension.val.clusterDim.x = cluster, dimension.val.clusterDim.y = 1,
-  dimension.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &dimension, config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, args));
+  ClusterLaunch cluster_launch(grid, threads, shared_bytes, cluster);
+  cluster_launch.config.stream = static_cast<cudaStream_t>(stream);
+  check(cudaLaunchKernelEx(&cluster_launch.config, kernel, args));
 }
 
 }  // namespace strnn::cuda

@@ -7,6 +7,33 @@
 #include <string>
 
 namespace strnn::cuda {
+namespace {
+// Of an SM; what the system takes of its shared memory for each CTA.
+constexpr int64_t kRegisters = 65536, kThreads = 2048, kReserved = 1024;
+}  // namespace
+
+int registers_of(const SweepSizes& z, const Plan& plan) {
+  const bool is_gated = z.cell >= kNumActivations;
+  if (const auto* row = std::get_if<RowPlan>(&plan.kind)) {
+    if (is_gated) return z.is_backward ? 256 : 248;
+    if (row->layout.width > 64) return 216;
+    constexpr int kNarrow[2][2] = {{136, 176}, {184, 248}};
+    return kNarrow[z.is_backward][row->layout.width == 64];
+  }
+  const auto& t = std::get<TensorPlan>(plan.kind);
+  int log2 = 0;
+  while (1 << log2 < t.steps) ++log2;
+  constexpr int kGated[] = {200, 200, 232, 256};
+  if (is_gated) return kGated[log2];
+  constexpr int kElman[2][2][5] = {{{128, 160, 248, 200, 248}, {152, 184, 256, 232, 256}},
+                                   {{136, 200, 232, 232, 240}, {160, 224, 256, 240, 256}}};
+  return kElman[z.is_backward][plan.projects][log2];
+}
+
+int64_t ctas_per_sm(const SweepSizes& z, const Plan& plan, const Device& device) {
+  return std::min({device.shared_per_sm / (plan.shared_bytes + kReserved),
+                   kRegisters / (registers_of(z, plan) * plan.threads), kThreads / plan.threads});
+}
 
 int64_t storage_bytes(Dtype dtype) {
   switch (dtype) {
@@ -24,16 +51,18 @@ namespace {
 constexpr int64_t kRowsPerSplit =
     64;  // below this a part of a sum over rows costs more than it brings
 constexpr int kMaxRowsLog2 = 4;
-constexpr int64_t kRowCtasPerSm = 8;     // of all directions, at most: each leaves sums
-constexpr int64_t kTensorMaxTiles = 4;   // products of a chunk
-constexpr int64_t kTensorMaxWarps = 16;  // of an SM at a time, for want of registers
-constexpr int64_t kTensorGatedWarps = 8;
+constexpr int64_t kTensorMaxTiles = 4;  // products of a chunk
 
 int64_t array_bytes(int64_t count, int64_t element) { return (count * element + 127) / 128 * 128; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t at_least_1(int64_t x) { return std::max<int64_t>(1, x); }
 
 // Each of these is nothing if the family does not take the sweep.
+
+// What a step of the row family costs, in cycles, likewise predicted: its serial chain, and what a
+// warp issues.
+constexpr int64_t kRowChain = 600;
+constexpr int64_t kRowIssue = 500;
 
 std::optional<Plan> plan_row(const SweepSizes& z, const Device& device) {
   const bool is_gated = z.cell >= kNumActivations;
@@ -45,23 +74,27 @@ std::optional<Plan> plan_row(const SweepSizes& z, const Device& device) {
   plan.takes_x = !is_gated && z.C > 0 && z.C <= kRowMaxC;
   plan.sums_states = !is_gated && z.is_backward && z.H <= kRowNarrowH;
   plan.sums_input = plan.sums_states && plan.takes_x;
-  // Two CTAs to an SM at least, or the latency of a step is not hidden; one, where that is too
-  // much.
-  for (const int64_t per_sm : {2, 1})
-    for (int rows = width == 32 ? kRowThreads / 32 : 1; rows > 0; rows /= 2)
-      for (const bool projects : {true, false}) {
-        plan.projects = projects && !is_gated && z.K > 0 && z.K <= kRowMaxK && z.H <= kRowNarrowH;
-        plan.threads = rows * width;
-        const RowLayout layout = RowLayout::of(z, plan, rows);
-        plan.shared_bytes = layout.bytes;
-        if (per_sm * (plan.shared_bytes + 1024) > device.shared_per_sm ||
-            plan.shared_bytes > device.shared_per_block)
-          continue;
-        plan.ctas = std::min(ceil_div(z.B, rows), at_least_1(kRowCtasPerSm * device.num_sms / z.D));
-        plan.kind = RowPlan{rows, layout};
-        return plan;
-      }
-  return {};
+  std::optional<Plan> best;
+  int64_t lowest = 0;
+  for (int rows = width == 32 ? kRowThreads / 32 : 1; rows > 0; rows /= 2)
+    for (const bool projects : {true, false}) {
+      plan.projects = projects && !is_gated && z.K > 0 && z.K <= kRowMaxK && z.H <= kRowNarrowH;
+      plan.threads = rows * width;
+      const RowLayout layout = RowLayout::of(z, plan, rows);
+      plan.shared_bytes = layout.bytes;
+      plan.kind = RowPlan{rows, layout};
+      const int64_t resident = ctas_per_sm(z, plan, device) * device.num_sms;
+      if (!resident || plan.shared_bytes > device.shared_per_block) continue;
+      const int64_t tiles = ceil_div(z.B, rows), ctas = at_least_1(tiles * z.D);
+      const int64_t in_turn =
+          ceil_div(std::min(ctas, resident) * plan.threads, 4 * 32 * device.num_sms);
+      const int64_t cost = ceil_div(ctas, resident) * std::max(kRowChain, kRowIssue * in_turn);
+      if (best && cost >= lowest) break;
+      plan.ctas = std::min(tiles, at_least_1(resident / z.D));
+      best = plan, lowest = cost;
+      break;
+    }
+  return best;
 }
 
 // What a chunk of the tensor_core family costs, in cycles: predictions, which only choose between
@@ -113,10 +146,8 @@ std::optional<Plan> plan_tensor_core(const SweepSizes& z, const Device& device) 
       const int64_t halves = ceil_div(width * rows, 8),
                     chunks = z.G * ceil_div(halves, 2 * t.tiles);
       const int64_t of_chunk = std::min<int64_t>(halves, 2 * t.tiles);
-      const int64_t resident =
-          std::clamp<int64_t>(device.shared_per_sm / (plan.shared_bytes + 1024), 1,
-                              (is_gated ? kTensorGatedWarps : kTensorMaxWarps) / warps) *
-          device.num_sms;
+      plan.kind = t;
+      const int64_t resident = at_least_1(ctas_per_sm(z, plan, device)) * device.num_sms;
       const int64_t tiles = ceil_div(z.B, rows), ctas = at_least_1(tiles * z.D);
       const int64_t waves = ceil_div(ctas, resident);
       const int64_t in_turn = ceil_div(std::min(ctas, resident) * warps, 4 * device.num_sms);
@@ -129,7 +160,6 @@ std::optional<Plan> plan_tensor_core(const SweepSizes& z, const Device& device) 
           waves * chunks * std::max(kTensorChain + of_chunk * issue, of_chunk * issue * in_turn);
       if (best && cost >= lowest) continue;
       plan.ctas = z.is_backward || is_gated ? std::min(tiles, at_least_1(resident / z.D)) : tiles;
-      plan.kind = t;
       best = plan, lowest = cost;
     }
   }
@@ -144,8 +174,11 @@ std::optional<Plan> plan_cluster(const SweepSizes& z, const Device& device) {
   c.size = 2;
   while (c.size * kClusterSlice < z.H) c.size *= 2;
   if (c.size > device.max_cluster) return {};
-  // Half a tile takes little more than half the time of a step, if it has an SM of its own.
-  const bool is_half = ceil_div(z.B, kClusterRows / 2) * z.D * c.size <= device.num_sms;
+  // Half a tile takes little more than half the time of a step, if all run at once, on SMs of their
+  // own: clusters may leave some of the SMs over.
+  const int64_t asked = device.clusters[c.size == 2 ? 0 : c.size == 4 ? 1 : c.size == 8 ? 2 : 3];
+  const int64_t at_once = asked ? asked : device.num_sms / c.size;
+  const bool is_half = ceil_div(z.B, kClusterRows / 2) * z.D <= at_once;
   c.rows = is_half ? kClusterRows / 2 : kClusterRows;
   Plan plan{};
   plan.threads = kClusterThreads;

@@ -13,8 +13,11 @@
 //   level        all others, any graph, width, dtype: a launch per group, tiles of (node, row)
 //                pairs and hidden units.
 //
-// What of gated cells and of means over predecessors a family does not have goes by levels.
+// What of gated cells and of means over predecessors a family does not have goes by levels. Tiles
+// are chosen by what an SM holds at a time, its registers and shared memory counted, and what
+// clusters the device runs at once.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <variant>
 
@@ -30,6 +33,8 @@ struct Device {
   int64_t shared_per_sm;
   int64_t max_cluster;  // CTAs of the largest cluster; 0: the device has none
   int64_t only = -1;    // tests: the one Family that may be chosen, -1: any
+  // Clusters of 2, 4, 8 and 16 CTAs that run at once, each CTA on an SM of its own; 0: not asked.
+  std::array<int64_t, 4> clusters{};
 };
 
 enum class Family { kRow, kTensorCore, kCluster, kLevel };
@@ -171,6 +176,12 @@ struct Plan {
 };
 
 int64_t storage_bytes(Dtype);
+
+// Registers of a thread of the kernel of a row or tensor_core plan, at most, as the compiler took
+// them (tests/cuda/budget.json, which a test compares).
+int registers_of(const SweepSizes&, const Plan&);
+// CTAs of a plan that an SM holds at a time.
+int64_t ctas_per_sm(const SweepSizes&, const Plan&, const Device&);
 
 // Throws std::runtime_error with the limit if no tile fits the device.
 Plan plan_sweep(const SweepSizes&, const Device&);

@@ -20,8 +20,9 @@
 //
 // Predicted, not measured (H200 at 1.98 GHz), from the instructions that the PTX executes:
 //   * SEED, B = 288, C = 5, H = 30: 1152 warps of about 40 steps of two nodes, 350 instructions
-//     forward and 500 backward: 10 to 15 us in one wave of three CTAs on an SM; backward two fit
-//     (three would spill 24 bytes): 22 to 33 us in two waves. The reductions come to that.
+//     forward and 500 backward: 10 to 15 us in one wave of three CTAs on an SM; backward, where two
+//     CTAs of four rows would fit, five of two rows do: 15 to 22 us in one wave. The reductions
+//     come to that.
 //   * A chain, T = 512, B = 64, H = 128: 128 CTAs of four warps, one on a scheduler; a step is
 //     some 500 instructions, of them 128 fma: 0.3 us, 150 us in all. Of 128 inputs u takes 100 us
 //     before.

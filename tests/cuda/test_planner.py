@@ -1,5 +1,9 @@
 """The planner of the CUDA backend: a pure function of sizes and limits."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 _planner = pytest.importorskip("strnn_kernels._planner", reason="_planner was not compiled")
@@ -45,8 +49,47 @@ def test_rows_take_few_inputs_and_project_few_rows():
 def test_rows_in_turn():
     """So that the sums that each CTA leaves are few."""
     assert plan(B=7, H=64)["ctas"] == 7
-    assert plan(B=5000, H=64)["ctas"] == 8 * H200[1] // 4
+    for is_backward in (False, True):
+        found = plan(B=5000, H=64, is_backward=is_backward)
+        assert found["ctas"] == found["ctas_per_sm"] * H200[1] // 4 < 5000
     assert plan(B=5000)["ctas"] * plan(B=5000)["rows"] < 5000
+
+
+def test_rows_of_a_cta_fill_registers():
+    """The field's backward in one wave: CTAs of two rows, of which five fit; of four, two would."""
+    found = plan(is_backward=True)
+    assert (found["rows"], found["ctas_per_sm"]) == (2, 5)
+    assert found["ctas"] * found["rows"] == 288
+    assert plan(is_backward=True, B=5000)["rows"] == 4  # all rounds are full
+
+
+def test_registers_are_what_the_compiler_took():
+    """Of each kernel as planned, and by no more than two steps of eight too many."""
+    budget = json.loads(Path(__file__).with_name("budget.json").read_text())
+    most: dict[tuple, int] = {}
+    for kernels in budget.values():
+        for name, used in kernels.items():
+            kind, *words = re.findall(r"\w+", name)
+            if kind == "sweep_row_kernel":
+                is_gated = words[0].startswith("Cell")
+                key = ("row", int(words[-1]), "Backward" in words[0], is_gated, False)
+            elif kind == "sweep_gated_tensor_kernel":
+                # A plan of a cell and pass is one of all.
+                key = ("tensor_core", 16 * int(words[-1]), None, True, False)
+            elif kind in ("sweep_forward_tensor_kernel", "sweep_backward_tensor_kernel"):
+                projects = words[-1] == "true"
+                key = ("tensor_core", 16 * int(words[2]), "backward" in kind, False, projects)
+            else:
+                continue
+            most[key] = max(most.get(key, 0), used)
+    for (family, H, is_backward, is_gated, projects), used in most.items():
+        found = plan(
+            H=H, dtype="float32" if family == "row" else "bfloat16", K=10 if projects else 0,
+            is_backward=bool(is_backward), cell=5 if is_gated else 0, B=1,
+        )  # fmt: skip
+        assert (found["family"], found["projects"]) == (family, projects)
+        assert used <= found["registers"] < used + 24, (family, H, is_backward, is_gated, projects)
+    assert len(most) == 6 + 2 + 4 + 20
 
 
 def test_two_ctas_share_a_multiprocessor_where_they_can():
@@ -108,6 +151,15 @@ def test_half_tiles_while_every_cta_has_a_multiprocessor():
         assert plan(**WIDE | dict(B=B, H=H))["rows"] == rows
 
 
+def test_half_tiles_while_all_clusters_run_at_once():
+    """Clusters of a size may leave some of the multiprocessors over, as the device says."""
+    kind = WIDE | dict(B=32)
+    assert plan(**kind)["rows"] == 8
+    assert plan(**kind, clusters=(66, 33, 16, 8))["rows"] == 8
+    assert plan(**kind, clusters=(66, 33, 16, 7))["rows"] == 16
+    assert plan(**kind | dict(H=512), clusters=(66, 33, 16, 7))["rows"] == 8
+
+
 def test_two_ctas_of_a_narrow_cluster_share_a_multiprocessor():
     assert 2 * (plan(**WIDE | dict(H=512))["shared_bytes"] + 1024) <= H200[3]
 
@@ -144,7 +196,7 @@ def test_gated_cells_of_16_bits_go_to_the_tensor_core(cell, is_backward, dtype):
         found = plan(H=H, **kind)
         assert (found["family"], found["threads"]) == ("tensor_core", 32 * warps), H
         assert not found["takes_x"] and not found["projects"]
-        assert found["ctas"] * 4 <= 8 * H200[1] // warps, "CTAs that are not resident"
+        assert found["ctas"] * 4 <= found["ctas_per_sm"] * H200[1]
     assert plan(H=129, **kind)["family"] == "level"
 
 

@@ -128,6 +128,12 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void*) {
   a->ptxVersion = a->binaryVersion = device.arch;
   return cudaSuccess;
 }
+cudaError_t cudaOccupancyMaxActiveClusters(int* count, const void*,
+                                           const cudaLaunchConfig_t* config) {
+  *count = device.multiprocessors / static_cast<int>(config->attrs[0].val.clusterDim.x);
+  return cudaSuccess;
+}
+
 cudaError_t cudaOccupancyMaxPotentialClusterSize(int* size, const void*,
                                                  const cudaLaunchConfig_t*) {
   *size = device.most_in_cluster;

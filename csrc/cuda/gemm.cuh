@@ -12,6 +12,7 @@
 // bandwidth, whichever is less.
 #pragma once
 #include <algorithm>
+#include <initializer_list>
 #include <type_traits>
 
 #include "../common/sweep.h"
@@ -306,18 +307,22 @@ struct Reduce {
   const void* from;  // [parts][count]
   void* to;          // [count]
 };
+// Several in one launch, and the CTA that each begins with.
+constexpr int kMaxReduces = 3;
+struct Reduces {
+  Reduce each[kMaxReduces];
+  unsigned first[kMaxReduces + 1];
+};
 
 // to[i] = sum over parts: warp w of a CTA adds up parts w, w + kReduceWarps, .. of 32 outputs, in
 // their order and 8 at a time, then the sums of the warps are added up in theirs. SEED's 288 parts
 // are 36 for a warp: 5 latencies of memory, by count, not measured.
 constexpr int kReduceWarps = 8;
 template <typename S>
-__global__ void __launch_bounds__(32 * kReduceWarps) reduce_kernel(const Reduce r) {
+__device__ __forceinline__ void reduce_block(const Reduce& r, unsigned block, acc_t<S>* sums) {
   using T = acc_t<S>;
-  STRNN_DYNAMIC_SHARED(raw);
-  T* const sums = reinterpret_cast<T*>(raw);  // [warp][output]
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t i = int64_t{blockIdx.x} * 32 + lane;
+  const int64_t i = int64_t{block} * 32 + lane;
   const T* const from = static_cast<const T*>(r.from) + i;
   T sum = 0;
   if (i < r.count) {
@@ -332,9 +337,24 @@ __global__ void __launch_bounds__(32 * kReduceWarps) reduce_kernel(const Reduce 
 }
 
 template <typename S>
-void reduce(const Reduce& r, void* stream) {
-  launch("reduce", reduce_kernel<S>, dim3(static_cast<unsigned>((r.count + 31) / 32)),
-         32 * kReduceWarps, 32 * kReduceWarps * static_cast<int64_t>(sizeof(acc_t<S>)), stream, r);
+__global__ void __launch_bounds__(32 * kReduceWarps) reduce_kernel(const Reduces all) {
+  STRNN_DYNAMIC_SHARED(raw);
+  auto* const sums = reinterpret_cast<acc_t<S>*>(raw);  // [warp][output]
+  // Not by a choice of pointers, whose memory would then be unknown.
+#pragma unroll
+  for (int k = 0; k < kMaxReduces; ++k)
+    if (blockIdx.x >= all.first[k] && blockIdx.x < all.first[k + 1])
+      reduce_block<S>(all.each[k], blockIdx.x - all.first[k], sums);
+}
+
+template <typename S>
+void reduce(std::initializer_list<Reduce> each, void* stream) {
+  Reduces all{};
+  std::copy(each.begin(), each.end(), all.each);
+  for (int k = 0; k < kMaxReduces; ++k)
+    all.first[k + 1] = all.first[k] + static_cast<unsigned>((all.each[k].count + 31) / 32);
+  launch("reduce", reduce_kernel<S>, dim3(all.first[kMaxReduces]), 32 * kReduceWarps,
+         32 * kReduceWarps * static_cast<int64_t>(sizeof(acc_t<S>)), stream, all);
 }
 
 // dx[b,n] = sum over (d, j) of du[b,n,d,j] w_ih[d,j], all rows j of w_ih; du may have more.

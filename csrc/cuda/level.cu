@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(typename Pass::Storage) 
         const int32_t* range = a.program.pred_ptr + d * (a.N + 1) + i;
         own = {item % B, __ldg(a.program.node + d * a.N + i), __ldg(range), __ldg(range + 1)};
         if (factors && own.b == 0 && j0 == 0)
-          factors[d * a.N + own.n] = T(1) / max(1, __ldg(a.program.num_succ + d * a.N + i));
+          factors[d * a.N + own.n] = reciprocal<T>(max(1, __ldg(a.program.num_succ + d * a.N + i)));
       }
       items[thread] = own;
     }

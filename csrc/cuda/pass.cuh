@@ -34,6 +34,16 @@ struct OneUnit {
   }
 };
 
+// 1 / count, but for the last bit; a division is a call.
+template <typename T>
+__device__ __forceinline__ T reciprocal(int count) {
+  const T n = static_cast<T>(count);
+  T x = __fdividef(1.f, static_cast<float>(count));
+  x *= T(2) - n * x;
+  if constexpr (sizeof(T) == 8) x *= T(2) - n * x;
+  return x;
+}
+
 template <typename S>
 struct Forward {
   using Storage = S;
@@ -70,7 +80,7 @@ struct Forward {
   __device__ __forceinline__ void keep(const Units&, int64_t, const acc_t<S> (&)[kCount]) const {}
   // A sum of so many predecessors, or their mean.
   __device__ __forceinline__ acc_t<S> reduced(acc_t<S> sum, int count) const {
-    return a.mean && count > 1 ? sum * (acc_t<S>(1) / acc_t<S>(count)) : sum;
+    return a.mean && count > 1 ? sum * reciprocal<acc_t<S>>(count) : sum;
   }
   // What each predecessor is multiplied by, or null: nothing.
   __device__ __forceinline__ acc_t<S>* factors() const { return nullptr; }

@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kRowThreads,
   if (kIsGated) {
     for (int i = thread; i < N; i += static_cast<int>(blockDim.x)) {
       const int count = kIsBackward ? a.program.num_succ[d * N + i] : nodes[i].count;
-      factors[i] = a.mean ? __frcp_rn(static_cast<float>(max(1, count))) : 1;
+      factors[i] = a.mean ? reciprocal<float>(max(1, count)) : 1;
     }
     __syncthreads();
   }

@@ -96,7 +96,7 @@ void run_backward(const SparseProjectionBackward& a, const void* onto, const Dev
   g.b = {a.h, a.D * a.H, a.N * a.D * a.H, 1, a.H};
   g.out = {partial, a.N, a.K * a.N, count};
   gemm<S, S, T>(g, stream);
-  reduce<S>({count, parts, partial, a.dweight}, stream);
+  reduce<S>({{count, parts, partial, a.dweight}}, stream);
 }
 
 }  // namespace

@@ -144,7 +144,7 @@ void run_sums(const SweepBackward& a, const Scratch<S, Du>& scratch, void* strea
   };
   T* const dm0 = scratch.dh0 + B * state;
   if (scratch.dh0) sum_entered(scratch.dm, 1, 1, dm0);
-  if (a.dc0) reduce<S>({B * state, 1, dm0, a.dc0}, stream);
+  if (a.dc0) reduce<S>({{B * state, 1, dm0, a.dc0}}, stream);
   if (a.h0) {
     sum_entered(scratch.du, gates, blocks, scratch.e);
     Gemm entered{GH, H, B, std::max<int64_t>(1, B), D, 1, {}, {}, {}};
@@ -158,19 +158,17 @@ void run_sums(const SweepBackward& a, const Scratch<S, Du>& scratch, void* strea
     dh0.out = {scratch.dh0 ? scratch.dh0 : a.dh0, state, H, 0};
     if (a.dh0 && scratch.dh0) {
       gemm<T, S, T>(dh0, stream);
-      reduce<S>({B * state, a.cell == kGru ? 2 : 1, scratch.dh0, a.dh0}, stream);
+      reduce<S>({{B * state, a.cell == kGru ? 2 : 1, scratch.dh0, a.dh0}}, stream);
     } else if (a.dh0) {
       gemm<T, S, S>(dh0, stream);
     }
   }
-  reduce<S>({weights, scratch.parts_hh + (a.h0 ? 1 : 0), scratch.dw_hh, a.dw_hh}, stream);
   if (a.dbias) {
     Gemm bias = over_rows(blocks * H, 1, scratch.parts_bias);
     bias.a = du;
     bias.b = {nullptr, 1, 0, 0, 0};
     bias.out = {scratch.dbias, 1, blocks * H, blocks * state};
     if (!scratch.sums_input) gemm<Du, S, T>(bias, stream);
-    reduce<S>({blocks * state, scratch.parts_bias, scratch.dbias, a.dbias}, stream);
   }
   if (a.dw_ih) {
     Gemm ih = over_rows(GH, C, scratch.parts_ih);
@@ -179,8 +177,11 @@ void run_sums(const SweepBackward& a, const Scratch<S, Du>& scratch, void* strea
     ih.out = {scratch.dw_ih, C, GH * C, gates * state * C};
     ih.live_b = a.mask;
     if (!scratch.sums_input) gemm<Du, S, T>(ih, stream);
-    reduce<S>({gates * state * C, scratch.parts_ih, scratch.dw_ih, a.dw_ih}, stream);
   }
+  reduce<S>({{weights, scratch.parts_hh + (a.h0 ? 1 : 0), scratch.dw_hh, a.dw_hh},
+             {a.dbias ? blocks * state : 0, scratch.parts_bias, scratch.dbias, a.dbias},
+             {a.dw_ih ? gates * state * C : 0, scratch.parts_ih, scratch.dw_ih, a.dw_ih}},
+            stream);
   if (C && a.dx) input_gradient<S>(a, scratch.du, stream);
 }
 
@@ -188,7 +189,7 @@ void run_sums(const SweepBackward& a, const Scratch<S, Du>& scratch, void* strea
 template <typename S, typename Du>
 const void* projected_gradient(const SweepBackward& a, const Scratch<S, Du>& scratch, Dtype dtype,
                                const Device& device, void* stream) {
-  if (a.dprojection && !a.ds) reduce<S>({a.D * a.K * a.N, 0, nullptr, a.dprojection}, stream);
+  if (a.dprojection && !a.ds) reduce<S>({{a.D * a.K * a.N, 0, nullptr, a.dprojection}}, stream);
   if (!a.ds) return a.dh;
   sparse_projection_backward(projection_of(a, scratch.dh), a.dh, dtype, device, scratch.projection,
                              stream);

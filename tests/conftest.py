@@ -21,7 +21,7 @@ torch.use_deterministic_algorithms(True, warn_only=True)
 def pytest_addoption(parser):
     """Everything, not the choice that CI runs."""
     parser.addoption(
-        "--exhaustive", action="store_true", help="tests/ptx, tests/triton: every case there is"
+        "--exhaustive", action="store_true", help="all that a test has, not the choice that CI runs"
     )
 
 

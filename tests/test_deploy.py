@@ -40,7 +40,8 @@ def program(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, in what it compiles with
 @pytest.mark.parametrize("name", ["gru", "strnn"])
-def test_a_package_runs_without_python(program, tmp_path, name):
+def test_a_package_runs_without_python(program, tmp_path, name, wanted):
+    wanted(name == "gru")
     torch.manual_seed(0)
     if name == "gru":
         model, x = sk.GRU(5, 8, bidirectional=True, batch_first=True), torch.randn(3, 7, 5)

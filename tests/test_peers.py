@@ -17,7 +17,9 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("peer", "case"), PAIRS)
-def test_peer_equals_reference(peer: Contestant, case: Case) -> None:
+def test_peer_equals_reference(peer: Contestant, case: Case, wanted) -> None:
+    # XLA compiles for seconds; what its loops do is the same in every case.
+    wanted(peer.name != "jax scan" or CONFORMANCE.index(case) % 3 == 0)
     inputs = case.inputs()
     expected = Expected.of(case, inputs)
     dy = case.output_gradient(expected.same_dtype["output"])

@@ -155,9 +155,9 @@ def zeros_npz(path: Path, kind: bytes, size: int) -> None:
 
 READ_ALL = """
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
+sys.path.insert(0, sys.argv[1])
 import test_careful
-for folder in sorted(Path(sys.argv[4]).iterdir()):
+for folder in sorted(Path(sys.argv[2]).iterdir()):
     try:
         test_careful.READERS[folder.name.split("-")[0]](folder)
         print(folder.name, "was read")
@@ -217,7 +217,7 @@ def test_a_large_file_is_read_one_variable_at_a_time(tmp_path, limited):
     code = """
 import re, pathlib
 from strnn_models.data.mat5 import MatFile
-with MatFile(pathlib.Path(sys.argv[3]), re.compile("de_LDS[0-9]+")) as file:
+with MatFile(pathlib.Path(sys.argv[1]), re.compile("de_LDS[0-9]+")) as file:
     for name in file.variables:
         assert not file.read(name).any()
     print(len(file.variables))
@@ -311,7 +311,7 @@ def test_a_long_number_that_is_none_takes_no_time_of_its_square(tmp_path, limite
 from strnn_models.data.records import DataError
 from strnn_models.data.sewa import read_sewa
 try:
-    read_sewa(sys.argv[3])
+    read_sewa(sys.argv[1])
 except DataError as error:
     print(error)
 """

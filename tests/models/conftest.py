@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from strnn_models.layers.backbone import FrameCNN
@@ -10,6 +12,14 @@ from strnn_models.layers.backbone import FrameCNN
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_layout(monkeypatch):
+    """Pictures are drawn where they stand: to arrange them takes half the time of a report."""
+    if find_spec("matplotlib"):
+        name = "matplotlib.layout_engine.do_constrained_layout"
+        monkeypatch.setattr(name, lambda *_, **__: None)
 
 
 @pytest.fixture

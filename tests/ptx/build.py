@@ -99,14 +99,20 @@ def _compile(source: Path, architectures: Sequence[int]) -> Path:
     return made
 
 
-def cuda(sources: Path = SOURCES, architectures: Sequence[int] = (80, 90)) -> tuple[Path, dict]:
+def cuda(sources: Path = SOURCES, architectures: Sequence[int] = ()) -> tuple[Path, dict]:
     """The backend's own host code as a library, and its PTX files by architecture.
 
-    `sources` may be a changed copy of csrc/cuda, beside a copy of csrc/common.
+    Without `architectures` a file is compiled for the first that has its kernels: clusters are of
+    sm_90, and no other source looks at the architecture. `sources` may be a changed copy of
+    csrc/cuda, beside a copy of csrc/common.
     """
     include = (f"-I{CUDA_HOME}/include", f"-I{ROOT}", "-std=c++17", "-O1")
     kernels = sorted(sources.glob("*.cu"), key=lambda path: "tensor" not in path.name)
-    folders = _parallel(lambda source: _compile(source, architectures), kernels)
+
+    def compiled(source: Path) -> Path:
+        return _compile(source, architectures or ((90,) if source.stem == "cluster" else (80,)))
+
+    folders = _parallel(compiled, kernels)
     host = (sources / "planner.cpp", *sorted((HERE / "host").glob("*.cpp")))
     objects = [*(f / "host.o" for f in folders), *(_object(h, *include) for h in host)]
     library = _link("host", objects)
@@ -114,6 +120,6 @@ def cuda(sources: Path = SOURCES, architectures: Sequence[int] = (80, 90)) -> tu
     ending = "compute_{}.ptx" if len(architectures) > 1 else ".ptx"
     found = {
         a: [p for f in folders for p in (f / "keep").glob("*" + ending.format(ARCHITECTURES[a]))]
-        for a in architectures
+        for a in architectures or ARCHITECTURES
     }
     return library, found

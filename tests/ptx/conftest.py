@@ -13,8 +13,8 @@ os.environ["TRITON_CACHE_DIR"] = str(build.BUILD / "triton")
 
 
 @pytest.fixture(scope="session")
-def cuda():
-    """The CUDA backend, compiled for sm_80 and sm_90a."""
+def cuda(is_exhaustive):
+    """The CUDA backend; in CI each file for one architecture."""
     if build.missing():
         pytest.skip(f"the CUDA half is compiled by nvcc: {build.missing()}")
-    return build.cuda()
+    return build.cuda(architectures=tuple(build.ARCHITECTURES) if is_exhaustive else ())

@@ -26,6 +26,12 @@ def device() -> torch.device:
 
 
 @pytest.fixture
+def wanted_here(wanted, device):
+    """wanted_here(x): of what tests/ptx executes compiled, CI's interpreter runs x alone."""
+    return lambda is_in_ci: wanted(is_in_ci or device.type == "cuda")
+
+
+@pytest.fixture
 def triton_backend():
     """All ops run on the backend, unwritten memory holds NaN."""
     reason = sk.backends()["triton"]

@@ -25,8 +25,9 @@ PACKAGE = Path(sk.__file__).parent
 ARCHITECTURES = ["80", "90", "100"]
 if triton.__version__ == "3.9.0":
     ARCHITECTURES += ["gfx90a", "gfx942", "gfx950", "gfx1100"]
-#: One of each maker: they take a minute or more each, and the sources are the same.
-IN_CI = ("90", "gfx942")
+#: One of each maker: they take a minute or more each, and the sources are the same. NVIDIA's by the
+#: Triton that the CUDA build of torch brings; the newest one's code is executed in tests/ptx.
+IN_CI = ("gfx942",) if triton.__version__ == "3.9.0" else ("90",)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +85,9 @@ def test_more_than_the_budget_fails(aot) -> None:
     assert aot.violations({"a new kernel": found[name]}, found)
 
 
-def test_the_compiler_reads_every_case() -> None:
+def test_the_compiler_reads_every_case(wanted) -> None:
     """Types and shapes of what loops carry, say, which the interpreter does not look at."""
+    wanted(triton.__version__ != "3.9.0")  # it compiles them in tests/ptx
     assert int(run(["-c", "import aot; print(aot.read_cases())"])) > 100
 
 

@@ -29,8 +29,9 @@ help:
 demo: $(VENV)/.ready
 	$(BIN)/python -m strnn_models.demo --out out
 
+# Two at a time, or as many as the make that calls this one has left.
 test: $(VENV)/.ready
-	$(MAKE) --output-sync=target -j2 test-ptx test-core test-triton
+	$(MAKE) --output-sync=target $(if $(findstring jobserver,$(MAKEFLAGS)),,-j2) test-ptx test-core test-triton
 
 test-core: $(VENV)/.ready
 	STRNN_EXPECT_COMPILED=1 $(BIN)/python -m pytest --ignore=tests/triton --ignore=tests/ptx $(CASES)

@@ -461,17 +461,17 @@ class Older:
         names = list(leaves_of(inputs))
         self._ask("prepare", torch.get_num_threads(), case.op, call, graph, names, dy)
         return Runner(
-            forward=lambda: self._ask("run", "inference", 1)[1],
-            step=lambda: self._ask("run", "training", 1)[1],
+            forward=lambda: self._ask("result", "inference"),
+            step=lambda: self._ask("result", "training"),
             output=lambda out: out,
             gradients=gradients_by_name(names),
-            seconds=lambda mode, calls: self._ask("run", mode, calls)[0],
+            seconds=lambda mode, calls: self._ask("seconds", mode, calls),
         )
 
     @cached_property
     def _process(self) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE
-        command = [sys.executable, "-P", older.__file__, str(self.folder)]
+        command = [sys.executable, older.__file__, str(self.folder)]
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe)
         atexit.register(process.communicate)  # which ends it
         return process

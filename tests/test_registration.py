@@ -614,9 +614,8 @@ def test_backward_twice(t):
 @pytest.mark.filterwarnings("ignore")  # torch's own, in what it compiles with
 def test_a_package_compiled_ahead_of_time_runs_in_a_fresh_process(tmp_path, randn, wanted):
     """By AOTInductor, for a length that it has not seen; importing the package brings the ops."""
-    wanted(
-        False
-    )  # test_deploy has such a package without Python, docs/deploy.md one in this process
+    # test_deploy has such a package without Python, docs/deploy.md one in this process.
+    wanted(False)
     model = sk.GRU(3, 8, bidirectional=True).double().eval()
     length = torch.export.Dim("T", min=2, max=100)
     with torch.no_grad():

@@ -46,16 +46,20 @@ def serve(folder: str) -> None:
             function(**inputs), list(leaves.values()), dy
         )
 
-    def run(mode: str, count: int) -> tuple[float, Any]:
-        """Seconds of a call, and what the last one gave."""
-        result = None
+    def result(mode: str) -> Any:
+        with package.use_backend("cpu"), torch.inference_mode(mode == "inference"):
+            return calls[mode]()
+
+    def seconds(mode: str, count: int) -> float:
+        """Of a call, on average."""
+        call = calls[mode]
         with package.use_backend("cpu"), torch.inference_mode(mode == "inference"):
             start = time.perf_counter()
             for _ in range(count):
-                result = calls[mode]()
-            return (time.perf_counter() - start) / count, result if count == 1 else None
+                call()
+            return (time.perf_counter() - start) / count
 
-    functions = {"lacks": lacks, "prepare": prepare, "run": run}
+    functions = {"lacks": lacks, "prepare": prepare, "result": result, "seconds": seconds}
     while True:
         try:
             name, *arguments = pickle.load(sys.stdin.buffer)  # noqa: S301  (of who started us)

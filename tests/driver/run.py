@@ -38,7 +38,8 @@ X86 = tuple(
 )
 UNSUPPORTED = "this machine does not have it"
 #: What no processor here runs has to compile; it is not optimised.
-CANNOT_RUN = "" if "avx512f" in Path("/proc/cpuinfo").read_text() else "capability_avx512"
+_CPU = Path("/proc/cpuinfo")
+CANNOT_RUN = "capability_avx512" if _CPU.exists() and "avx512f" not in _CPU.read_text() else ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <exception>
+#include <memory>
 
 #include "cpu/capability.h"
 
@@ -60,8 +61,74 @@ struct Backend {
   }
 };
 
+// Layers over time, each of which reads the states of the one before, bound to where their weights
+// lie: a call that brings no tensors, only addresses, past torch's dispatcher.
+struct BoundLayers {
+  Dtype dtype;
+  int64_t value_bytes, D, H;
+  std::vector<SweepForward> layers;
+
+  void run(int64_t B, int64_t N, const char* x, const char* h0, const char* c0, char* h, char* h_n,
+           char* c_n) const {
+    const std::vector<int32_t> table = chain_table(N, D, false);
+    const Program program = Program::over(table.data(), table.size(), N, D, N, 1);
+    const int64_t last = B * D * H * value_bytes;  // of one layer
+    std::unique_ptr<char[]> before, states;
+    for (size_t l = 0; l < layers.size(); ++l, before = std::move(states)) {
+      const auto of_layer = [&](auto* p) { return p ? p + l * last : nullptr; };
+      SweepForward a = layers[l];
+      a.B = B, a.N = N, a.program = program;
+      a.x = l ? before.get() : x;
+      a.h0 = of_layer(h0), a.c0 = of_layer(c0), a.h_n = of_layer(h_n), a.c_n = of_layer(c_n);
+      if (l + 1 < layers.size()) states.reset(new char[N * last]);
+      a.h = states ? states.get() : h;
+      capability().sweep(a, dtype, num_threads(), run_in_parallel);
+    }
+  }
+};
+
 }  // namespace
 }  // namespace strnn::cpu
+
+// For modules, which find them by name (backends/native.py). dtype as in common/dtype.h; weights:
+// addresses of w_ih, w_hh and, or null, b_ih, b_hh, for each direction of each layer in turn.
+extern "C" __attribute__((visibility("default"))) strnn::cpu::BoundLayers* strnn_cpu_bind(
+    int64_t dtype, int64_t L, int64_t D, int64_t C, int64_t H, int64_t cell,
+    const void* const* weights) {
+  constexpr int64_t kBytes[] = {4, 8, 2, 2};
+  auto* bound = new (std::nothrow)
+      strnn::cpu::BoundLayers{static_cast<strnn::Dtype>(dtype), kBytes[dtype], D, H, {}};
+  for (int64_t l = 0; bound && l < L; ++l, weights += 4 * D) {
+    const auto directions = [&](int64_t i) {
+      const auto at = [&](int64_t d) { return reinterpret_cast<intptr_t>(weights[4 * d + i]); };
+      return strnn::Directions{weights[i], at(D - 1) - at(0)};
+    };
+    strnn::SweepForward a{};
+    a.D = D, a.C = l ? D * H : C, a.H = H, a.cell = static_cast<int>(cell);
+    a.w_ih = directions(0), a.w_hh = directions(1), a.bias = directions(2),
+    a.bias_hh = directions(3);
+    bound->layers.push_back(a);
+  }
+  return bound;
+}
+
+// Whether it ran; the way through torch's dispatcher says what it lacked.
+extern "C" __attribute__((visibility("default"))) bool strnn_cpu_run_bound(
+    const strnn::cpu::BoundLayers* bound, int64_t B, int64_t N, const char* x, const char* h0,
+    const char* c0, char* h, char* h_n, char* c_n) {
+  if (N > strnn::kMaxChain) return false;
+  try {
+    bound->run(B, N, x, h0, c0, h, h_n, c_n);
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+extern "C" __attribute__((visibility("default"))) void strnn_cpu_unbind(
+    strnn::cpu::BoundLayers* bound) {
+  delete bound;
+}
 
 // For strnn_kernels.info, which finds them by name: the instruction set in use, or why there is
 // none; and all that were compiled.

@@ -186,6 +186,19 @@ def _is_watched() -> bool:
     return torch.autograd.forward_ad._current_level >= 0 or _under_transform()
 
 
+def is_plain() -> bool:
+    """Whether a call means its numbers alone, and nobody asks how they came."""
+    return not (
+        _is_traced()
+        or torch.is_grad_enabled()
+        or _is_watched()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch.autograd._profiler_enabled()
+    )
+
+
 def _is_functionalizing() -> bool:
     """Whether the transform is functionalize, which takes ops, not autograd functions."""
     top = torch._C._functorch.peek_interpreter_stack()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import weakref
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
@@ -32,6 +35,46 @@ def _text(module: str, name: str) -> str:
     function = getattr(ctypes.CDLL(_find(module)), name)
     function.restype = ctypes.c_char_p
     return function().decode()
+
+
+class BoundLayers:
+    """Layers over time bound to where their weights lie, for calls past torch's dispatcher.
+
+    Args:
+        dtype: of the weights, and of all that a call brings.
+        sizes: (L, D, C, H).
+        cell: the code of the cell.
+        weights: addresses of w_ih, w_hh, b_ih and b_hh, each direction of each layer in turn; None
+            for a bias that is not there.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        sizes: tuple[int, int, int, int],
+        cell: int,
+        weights: Sequence[int | None],
+    ) -> None:
+        bind, run, unbind = _bound_functions()
+        code = (torch.float32, torch.float64, torch.bfloat16, torch.float16).index(dtype)
+        handle = bind(code, *sizes, cell, (ctypes.c_void_p * len(weights))(*weights))
+        #: (B, T, addresses of x (B, T, C) and of the states h0 and c0, (L, B, D, H) or None, and of
+        #: what is written: h (B, T, D, H), the last states (L, D, B, H) or None). Whether it ran.
+        self.run = functools.partial(run, handle)
+        weakref.finalize(self, unbind, handle)
+
+
+@functools.cache
+def _bound_functions():
+    library = ctypes.CDLL(_find("_C"))
+    size, address = ctypes.c_int64, ctypes.c_void_p
+    bind, run, unbind = (
+        getattr(library, f"strnn_cpu_{name}") for name in ("bind", "run_bound", "unbind")
+    )
+    bind.argtypes, bind.restype = [size] * 6 + [address], address
+    run.argtypes, run.restype = [address, size, size] + [address] * 6, ctypes.c_bool
+    unbind.argtypes, unbind.restype = [address], None
+    return bind, run, unbind
 
 
 def cpu_capability() -> str | None:

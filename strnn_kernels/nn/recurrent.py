@@ -18,6 +18,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from strnn_kernels import checks, composed, functional
 from strnn_kernels.notation import ACTIVATIONS, CELLS
 
+from . import bound
+
 #: Cells by torch's attribute ``mode``; torch's own modes and, of TemporalRNN, two more activations.
 _CELLS = {
     (f"RNN_{cell}" if cell in ACTIVATIONS else cell).upper(): code
@@ -36,6 +38,7 @@ class Recurrent(nn.RNNBase):
     #: The class of torch.nn that it stands in for, and its argument of forward in messages.
     torch_class: type[nn.RNNBase]
     _input_name = "input"
+    _bound: bound.Bound | None = None
 
     # Torch's base class keeps a copy of the weights up to date here; ours cannot be out of date.
     __setattr__ = nn.Module.__setattr__
@@ -145,6 +148,9 @@ class Recurrent(nn.RNNBase):
         Raises:
             ArgumentError: an argument has the wrong type, shape, dtype, device or value.
         """
+        found = None if lengths is not None else bound.call(self, _CELLS[self.mode], input, hx)
+        if found is not None:
+            return found
         name = type(self).__name__
         if isinstance(input, PackedSequence):
             return self._forward_packed(name, input, hx, lengths)
@@ -191,6 +197,9 @@ class Recurrent(nn.RNNBase):
                 f"{name}: a bidirectional layer needs the whole sequence; "
                 "build it with bidirectional=False"
             )
+        found = bound.call(self, _CELLS[self.mode], x_t, state, is_step=True)
+        if found is not None:
+            return found
         checks.dims(name, "x_t", checks.tensor(name, "x_t", x_t), "B C")
         checks.last_size(name, "x_t", x_t, "B C", self.input_size)
         x = x_t.unsqueeze(1)
@@ -282,7 +291,7 @@ class Recurrent(nn.RNNBase):
     @property
     def _carries(self) -> bool:
         """Whether there is a c beside h."""
-        return CELLS[_CELLS[self.mode]] == "lstm"
+        return self.mode == "LSTM"
 
     def _as_hx(self, states):
         return tuple(states) if self._carries else states[0]

@@ -23,14 +23,15 @@ namespace strnn::cpu::STRNN_CAPABILITY {
 #include "sweep_forward.h"
 
 #ifdef STRNN_PAIRS
-// Products of bfloat16 by pairs; but not those of a relu's forward that a backward follows, whose
-// derivative would be another where a rounding moves a state across the kink. All else is
-// STRNN_BASE's.
+// Products of bfloat16 by pairs; but in a relu's forward that a backward follows those of x alone:
+// rounding a state across the kink would change its derivative. All else is STRNN_BASE's.
 inline void sweep(const SweepForward& a, Dtype dtype, int num_threads, ParallelFor parallel_for) {
-  if (dtype == Dtype::kBFloat16 && !a.gate && !(a.cell == kRelu && a.has_backward))
-    SweepForwardKernel<BFloat16, Pair>::run(a, num_threads, parallel_for);
-  else
+  if (dtype != Dtype::kBFloat16 || a.gate)
     STRNN_BASE::kCapability.sweep(a, dtype, num_threads, parallel_for);
+  else if (a.cell == kRelu && a.has_backward)
+    SweepForwardKernel<BFloat16, float, Pair>::run(a, num_threads, parallel_for);
+  else
+    SweepForwardKernel<BFloat16, Pair>::run(a, num_threads, parallel_for);
 }
 inline void sweep_backward(const SweepBackward& a, Dtype dtype, int num_threads,
                            ParallelFor parallel_for) {

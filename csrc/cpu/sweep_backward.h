@@ -550,10 +550,12 @@ class SweepBackwardKernel {
     }
     if (!has_dx_sum_ || dx_in_place_) return;
     const int64_t size = a_.B * N * C;
-    for (int64_t j = 0; j < size; ++j) {
-      T sum = dx_[j];
-      for (int64_t d = 1; d < (split_directions_ ? a_.D : 1); ++d) sum += dx_[d * size + j];
-      static_cast<S*>(a_.dx)[j] = from_acc<S>(sum);
+    for (int64_t j = 0; j < size; j += kLanes<T>) {
+      const int64_t lanes = std::min<int64_t>(kLanes<T>, size - j);
+      Vec<T> sum = load_lanes<T, T>(dx_ + j, lanes);
+      for (int64_t d = 1; d < (split_directions_ ? a_.D : 1); ++d)
+        sum += load_lanes<T, T>(dx_ + d * size + j, lanes);
+      store_lanes<S, T>(static_cast<S*>(a_.dx) + j, lanes, sum);
     }
   }
 

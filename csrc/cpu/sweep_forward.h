@@ -1,11 +1,13 @@
 // Forward sweep; see sweep_kernel.h for the plan. Also the gated sweep, which is the same with a
 // gate for act.
 
-// Factors are what its products with weights are of: values of acc_t, or pairs of bfloat16.
-template <typename S, typename Factor = acc_t<S>>
+// Factors are what its products with weights are of: values of acc_t, or pairs of bfloat16. Those
+// of x may be pairs where states are not: what is stored in bfloat16 is not rounded by them.
+template <typename S, typename Factor = acc_t<S>, typename InputFactor = Factor>
 class SweepForwardKernel {
   using T = acc_t<S>;
   static constexpr bool kHasPairs = std::is_same_v<Factor, Pair>;
+  static constexpr bool kIsOneKind = std::is_same_v<Factor, InputFactor>;
 
  public:
   static void run(const SweepForward& a, int num_threads, ParallelFor parallel_for) {
@@ -26,7 +28,7 @@ class SweepForwardKernel {
         cell_(CellWidths::of(a.cell)),
         width_(round_up<T>(a.H)),
         ld_(leading_dimension<T>(a.H)),
-        ldc_(leading_dimension<Factor>(terms_of<Factor>(a.C))),
+        ldc_(leading_dimension<InputFactor>(terms_of<InputFactor>(a.C))),
         pitch_(leading_dimension<T>(cell_.blocks * width_)),
         slot_pitch_(leading_dimension<T>((cell_.has_cell() ? 2 : 1) * width_)) {
     const double flops = 2.0 * a.B * a.N * a.D * a.H * (cell_.gates * (a.C + a.H) + a.K);
@@ -36,8 +38,8 @@ class SweepForwardKernel {
     num_chunks_ = (a.N + tiling_.chunk - 1) / tiling_.chunk;
     // In the pass of the recurrent product where both add to the same blocks and its rows are
     // enough for x U^T too.
-    input_apart_ =
-        a.C && (cell_.blocks != cell_.gates || tiling_.rows * a.N < kGoodRows / 2 * a.program.G);
+    input_apart_ = a.C && (!kIsOneKind || cell_.blocks != cell_.gates ||
+                           tiling_.rows * a.N < kGoodRows / 2 * a.program.G);
     has_initial_ = a.h0 || a.c0;
     has_last_ = a.h_n || a.c_n;
   }
@@ -47,9 +49,9 @@ class SweepForwardKernel {
     const int64_t D = a_.D, H = a_.H, C = a_.C, K = a_.K, N = a_.N;
     const int64_t columns = cell_.gates * width_;
     const int64_t size_w = packed_size<Factor>(terms_of<Factor>(H), columns);
-    const int64_t size_u = packed_size<Factor>(terms_of<Factor>(C), columns);
+    const int64_t size_u = packed_size<InputFactor>(terms_of<InputFactor>(C), columns);
     Factor* w = scratch.take<Factor>(D * size_w);
-    Factor* u = scratch.take<Factor>(D * size_u);
+    InputFactor* u = scratch.take<InputFactor>(D * size_u);
     T* bias = scratch.take<T>(D * cell_.blocks * width_);
     int64_t* row_of = scratch.take<int64_t>(a_.B);
     T* projection = scratch.take<T>(D * K * N);
@@ -108,14 +110,15 @@ class SweepForwardKernel {
 
   struct Buffers {
     T *slots, *pre, *sum, *initial, *states, *s;
-    Factor *x, *pairs;
+    InputFactor* x;
+    Factor* pairs;
     bool* mask;
     int32_t *active, *last;
     Buffers(const SweepForwardKernel& kernel, Scratch& scratch) {
       const SweepForward& a = kernel.a_;
       const int64_t rows = kernel.tiling_.rows, chunk_rows = rows * kernel.tiling_.chunk;
       slots = scratch.take<T>(a.program.S * rows * kernel.slot_pitch_);
-      x = scratch.take<Factor>(a.C ? chunk_rows * kernel.ldc_ : 0);
+      x = scratch.take<InputFactor>(a.C ? chunk_rows * kernel.ldc_ : 0);
       pairs = scratch.take<Factor>(kHasPairs ? chunk_rows * kernel.slot_pitch_ : 0);
       pre = scratch.take<T>(chunk_rows * kernel.pitch_);
       sum = scratch.take<T>(chunk_rows * kernel.slot_pitch_);
@@ -253,7 +256,7 @@ class SweepForwardKernel {
           load_row<S, T>(x + (at * D + tile.d) * H, H, buffers.pre + row * pitch_);
         } else {
           prefetch_to_read(x + (first + next) * C, C);
-          load_factor_row<S, Factor>(x + at * C, C, buffers.x + row * ldc_);
+          load_factor_row<S, InputFactor>(x + at * C, C, buffers.x + row * ldc_);
         }
         if (a_.h) prefetch_to_write(static_cast<const S*>(a_.h) + (at * D + tile.d) * H, H);
       }
@@ -262,25 +265,26 @@ class SweepForwardKernel {
     const T* bias = bias_ + tile.d * cell_.blocks * width_;
     const int64_t rows = (end - begin) * m;
     gemm(rows, columns,
-         Gemm<T, Factor>{input_product(tile.d, 0, buffers), bias, 0, buffers.pre, pitch_});
+         Gemm<T, InputFactor>{input_product(tile.d, 0, buffers), bias, 0, buffers.pre, pitch_});
     for (int64_t row = 0; row < rows; ++row)
       std::copy(bias + columns, bias + cell_.blocks * width_, buffers.pre + row * pitch_ + columns);
   }
 
   // x U^T, from a row of the chunk on.
-  Product<Factor> input_product(int64_t d, int64_t row, const Buffers& buffers) const {
+  Product<InputFactor> input_product(int64_t d, int64_t row, const Buffers& buffers) const {
     return product(a_.C, buffers.x + row * ldc_, ldc_, packed_u_, d);
   }
-  Product<Factor> product(int64_t values, const Factor* rows, int64_t pitch, const Factor* packed,
-                          int64_t d) const {
-    const int64_t terms = terms_of<Factor>(values);
+  template <typename E>
+  Product<E> product(int64_t values, const E* rows, int64_t pitch, const E* packed,
+                     int64_t d) const {
+    const int64_t terms = terms_of<E>(values);
     return {terms,
             rows,
             pitch,
             1,
-            packed + d * packed_size<Factor>(terms, cell_.gates * width_),
-            kPanel<Factor>,
-            terms * kPanel<Factor>};
+            packed + d * packed_size<E>(terms, cell_.gates * width_),
+            kPanel<E>,
+            terms * kPanel<E>};
   }
   // q W^T of some rows of q.
   Product<Factor> recurrent_product(int64_t d, const T* q, int64_t count,
@@ -307,12 +311,15 @@ class SweepForwardKernel {
     if (!some && (C == 0 || input_apart_)) return sum;
     T* pre = buffers.pre + row * pitch_;
     const bool takes_input = C && !input_apart_;
+    Product<Factor> input{};
+    if constexpr (kIsOneKind)
+      if (takes_input) input = input_product(tile.d, row, buffers);
     T* to = pre + cell_.first_state_block() * width_;
     gemm(rows, cell_.gates * width_,
          Gemm<T, Factor>{
              some ? recurrent_product(tile.d, sum, rows, buffers) : Product<Factor>{},
              takes_input ? bias_ + tile.d * cell_.blocks * width_ : to, takes_input ? 0 : pitch_,
-             to, pitch_, takes_input ? input_product(tile.d, row, buffers) : Product<Factor>{},
+             to, pitch_, input,
              // There and back, so that the next visit finds the last panels in the cache.
              begin % 2 != 0});
     return sum;
@@ -416,7 +423,8 @@ class SweepForwardKernel {
   bool input_apart_;  // x U^T is a product of its own
   bool has_initial_, has_last_;
   Tiling tiling_;
-  Factor *packed_w_ = nullptr, *packed_u_ = nullptr;
+  Factor* packed_w_ = nullptr;
+  InputFactor* packed_u_ = nullptr;
   T* bias_ = nullptr;
   int64_t* row_of_ = nullptr;
   bool is_dense_ = false;    // the projection

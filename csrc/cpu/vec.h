@@ -82,9 +82,15 @@ STRNN_INLINE HalfVec<float> add_term(HalfVec<float> acc, HalfVec<Pair> a, HalfVe
 STRNN_INLINE HalfVec<Pair> to_pairs(Vec<float> v) {
   return (HalfVec<Pair>)_mm512_cvtneps_pbh((__m512)v);
 }
-#endif
-#if defined(STRNN_PAIRS)
 // The same lanes of two registers, as pairs.
+STRNN_INLINE Vec<Pair> join(Vec<float> a, Vec<float> b) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return (Vec<Pair>)_mm512_permutexvar_epi16(order,
+                                             (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
+}
+#endif
+#if defined(STRNN_PAIRS) && defined(__aarch64__)
 STRNN_INLINE Vec<Pair> join(Vec<float> a, Vec<float> b) {
   typedef uint16_t Halves __attribute__((vector_size(kVecBytes / 2)));
   const auto widen = [](Vec<float> v) {

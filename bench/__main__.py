@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from bench import compare, measure, roofline, table, whole_model
 from bench.contestants import MODULES, OPTIONAL_PEERS, PEERS, Backend, Contestant, Older
 from bench.scaling import AXES
+from strnn_kernels.backends import native
 from strnn_kernels.testing import BENCHMARKS, Case
 from strnn_kernels.topology import Topology
 
@@ -32,7 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs, prints the tables, writes the JSON; 1 if any contestant gave wrong numbers."""
     options = parse(arguments)
     modes = measure.MODES if options.mode == "both" else (options.mode,)
-    cases = select_cases(options.cases)
+    cases = [
+        in_dtype(case, getattr(torch, dtype))
+        for case in select_cases(options.cases)
+        for dtype in options.dtypes
+    ]
     contestants = select_contestants(options.backends, options.peers, options.cases)
     if options.older is not None:
         contestants.append(Older(options.older.resolve()))
@@ -118,6 +124,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         type=Path,
         help="one more contestant: a checkout with an older build (setup.py build_ext --inplace)",
     )
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32"], choices=("float32", "bfloat16", "float16")
+    )
     parser.add_argument("--mode", choices=(*measure.MODES, "both"), default="both")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--seconds", type=float, default=8.0, help="timing budget per case")
@@ -141,6 +150,13 @@ def select_cases(names: list[str]) -> list[Case]:
         if name not in known:
             raise SystemExit(f"bench: no case is named {name!r}; there are {', '.join(known)}")
     return [case for name in names for case in known[name]]
+
+
+def in_dtype(case: Case, dtype: torch.dtype) -> Case:
+    """The case; in another dtype than float32 the name says so."""
+    if dtype == torch.float32:
+        return case
+    return replace(case, dtype=dtype, name=f"{case.name} {str(dtype).removeprefix('torch.')}")
 
 
 def select_contestants(backends: list[str], peers: list[str], cases: list[str]) -> list[Contestant]:
@@ -233,6 +249,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "isa": torch.backends.cpu.get_cpu_capability(),
+        "kernels": native.cpu_capability(),
         "system": platform.system(),
         "python": platform.python_version(),
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,

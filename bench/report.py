@@ -76,7 +76,9 @@ def section(
         "",
         f"## {name}",
         "",
-        f"{about['cpu']}, {about['cores']} cores, {about['isa']}, torch {about['torch']}, "
+        f"{about['cpu']}, {about['cores']} cores, {about['isa']}, "
+        + (f"our kernels {about['kernels']}, " if "kernels" in about else "")
+        + f"torch {about['torch']}, "
         f"Python {about['python']}, commit {result['commit']}. FMA peak of one core "
         f"{peaks['fma_gflops']:.0f} GFLOP/s ({peaks['fma_how']}); an sgemm of 1024 x 1024 reaches "
         f"{peaks['sgemm_gflops'] / peaks['fma_gflops']:.0%} of it. Copy, {copies}. "

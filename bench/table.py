@@ -23,7 +23,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Ours against each peer and against float32: ratios, share of FMA peak, distance from floor."""
+    """Ours against peers and float32: ratios, share of the FMA peak, distance from the floor."""
     found = {
         (r["case"], r["contestant"], r["mode"], r["threads"]): r
         for r in rows

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from bench import compare, measure, roofline, table, whole_model
-from bench.contestants import MODULES, OPTIONAL_PEERS, PEERS, Backend, Contestant, Older
+from bench.contestants import MODULES, OPTIONAL_PEERS, PEERS, Backend, Contestant, InFloat32, Older
 from bench.scaling import AXES
 from strnn_kernels.backends import native
 from strnn_kernels.testing import BENCHMARKS, Case
@@ -42,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     contestants = select_contestants(options.backends, options.peers, options.cases)
     if options.older is not None:
         contestants.append(Older(options.older.resolve()))
+    if {*options.dtypes} != {"float32"}:
+        contestants.append(InFloat32())
     budget = options.seconds / (8 if options.quick else 1)
     about = machine()
     peaks = roofline.measure_peaks(options.threads)

@@ -10,7 +10,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -133,6 +133,31 @@ class Backend:
         """Calls of the public functions under this backend."""
         sk = importlib.import_module("strnn_kernels")
         return functional_runner(case, sk, inputs, dy, around=lambda: sk.use_backend(self.name))
+
+
+@dataclass(frozen=True)
+class InFloat32:
+    """A case of 16 bits by the CPU backend in float32: the same numbers in twice the memory."""
+
+    name: str = "float32"
+    is_peer: bool = True
+    modes: tuple[str, ...] = MODES
+
+    def refusal(self, case: Case) -> str | None:
+        """What is float32 already, and the backend's own."""
+        return "is float32 itself" if case.dtype == torch.float32 else Backend("cpu").refusal(case)
+
+    def prepare(self, case: Case, inputs: Mapping[str, Tensor], dy: Tensor) -> Runner:
+        """The backend's runner on wider inputs."""
+        wider = {n: t.float() if t.dtype == case.dtype else t for n, t in inputs.items()}
+        runner = Backend("cpu").prepare(replace(case, dtype=torch.float32), wider, dy.float())
+        return replace(  # for the check, outside of what is timed
+            runner,
+            output=lambda out: out.to(case.dtype),
+            gradients=lambda found: {
+                n: g.to(case.dtype) for n, g in runner.gradients(found).items()
+            },
+        )
 
 
 #: Compiling a loop of so many levels as one graph takes a minute; the training step of S2, with 63,

@@ -23,7 +23,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Ours against peers and float32: ratios, share of the FMA peak, distance from the floor."""
+    """Ours against each peer: ratios, share of the FMA peak, distance from the floor."""
     found = {
         (r["case"], r["contestant"], r["mode"], r["threads"]): r
         for r in rows
@@ -38,11 +38,8 @@ def speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
         mine = [found.get((case, backend, mode, threads)) for mode in MODES]
         if not any(mine):
             continue
-        base, _, dtype = case.partition(" ")
-        others = [(peer, case, peer) for peer in peers]
-        others += [("float32", base, backend)] if dtype else []
-        for peer, their_case, who in others:
-            theirs = [found.get((their_case, who, mode, threads)) for mode in MODES]
+        for peer in peers:
+            theirs = [found.get((case, peer, mode, threads)) for mode in MODES]
             ratios = [
                 _ratio(a, b, case, peer, mode)
                 for a, b, mode in zip(mine, theirs, MODES, strict=True)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from strnn_kernels import Topology
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench/results/cpu-zen3-2core.json"
+RESULTS = ROOT / "bench/results/cpu-zen4-2core.json"
 INK, PAPER, NOW, BEFORE = "0.25", "white", "#d1495b", "#9dc3e6"
 FROM = ("from the top left", "from the top right", "from the bottom left", "from the bottom right")
 CASES = {

@@ -53,6 +53,42 @@ def test_temporal_rnn_equals_nn_rnn(kind, randn, gradients):
             torch.testing.assert_close(a, e)
 
 
+@pytest.mark.parametrize("kind", [sk.RNN, sk.GRU, sk.LSTM, sk.TemporalRNN])
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("has_lengths", [True, False])
+def test_projected_states(kind, bidirectional, has_lengths, randn, gradients):
+    layer = kind(C, H, bidirectional=bidirectional).double()
+    D, K = 1 + bidirectional, 3
+    is_first = layer.batch_first
+    x, weight = randn(*((B, T) if is_first else (T, B)), C), randn(D, K, T)
+    lengths = torch.tensor([7, 1, 0, 5, 7, 2]) if has_lengths else None
+    output, _ = layer(x, lengths=lengths)
+    h = (output if is_first else output.transpose(0, 1)).unflatten(2, (D, H))
+    expected = torch.einsum("dkt,btdh->bdkh", weight, h)
+    actual = layer.project(x, weight, lengths=lengths)
+    torch.testing.assert_close(actual, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.project(x, weight, lengths=lengths), expected)
+    found = [gradients(s.sin().sum(), [x, weight, *layer.parameters()]) for s in (actual, expected)]
+    for a, e in zip(*found, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_project_refuses(randn):
+    layer = sk.GRU(C, H, batch_first=True).double()
+    x, weight = randn(B, T, C), randn(1, 3, T)
+    for wrong in (randn(2, 3, T), randn(1, 3, T + 1), randn(3, T), weight.float(), None):
+        with pytest.raises(sk.ArgumentError, match="projection"):
+            layer.project(x, wrong)
+    for wrong in (randn(T, C), randn(B, T, C + 1), None):
+        with pytest.raises(sk.ArgumentError, match="input"):
+            layer.project(wrong, weight)
+    with pytest.raises(sk.ArgumentError, match="num_layers"):
+        sk.GRU(C, H, 2).project(x, weight)
+    with torch.autocast("cpu"):
+        assert layer.float().project(x.float(), weight.float()).dtype == torch.bfloat16
+
+
 @either
 def test_state_dict_loads_both_ways(kind, randn):
     rnn, layer = rnn_of(**kind), sk.TemporalRNN(C, H, **kind).double()

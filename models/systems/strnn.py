@@ -233,19 +233,9 @@ class STRNN(nn.Module):
         return mask
 
     def _temporal(self, m: Tensor, lengths: Tensor | None) -> Tensor:
-        """The temporal RNN and its projection in one call, (B, T, H) -> (B, 2, K, H)."""
-        w_ih, w_hh, bias = self.temporal.stacked_parameters()
-        q = sk.temporal_rnn(
-            m,
-            w_ih,
-            w_hh,
-            bias,
-            activation=getattr(self.temporal, "activation", "tanh"),
-            cell=self.temporal_cell,
-            lengths=lengths,
-            projection=self.temporal_projection.weight[..., : m.shape[1]],
-        )
-        return cast(Tensor, q)
+        """The temporal RNN and its projection, (B, T, H) -> (B, 2, K, H)."""
+        projection = self.temporal_projection.weight[..., : m.shape[1]]
+        return cast(Tensor, self.temporal.project(m, projection, lengths=lengths))
 
 
 class Combine(nn.Module):

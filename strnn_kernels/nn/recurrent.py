@@ -210,6 +210,49 @@ class Recurrent(nn.RNNBase):
         )  # fmt: skip
         return _own(h.flatten(1)), self._as_hx(last)
 
+    def project(
+        self,
+        input: torch.Tensor,
+        projection: torch.Tensor,
+        *,
+        lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """s[b, d, k] = sum over t of projection[d, k, t] h[b, t, d], of the states of one layer.
+
+        The two in one call: in inference h is never stored.
+
+        Args:
+            input: as forward takes it, with a batch.
+            projection: (D, K, T).
+            lengths: as forward takes them; states past the end are zero.
+
+        Returns:
+            s, (B, D, K, H).
+
+        Raises:
+            ArgumentError: there is more than one layer, or an argument is wrong.
+        """
+        name = f"{type(self).__name__}.project"
+        if self.num_layers != 1:
+            raise checks.ArgumentError(f"{name}: num_layers must be 1, got {self.num_layers}")
+        letters = "B T C" if self.batch_first else "T B C"
+        checks.dims(name, self._input_name, checks.tensor(name, self._input_name, input), letters)
+        checks.last_size(name, self._input_name, input, letters, self.input_size)
+        x = input if self.batch_first else input.transpose(0, 1)
+        K = checks.dims(name, "projection", checks.tensor(name, "projection", projection), "D K T")[
+            1
+        ]
+        D, T = 1 + self.bidirectional, x.shape[1]
+        dtype = projection.dtype if functional.is_autocast(x) else None
+        first = (self._input_name, x)
+        checks.like(name, "projection", projection, "D K T", (D, K, T), first, dtype)
+        w_ih, w_hh, bias = self._weights(0)
+        self._check_dtype(name, x, w_ih[0])
+        cell = _CELLS[self.mode]
+        return functional.layer(
+            name, x, w_ih, bias, w_hh, cell, lengths, projection=projection
+        ).output
+
     def _layers(
         self,
         name: str,

@@ -88,7 +88,7 @@ def ratios() -> Figure:
     panels[0].invert_yaxis()
     handles, labels = panels[1].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=4, fontsize=8)
-    figure.supxlabel("times as long as strnn-kernels takes (one Zen 3 core)", fontsize=9)
+    figure.supxlabel("times as long as strnn-kernels takes (one Zen 4 core)", fontsize=9)
     return figure
 
 

@@ -230,7 +230,8 @@ SCRATCH = """
 def test_scratch_of_wide_calls_is_given_back(run_python):
     done = run_python(SCRATCH)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 150  # on two threads, of 300 that one call takes
+    # On two threads, of 300 that one call takes; what malloc keeps differs, 59 to 155 were seen.
+    assert float(done.stdout) < 200
 
 
 OUT_OF_MEMORY = """

@@ -299,6 +299,14 @@ def test_weights_that_do_not_fit(change):
     assert quick(module, x) is None
 
 
+def test_a_dtype_without_kernels():
+    module = sk.RNN(C, H, batch_first=True).to(torch.complex64)
+    x = torch.randn(2, 3, C, dtype=torch.complex64)
+    assert quick(module, x) is None
+    with torch.no_grad(), pytest.raises(sk.ArgumentError, match="dtype"):
+        module(x)
+
+
 def test_another_cell():
     module = sk.RNN(C, H, batch_first=True)
     x = torch.randn(2, 3, C)

@@ -67,13 +67,11 @@ class Backend:
         return reasons
 
 
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
 #: Every backend, the fastest first.
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cuda", ("cuda",), _FLOATS, native.CUDA_UNAVAILABLE),
+        Backend("cuda", ("cuda",), native.DTYPES, native.CUDA_UNAVAILABLE),
         Backend(
             "triton",
             triton.DEVICES,
@@ -82,7 +80,7 @@ BACKENDS = {
             has_tf32=True,
             gives_last=True,
         ),
-        Backend("cpu", ("cpu",), _FLOATS, native.CPU_UNAVAILABLE, gives_last=True),
+        Backend("cpu", ("cpu",), native.DTYPES, native.CPU_UNAVAILABLE, gives_last=True),
         Backend("reference", None, None, None),
     )
 }

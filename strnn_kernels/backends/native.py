@@ -37,11 +37,15 @@ def _text(module: str, name: str) -> str:
     return function().decode()
 
 
+#: Dtypes of the kernels in the order of csrc/common/dtype.h.
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 class BoundLayers:
     """Layers over time bound to where their weights lie, for calls past torch's dispatcher.
 
     Args:
-        dtype: of the weights, and of all that a call brings.
+        dtype: of the weights, and of all that a call brings; one of DTYPES.
         sizes: (L, D, C, H).
         cell: the code of the cell.
         weights: addresses of w_ih, w_hh, b_ih and b_hh, each direction of each layer in turn; None
@@ -56,8 +60,8 @@ class BoundLayers:
         weights: Sequence[int | None],
     ) -> None:
         bind, run, unbind = _bound_functions()
-        code = (torch.float32, torch.float64, torch.bfloat16, torch.float16).index(dtype)
-        handle = bind(code, *sizes, cell, (ctypes.c_void_p * len(weights))(*weights))
+        addresses = (ctypes.c_void_p * len(weights))(*weights)
+        handle = bind(DTYPES.index(dtype), *sizes, cell, addresses)
         #: (B, T, addresses of x (B, T, C) and of the states h0 and c0, (L, B, D, H) or None, and of
         #: what is written: h (B, T, D, H), the last states (L, D, B, H) or None). Whether it ran.
         self.run = functools.partial(run, handle)

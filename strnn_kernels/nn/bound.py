@@ -22,7 +22,7 @@ with torch.inference_mode():
     _PLAIN.add(_keys(torch.empty(0)).raw_repr())
 
 
-def _is_memory(t: Any, dtype: torch.dtype | None) -> bool:
+def _is_memory(t: Any, dtype: torch.dtype) -> bool:
     """Whether it is a tensor of that dtype whose values lie in one piece, and are all there."""
     return (
         type(t) in (torch.Tensor, torch.nn.Parameter)
@@ -72,10 +72,12 @@ class Bound:
 
 
 def _bind(module: Any, sizes: tuple[int, ...]) -> Bound | None:
-    """None: the weights are not all Parameters of one dtype in plain memory on the CPU."""
+    """None: the weights are not all Parameters, of one of the kernels' dtypes, in plain memory."""
     cell, _, is_bidirectional, C, H = sizes
     rows, names, known = gates(cell) * H, module._all_weights, module._parameters
     dtype = getattr(known.get(names[0][0]), "dtype", None)
+    if dtype not in native.DTYPES:
+        return None
     for i, of_direction in enumerate(names):
         C_of_layer = C if i <= is_bidirectional else H * (1 + is_bidirectional)
         shapes = ((rows, C_of_layer), (rows, H), (rows,), (rows,))

@@ -370,14 +370,6 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles == 8 ? 2 : 1)
 #endif
 }
 
-// Whether rows of H elements can be read four at a time: of pointers that are null or aligned.
-template <typename... Pointers>
-bool are_quads(int64_t H, const Pointers*... pointers) {
-  uintptr_t all = static_cast<uintptr_t>(H) % 4;
-  ((all |= reinterpret_cast<uintptr_t>(pointers) % 16), ...);
-  return all == 0;
-}
-
 // The instance of the kernels: blocks of k that a warp has room for.
 inline int cluster_tiles(int64_t H) { return H <= 512 ? 8 : 16; }
 
@@ -387,25 +379,6 @@ inline ClusterWeights cluster_weights(int64_t D, int64_t H, const Plan& plan) {
   w.slice = static_cast<int>(cluster_slice(H, w.size));
   w.tiles = cluster_tiles(H);
   return w;
-}
-
-// others: of the arrays of rows of H elements that the pass reads and writes, null or not.
-template <typename Pass, typename... Others>
-void launch_cluster(const char* name, const Pass& pass, const Plan& plan, void* scratch,
-                    void* stream, const Others*... others) {
-  using S = typename Pass::Storage;
-  const auto& a = pass.a;
-  const ClusterPlan& c = std::get<ClusterPlan>(plan.kind);
-  ClusterWeights weights = cluster_weights(a.D, a.H, plan);
-  weights.from = a.w_hh.first, weights.step_j = pass.weight_j(), weights.step_k = pass.weight_k(),
-  weights.to = static_cast<uint4*>(scratch);
-  arrange_weights<S>(weights, stream);
-  const ClusterArgs<Pass> f{pass,     weights.slice, c.nodes, c.rows, are_quads(a.H, others...),
-                            c.layout, weights.to};
-  const auto kernel =
-      weights.tiles == 8 ? sweep_cluster_kernel<Pass, 8> : sweep_cluster_kernel<Pass, 16>;
-  launch(name, kernel, dim3(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D)),
-         plan.threads, plan.shared_bytes, stream, f, c.size);
 }
 
 }  // namespace
@@ -451,20 +424,30 @@ int64_t cluster_weights_bytes(int64_t D, int64_t H, const Plan& plan) {
   return cluster_weights(D, H, plan).count() * static_cast<int64_t>(sizeof(uint4));
 }
 
-void sweep_forward_cluster(const SweepForward& a, Dtype dtype, const Plan& plan, void* scratch,
-                           void* stream) {
+template <typename A, typename States>
+void sweep_cluster(const A& a, const States& states, Dtype dtype, const Plan& plan, void* stream) {
   with_16_bits(dtype, [&](auto s) {
-    launch_cluster("sweep_forward_cluster", Forward<decltype(s)>{a}, plan, scratch, stream, a.x,
-                   a.gate, a.h0, a.bias.first, a.h, a.pre);
+    with_pass<decltype(s)>(a, states, [&](const auto& pass) {
+      using Pass = std::decay_t<decltype(pass)>;
+      if constexpr (Pass::Cell::kBlocks == 1) {
+        const ClusterPlan& c = std::get<ClusterPlan>(plan.kind);
+        ClusterWeights weights = cluster_weights(a.D, a.H, plan);
+        weights.from = a.w_hh.first, weights.step_j = pass.weight_j(),
+        weights.step_k = pass.weight_k(), weights.to = static_cast<uint4*>(states.weights);
+        arrange_weights<typename Pass::Storage>(weights, stream);
+        uintptr_t all = a.H % 4;
+        for (const void* array : pass.arrays()) all |= reinterpret_cast<uintptr_t>(array) % 16;
+        const ClusterArgs<Pass> f{pass,     weights.slice, c.nodes,   c.rows,
+                                  all == 0, c.layout,      weights.to};
+        launch(named<Pass>("sweep_forward_cluster", "sweep_backward_cluster"),
+               weights.tiles == 8 ? sweep_cluster_kernel<Pass, 8> : sweep_cluster_kernel<Pass, 16>,
+               dim3(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D)), plan.threads,
+               plan.shared_bytes, stream, f, c.size);
+      }
+    });
   });
 }
 
-void sweep_backward_cluster(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
-                            const Plan& plan, void* scratch, void* stream) {
-  with_16_bits(dtype, [&](auto s) {
-    launch_cluster("sweep_backward_cluster", Backward<decltype(s), decltype(s)>{a, to}, plan,
-                   scratch, stream, to.dh, a.h, a.gate, a.pre, a.dgate, to.du, to.q);
-  });
-}
+STRNN_BOTH_PASSES(sweep_cluster);
 
 }  // namespace strnn::cuda

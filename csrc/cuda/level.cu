@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(typename Pass::Storage) 
   T* parts = sums;                                       // after them [part][item][unit]
   static_assert(kLevelParts * kLevelTile <= 2 * kLevelDepth);
   LevelItem* items = carver.take<LevelItem>(kLevelTile);
-  const typename Pass::Sums* states = pass.states();
+  const S* states = pass.states();
   const int64_t weight_j = pass.weight_j(), weight_k = pass.weight_k();
   const bool has_h0 = pass.has_h0();
   T* const factors = pass.factors();
@@ -231,44 +231,21 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(typename Pass::Storage) 
   }
 }
 
-template <typename Pass>
-void launch_levels(const char* name, const Pass& pass, const Plan& plan, void* stream) {
-  LevelArgs<Pass> f{pass, 0};
-  const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(pass.a.D));
-  for (; f.group < pass.a.program.G && pass.a.B; ++f.group)
-    launch(name, sweep_level_kernel<Pass>, grid, plan.threads, plan.shared_bytes, stream, f);
-}
-
 }  // namespace
 
-void sweep_forward_level(const SweepForward& a, Dtype dtype, void* kept, const Plan& plan,
-                         void* stream) {
+template <typename A, typename States>
+void sweep_level(const A& a, const States& states, Dtype dtype, const Plan& plan, void* stream) {
+  const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D));
   with_dtype(dtype, [&](auto s) {
-    with_gates(a.cell, [&](auto cell) {
-      using S = decltype(s);
-      if constexpr (decltype(cell)::kBlocks == 1)
-        launch_levels("sweep_forward_level", Forward<S>{a}, plan, stream);
-      else
-        launch_levels("sweep_forward_level",
-                      CellForward<S, decltype(cell)>{{a}, static_cast<acc_t<S>*>(kept)}, plan,
-                      stream);
+    with_pass<decltype(s)>(a, states, [&](const auto& pass) {
+      using Pass = std::decay_t<decltype(pass)>;
+      for (int group = 0; group < a.program.G && a.B; ++group)
+        launch(named<Pass>("sweep_forward_level", "sweep_backward_level"), sweep_level_kernel<Pass>,
+               grid, plan.threads, plan.shared_bytes, stream, LevelArgs<Pass>{pass, group});
     });
   });
 }
 
-void sweep_backward_level(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
-                          const Plan& plan, void* stream) {
-  with_dtype(dtype, [&](auto s) {
-    using S = decltype(s);
-    const Backward<S, acc_t<S>> pass{a, to};
-    with_gates(a.cell, [&](auto cell) {
-      if constexpr (decltype(cell)::kBlocks == 1)
-        launch_levels("sweep_backward_level", pass, plan, stream);
-      else
-        launch_levels("sweep_backward_level", CellBackward<S, acc_t<S>, decltype(cell)>{pass}, plan,
-                      stream);
-    });
-  });
-}
+STRNN_BOTH_PASSES(sweep_level);
 
 }  // namespace strnn::cuda

@@ -153,13 +153,6 @@ struct TensorCore {
     load_transposed(w.r, x + (lane % 16 >> shift) * ld + lane / 16 * 8);
     return w;
   }
-  // The left operand of the same sum, its rows the columns of a unit that lies likewise.
-  static __device__ __forceinline__ Operand left_of_columns(const S* x, int64_t ld) {
-    const int lane = threadIdx.x % 32;
-    Operand a;
-    load_transposed(a.r, x + (lane / 16 * 8 + lane % 8) * ld + lane / 8 % 2 * 8);
-    return a;
-  }
   // 16 x 16 weights of a matrix whose 4 columns from 4q on of row i block(i) gives; each row is a
   // column of the output, or, transposed, a summed one.
   template <typename F>

@@ -4,12 +4,13 @@
 // `units` loads and stores them.
 //
 //   forward   pre = W q + u, q = sum_pred h (+ h0);  h = mask * act(pre), or gate * pre
-//   backward  see sweep_backward.cu
+//   backward  see sweep.cu
 //
 // CellForward and CellBackward are those of gated cells: a row of pre-activations, of u, of da and
 // of what is saved has several blocks of H, and beside the product a node takes m, the reduced
 // carry.
 #pragma once
+#include <array>
 #include <type_traits>
 #include <utility>
 
@@ -48,7 +49,6 @@ template <typename S>
 struct Forward {
   using Storage = S;
   using Cell = AnyElman;
-  using Sums = S;  // what the states that it gathers are kept as in memory
   static constexpr bool kIsBackward = false;
   SweepForward a;
 
@@ -56,6 +56,10 @@ struct Forward {
   __host__ __device__ int64_t weight_j() const { return a.H; }
   __host__ __device__ int64_t weight_k() const { return 1; }
   __device__ __forceinline__ const S* states() const { return static_cast<const S*>(a.h); }
+  // All arrays of rows of H elements, null or not.
+  std::array<const void*, 9> arrays() const {
+    return {a.C ? nullptr : a.x, a.gate, a.h, a.pre, a.h0, a.bias.first, a.c, a.c0, a.saved};
+  }
 
   __device__ __forceinline__ bool has_h0() const { return a.h0 != nullptr; }
   // The node where h0 of a row of (B, D) enters; has a meaning only with a.entry.
@@ -105,11 +109,9 @@ struct Forward {
   }
 };
 
-// Du: what du and q are kept as.
-template <typename S, typename Du>
+template <typename S>
 struct Backward {
   using Storage = S;
-  using Sums = Du;
   using Cell = AnyElman;
   static constexpr bool kIsBackward = true;
   SweepBackward a;
@@ -117,7 +119,10 @@ struct Backward {
 
   __host__ __device__ int64_t weight_j() const { return 1; }
   __host__ __device__ int64_t weight_k() const { return a.H; }
-  __device__ __forceinline__ const Du* states() const { return static_cast<const Du*>(to.du); }
+  __device__ __forceinline__ const S* states() const { return static_cast<const S*>(to.du); }
+  std::array<const void*, 9> arrays() const {
+    return {a.h, to.dh, a.gate, a.pre, a.dgate, to.du, to.q, a.saved, a.dc};
+  }
 
   __device__ __forceinline__ bool has_h0() const { return false; }
   __device__ __forceinline__ int entry(int64_t) const { return -1; }
@@ -127,7 +132,7 @@ struct Backward {
   template <typename Units, int kCount>
   __device__ __forceinline__ void keep(const Units& units, int64_t at,
                                        const acc_t<S> (&sum)[kCount]) const {
-    if (to.q) units.store(static_cast<Du*>(to.q) + at, sum);
+    if (to.q) units.store(static_cast<S*>(to.q) + at, sum);
   }
   __device__ __forceinline__ acc_t<S> reduced(acc_t<S> sum, int) const { return sum; }
   __device__ __forceinline__ acc_t<S>* factors() const {
@@ -152,8 +157,7 @@ struct Backward {
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) v[i] = is_off ? acc_t<S>(0) : other[i] * v[i];
-    if (to.du) units.store(static_cast<Du*>(to.du) + at, v);
-    if (to.dx) units.store(static_cast<S*>(to.dx) + at, v);
+    if (to.du) units.store(static_cast<S*>(to.du) + at, v);
   }
 };
 
@@ -239,13 +243,13 @@ struct CellForward : Forward<S> {
   }
 };
 
-template <typename S, typename Du, typename Gated>
-struct CellBackward : Backward<S, Du> {
+template <typename S, typename Gated>
+struct CellBackward : Backward<S> {
   using Cell = Gated;
   using T = acc_t<S>;
   using V = cell_t<S>;
-  using Backward<S, Du>::a;
-  using Backward<S, Du>::to;
+  using Backward<S>::a;
+  using Backward<S>::to;
   // What was saved, and t.
   static constexpr int kValues = Cell::kSaved + 1, kFirstResult = Cell::kSaved;
 
@@ -298,9 +302,42 @@ struct CellBackward : Backward<S, Du> {
     if (to.du)
 #pragma unroll
       for (int b = 0; b < Cell::kBlocks; ++b)
-        units.store(static_cast<Du*>(to.du) + first * Cell::kBlocks + b * a.H + j, v[b]);
+        units.store(static_cast<S*>(to.du) + first * Cell::kBlocks + b * a.H + j, v[b]);
     if (to.dm) units.store(static_cast<T*>(to.dm) + first + j, m);
   }
 };
+
+// Calls f with the pass of the arguments' cell.
+template <typename S, typename F>
+void with_pass(const SweepForward& a, const ForwardStates& states, const F& f) {
+  with_gates(a.cell, [&](auto cell) {
+    using Cell = decltype(cell);
+    if constexpr (Cell::kBlocks == 1)
+      f(Forward<S>{a});
+    else
+      f(CellForward<S, Cell>{{a}, static_cast<acc_t<S>*>(states.kept)});
+  });
+}
+template <typename S, typename F>
+void with_pass(const SweepBackward& a, const BackwardStates& states, const F& f) {
+  with_gates(a.cell, [&](auto cell) {
+    using Cell = decltype(cell);
+    if constexpr (Cell::kBlocks == 1)
+      f(Backward<S>{a, states});
+    else
+      f(CellBackward<S, Cell>{{a, states}});
+  });
+}
+
+// A family's name, for errors.
+template <typename Pass>
+constexpr const char* named(const char* forward, const char* backward) {
+  return Pass::kIsBackward ? backward : forward;
+}
+
+// Instances of a family's sweep, for sweep.cu.
+#define STRNN_BOTH_PASSES(sweep)                                                             \
+  template void sweep(const SweepForward&, const ForwardStates&, Dtype, const Plan&, void*); \
+  template void sweep(const SweepBackward&, const BackwardStates&, Dtype, const Plan&, void*)
 
 }  // namespace strnn::cuda

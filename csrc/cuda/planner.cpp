@@ -48,8 +48,6 @@ int64_t storage_bytes(Dtype dtype) {
 
 namespace {
 
-constexpr int64_t kRowsPerSplit =
-    64;  // below this a part of a sum over rows costs more than it brings
 constexpr int kMaxRowsLog2 = 4;
 constexpr int64_t kTensorMaxTiles = 4;  // products of a chunk
 
@@ -333,11 +331,6 @@ const char* family_name(Family family) {
     default:
       return "level";
   }
-}
-
-int64_t choose_splits(int64_t tiles, int64_t rows, const Device& device) {
-  const int64_t wanted = ceil_div(2 * device.num_sms, at_least_1(tiles));
-  return std::clamp<int64_t>(std::min(wanted, ceil_div(rows, kRowsPerSplit)), 1, 256);
 }
 
 }  // namespace strnn::cuda

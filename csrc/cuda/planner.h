@@ -188,8 +188,4 @@ Plan plan_sweep(const SweepSizes&, const Device&);
 
 const char* family_name(Family);
 
-// Parts into which the rows of a sum over rows are cut, so that tiles x parts fill the device;
-// depends on nothing that varies from run to run.
-int64_t choose_splits(int64_t tiles, int64_t rows, const Device&);
-
 }  // namespace strnn::cuda

@@ -436,43 +436,27 @@ __global__ void __launch_bounds__(kRowThreads,
   }
 }
 
-template <typename Pass>
-void launch_row(const char* name, const Pass& pass, int64_t C, bool projects, const Plan& plan,
-                void* stream) {
-  const RowLayout& layout = std::get<RowPlan>(plan.kind).layout;
-  const RowArgs<Pass> f{pass, layout, static_cast<int>(C), projects};
-  auto kernel = sweep_row_kernel<Pass, 32>;
-  if constexpr (Pass::Cell::kBlocks == 1)
-    if (layout.width > 32)
-      kernel = layout.width == 64 ? sweep_row_kernel<Pass, 64> : sweep_row_kernel<Pass, 128>;
-  launch(name, kernel, dim3(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(pass.a.D)),
-         plan.threads, plan.shared_bytes, stream, f);
-}
-
 }  // namespace
 
-void sweep_forward_row(const SweepForward& a, const Plan& plan, void* stream) {
-  with_gates(a.cell, [&](auto cell) {
-    if constexpr (decltype(cell)::kBlocks == 1)
-      launch_row("sweep_forward_row", Forward<float>{a}, plan.takes_x ? a.C : 0, plan.projects,
-                 plan, stream);
-    else
-      launch_row("sweep_forward_row", CellForward<float, decltype(cell)>{{a}}, 0, false, plan,
-                 stream);
+template <typename A, typename States>
+void sweep_row(const A& a, const States& states, Dtype, const Plan& plan, void* stream) {
+  with_pass<float>(a, states, [&](const auto& pass) {
+    using Pass = std::decay_t<decltype(pass)>;
+    const RowLayout& layout = std::get<RowPlan>(plan.kind).layout;
+    const bool has_x = Pass::kIsBackward ? plan.sums_input : plan.takes_x;
+    bool projects = plan.projects;
+    if constexpr (Pass::kIsBackward) projects = projects && pass.a.ds;
+    const RowArgs<Pass> f{pass, layout, has_x ? static_cast<int>(a.C) : 0, projects};
+    auto kernel = sweep_row_kernel<Pass, 32>;
+    if constexpr (Pass::Cell::kBlocks == 1)
+      if (layout.width > 32)
+        kernel = layout.width == 64 ? sweep_row_kernel<Pass, 64> : sweep_row_kernel<Pass, 128>;
+    launch(named<Pass>("sweep_forward_row", "sweep_backward_row"), kernel,
+           dim3(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D)), plan.threads,
+           plan.shared_bytes, stream, f);
   });
 }
 
-void sweep_backward_row(const SweepBackward& a, const BackwardStates& to, const Plan& plan,
-                        void* stream) {
-  const Backward<float, float> pass{a, to};
-  with_gates(a.cell, [&](auto cell) {
-    if constexpr (decltype(cell)::kBlocks == 1)
-      launch_row("sweep_backward_row", pass, plan.sums_input ? a.C : 0, plan.projects && a.ds, plan,
-                 stream);
-    else
-      launch_row("sweep_backward_row", CellBackward<float, float, decltype(cell)>{pass}, 0, false,
-                 plan, stream);
-  });
-}
+STRNN_BOTH_PASSES(sweep_row);
 
 }  // namespace strnn::cuda

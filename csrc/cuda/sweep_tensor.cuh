@@ -20,8 +20,6 @@
 // wait for branches. Up to three states of 16 bits are added in 16 bits, as pairs; more in float32.
 #pragma once
 #include <algorithm>
-#include <array>
-#include <initializer_list>
 #include <type_traits>
 
 #include "launch.cuh"
@@ -45,6 +43,7 @@ struct TensorSweep {
   uint32_t state_stride;  // D * H: elements from node to node
   int H, C;               // C = 0: no x
   int rows_log2, tiles;   // rows of B of a CTA; products of 16 items of a chunk
+  int64_t num_tiles;      // of rows of B
   TensorLayout layout;
   const uint8_t* mask;
   // Blocks of H of arrays (B, N, D, blocks H), null where there is none, and the blocks.
@@ -715,31 +714,48 @@ struct TensorTile {
   }
 };
 
-// streams: what is staged, in its order, null where there is none, and the blocks of H of a row of
-// each; C: columns of x, or 0 if it is not read; states: all other arrays of rows of H elements,
-// null or not.
-inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Plan& plan,
-                                Dtype dtype, int64_t C,
-                                const std::array<const void*, kTensorStreams>& streams,
-                                std::initializer_list<const void*> states) {
-  TensorSweep sweep{};
-  sweep.program = program;
-  sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
-  sweep.H = static_cast<int>(a.H);
-  sweep.state_stride = static_cast<uint32_t>(a.D * a.H);
+template <typename Pass>
+struct TensorArgs {
+  Pass pass;
+  TensorSweep sweep;
+};
+
+// C: columns of x, or 0 if it is not read. add() says what is staged.
+template <typename Pass>
+TensorArgs<Pass> tensor_args(const Pass& pass, const Plan& plan, int64_t C) {
+  constexpr auto kElement = static_cast<int64_t>(sizeof(typename Pass::Storage));
+  const auto& a = pass.a;
   const TensorPlan& t = std::get<TensorPlan>(plan.kind);
+  TensorSweep sweep{};
+  sweep.program = a.program;
+  sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
+  sweep.H = static_cast<int>(a.H), sweep.state_stride = static_cast<uint32_t>(a.D * a.H);
   sweep.rows_log2 = t.rows_log2, sweep.tiles = t.tiles;
+  sweep.num_tiles = (a.B + (1 << t.rows_log2) - 1) >> t.rows_log2;
   sweep.C = static_cast<int>(C), sweep.x = a.x;
-  sweep.alignment_x = alignment_of(a.x, C * storage_bytes(dtype));
+  sweep.alignment_x = alignment_of(a.x, C * kElement);
   sweep.layout = t.layout;
   sweep.mask = a.mask;
   sweep.alignment = 16;
-  const auto align = [&](const void* array) {
-    sweep.alignment = std::min(sweep.alignment, alignment_of(array, a.H * storage_bytes(dtype)));
-  };
-  for (const void* state : states) align(state);
-  for (int s = 0; s < kTensorStreams; ++s) align(sweep.input[s] = streams[s]);
-  return sweep;
+  for (const void* array : pass.arrays())
+    sweep.alignment = std::min(sweep.alignment, alignment_of(array, a.H * kElement));
+  return {pass, sweep};
+}
+
+// Stages the blocks of H of an array's rows, as streams from `at` on.
+template <typename S>
+void add_streams(const void* from, int blocks, int at, TensorSweep& sweep) {
+  for (int s = 0; from && s < blocks; ++s) {
+    sweep.input[at + s] = static_cast<const S*>(from) + s * sweep.H;
+    sweep.blocks[at + s] = blocks;
+  }
+}
+
+template <typename Kernel, typename Pass>
+void launch_tensor(const char* name, Kernel kernel, const Plan& plan, void* stream,
+                   const TensorArgs<Pass>& f) {
+  launch(name, kernel, dim3(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(f.sweep.D)),
+         plan.threads, plan.shared_bytes, stream, f);
 }
 
 // Calls f with the shape (kOwn, kSteps) of a plan.

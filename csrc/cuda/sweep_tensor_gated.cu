@@ -13,22 +13,15 @@
 // H = 128, B = 64 (16 CTAs of 8 rows, 8 warps, two on a scheduler): a warp issues 740 instructions
 // a step of an lstm and 910 backward, of a gru 640 and 770: about 1 us, where a launch per level
 // takes 4 to 10.
-#include "kernels.h"
 #include "sweep_tensor.cuh"
 
 namespace strnn::cuda {
 namespace {
 
-template <typename Pass>
-struct TensorGatedArgs {
-  Pass pass;
-  TensorSweep sweep;  // streams: the gates' blocks of u; backward what was saved, dh
-  int64_t num_tiles;
-};
-
+// Streams: the gates' blocks of u; backward what was saved, dh.
 template <typename Pass, int kSteps>
 __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
-    sweep_gated_tensor_kernel(const TensorGatedArgs<Pass> f) {
+    sweep_gated_tensor_kernel(const TensorArgs<Pass> f) {
   using S = typename Pass::Storage;
   using Cell = typename Pass::Cell;
   constexpr bool kIsBackward = Pass::kIsBackward;
@@ -188,72 +181,40 @@ __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
     *carry_in(item.slot, half) = m;
   };
   const auto after = [](int, int, int, const auto&) {};
-  for (int64_t i = blockIdx.x; i < f.num_tiles; i += gridDim.x) {
+  for (int64_t i = blockIdx.x; i < a.num_tiles; i += gridDim.x) {
     tile.begin(i << a.rows_log2);
     tile.sweep(weights, extra, start, finish, after);
   }
 }
 
-// streams: of `blocks` blocks of H, from `from` on.
-template <typename S>
-void add_streams(const void* from, int count, int blocks, int64_t H, int at, TensorSweep& sweep) {
-  for (int s = 0; from && s < count; ++s) {
-    sweep.input[at + s] = static_cast<const S*>(from) + s * H;
-    sweep.blocks[at + s] = blocks;
-  }
-}
+}  // namespace
 
-template <typename Pass, typename Stage>
-void launch_gated(const char* name, const Pass& pass, Dtype dtype, const Plan& plan, void* stream,
-                  std::initializer_list<const void*> arrays, const Stage& stage) {
-  TensorSweep sweep = tensor_sweep(pass.a, pass.a.program, plan, dtype, 0, {}, arrays);
-  stage(sweep);
-  const int64_t rows = int64_t{1} << sweep.rows_log2;
-  const TensorGatedArgs<Pass> f{pass, sweep, (pass.a.B + rows - 1) / rows};
-  const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(pass.a.D));
-  with_tensor_shape<false>(plan, [&](auto, auto steps) {
-    constexpr int kSteps = decltype(steps)::value;
-    if constexpr (kSteps <= kTensorGatedSteps)
-      launch(name, sweep_gated_tensor_kernel<Pass, kSteps>, grid, plan.threads, plan.shared_bytes,
-             stream, f);
-  });
-}
-
-// Calls f with the storage type and the cell.
-template <typename F>
-void with_gated(int kind, Dtype dtype, const F& f) {
+template <typename A, typename States>
+void sweep_tensor_gated(const A& a, const States& states, Dtype dtype, const Plan& plan,
+                        void* stream) {
   with_16_bits(dtype, [&](auto s) {
-    with_gates(kind, [&](auto cell) {
-      if constexpr (decltype(cell)::kBlocks > 1) f(s, cell);
+    using S = decltype(s);
+    with_pass<S>(a, states, [&](const auto& pass) {
+      using Pass = std::decay_t<decltype(pass)>;
+      if constexpr (Pass::Cell::kBlocks > 1) {
+        auto f = tensor_args(pass, plan, 0);
+        if constexpr (Pass::kIsBackward) {
+          add_streams<S>(pass.a.saved, Pass::kFirstResult, 0, f.sweep);
+          add_streams<S>(pass.to.dh, 1, Pass::kFirstResult, f.sweep);
+        } else {
+          add_streams<S>(pass.a.x, Pass::Cell::kGates, 0, f.sweep);
+        }
+        with_tensor_shape<false>(plan, [&](auto, auto steps) {
+          constexpr int kSteps = decltype(steps)::value;
+          if constexpr (kSteps <= kTensorGatedSteps)
+            launch_tensor(named<Pass>("sweep_forward_tensor_gated", "sweep_backward_tensor_gated"),
+                          sweep_gated_tensor_kernel<Pass, kSteps>, plan, stream, f);
+        });
+      }
     });
   });
 }
 
-}  // namespace
-
-void sweep_forward_tensor_gated(const SweepForward& a, Dtype dtype, const Plan& plan,
-                                void* stream) {
-  with_gated(a.cell, dtype, [&](auto s, auto cell) {
-    using S = decltype(s);
-    using Cell = decltype(cell);
-    launch_gated("sweep_forward_tensor_gated", CellForward<S, Cell>{{a}}, dtype, plan, stream,
-                 {a.x, a.h, a.c, a.saved, a.h0, a.c0}, [&](TensorSweep& sweep) {
-                   add_streams<S>(a.x, Cell::kGates, Cell::kGates, a.H, 0, sweep);
-                 });
-  });
-}
-
-void sweep_backward_tensor_gated(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
-                                 const Plan& plan, void* stream) {
-  with_gated(a.cell, dtype, [&](auto s, auto cell) {
-    using S = decltype(s);
-    using Cell = decltype(cell);
-    launch_gated("sweep_backward_tensor_gated", CellBackward<S, S, Cell>{{a, to}}, dtype, plan,
-                 stream, {a.saved, to.dh, a.dc, to.du, to.q}, [&](TensorSweep& sweep) {
-                   add_streams<S>(a.saved, Cell::kSaved, Cell::kSaved, a.H, 0, sweep);
-                   add_streams<S>(to.dh, 1, 1, a.H, Cell::kSaved, sweep);
-                 });
-  });
-}
+STRNN_BOTH_PASSES(sweep_tensor_gated);
 
 }  // namespace strnn::cuda

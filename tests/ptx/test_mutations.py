@@ -118,20 +118,32 @@ MUTATIONS = {
         "w_hh[at_k + (gate + 1) % kGates * H * H]",
         "gru-corner",
     ),
-    "barrier-of-a-sum": (
-        "gemm.cuh",
-        "    __syncthreads();\n  }\n  Out* out = static_cast<Out*>(g.out.data) + part ",
-        "  }\n  Out* out = static_cast<Out*>(g.out.data) + part ",
-        "corner-mask",
+    "row-barrier-of-the-projection's-weights": (
+        "sparse_projection_kernel.cu",
+        "  __syncthreads();\n  const int64_t k = k0",
+        "  const int64_t k = k0",
+        "row-h64-c33-k17",
+    ),
+    "row-wrong-lane-of-the-projection's-weights": (
+        "sparse_projection_kernel.cu",
+        "if (lane == e) sums[warp][e] = sum;",
+        "if (lane == e) sums[warp][e ^ 1] = sum;",
+        "row-h64-c33-k17",
+    ),
+    "row-e-of-another-node": (
+        "sweep.cu",
+        "if (a.program.num_succ[d * N + i] == 0)",
+        "if (i + 1 == N)",
+        "sweep-mask-h0",
     ),
     "reduce-barrier": (
-        "gemm.cuh",
+        "sweep.cu",
         "  sums[threadIdx.x] = sum;\n  __syncthreads();\n",
         "  sums[threadIdx.x] = sum;\n",
         "corner-4x3-states",
     ),
     "partial-sum-left-out": (
-        "gemm.cuh",
+        "sweep.cu",
         "part < r.parts; part += kReduceWarps",
         "part + 1 < r.parts; part += kReduceWarps",
         "corner-4x3-states",
@@ -159,12 +171,6 @@ MUTATIONS = {
         "      sync();\n      const unsigned last",
         "      const unsigned last",
         "sweep-mask-h0",
-    ),
-    "tensor-barrier-of-a-sum": (
-        "gemm.cuh",
-        "    a.store(tile_a), b.store(tile_b);\n    __syncthreads();\n",
-        "    a.store(tile_a), b.store(tile_b);\n",
-        "chain-causal",
     ),
     "tensor-exchange-of-one-half": (
         "sweep_tensor.cuh",

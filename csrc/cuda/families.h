@@ -19,11 +19,9 @@ SweepSizes sizes_of(const A& a, Dtype dtype) {
 // The families run the sweep itself. What they do not fuse comes apart: u before it (then x holds
 // u), the projection, and the sums of the backward sweep over rows.
 
-// What a family reads and leaves beside the arguments. weights: of cluster, scratch for W in the
-// order in which the CTAs of a cluster load it.
+// What a family reads and leaves beside the arguments.
 struct ForwardStates {
   void* kept;  // of level: (B, N, D, H), what is carried, of gated cells in 16 bits
-  void* weights;
 };
 
 // See sweep.cu. All (B, N, D, H), in the storage type. Sums: [plan.ctas] of each, null where
@@ -41,7 +39,6 @@ struct BackwardStates {
   // predecessors, or null.
   void* dm;
   void* factors;
-  void* weights;
 };
 
 // da of a gated cell is in the order of a bias in one piece, of which dbias is the sum and dw_ih
@@ -64,8 +61,5 @@ template <typename A, typename States>
 void sweep_cluster(const A&, const States&, Dtype, const Plan&, void* stream);
 template <typename A, typename States>
 void sweep_level(const A&, const States&, Dtype, const Plan&, void* stream);
-
-// Bytes of `weights`.
-int64_t cluster_weights_bytes(int64_t D, int64_t H, const Plan&);
 
 }  // namespace strnn::cuda

@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads) masked_input_kernel(const MaskedInpu
 
 // Scratch of a forward sweep.
 struct ForwardScratch {
-  void *h, *u, *c, *kept, *cluster_weights;
+  void *h, *u, *c, *kept;
 
   ForwardScratch(const SweepForward& a, Dtype dtype, const Plan& plan, Workspace& workspace) {
     const int64_t states = a.B * a.N * a.D * a.H;
@@ -147,7 +147,6 @@ struct ForwardScratch {
     u = workspace.take(a.C && !plan.takes_x ? gates_of(a.cell) * states : 0);
     c = workspace.take(is_level && a.cell == kLstm && !is_rounded && !a.c ? states : 0);
     kept = workspace.take_computed(is_level && is_gated && is_rounded ? states : 0);
-    cluster_weights = workspace.bytes(cluster_weights_bytes(a.D, a.H, plan));
   }
 };
 
@@ -157,7 +156,7 @@ SparseProjectionBackward projection_of(const SweepBackward& a, void* dh) {
 
 // Scratch of a backward sweep.
 struct BackwardScratch {
-  void *dh, *du, *q, *e, *x, *dm, *factors, *cluster_weights;
+  void *dh, *du, *q, *e, *x, *dm, *factors;
   // Terms of sums: dw_hh from the nodes and from h0; a gru's dh0 from the product and from what is
   // carried; dx from each direction; parts of dprojection.
   void *dw, *dh0, *dx, *dprojection;
@@ -176,7 +175,6 @@ struct BackwardScratch {
     x = workspace.take(a.C && a.mask && !plan.sums_input ? rows * a.C : 0);
     dm = workspace.take_computed(is_gated && (is_level || a.h0 || a.c0) ? states : 0);
     factors = workspace.take_computed(is_level && a.mean ? a.D * a.N : 0);
-    cluster_weights = workspace.bytes(cluster_weights_bytes(a.D, a.H, plan));
     dw = workspace.take(a.h0 ? 2 * a.D * GH * a.H : 0);
     dh0 = workspace.take(a.h0 && a.cell == kGru ? 2 * first : 0);
     dx = workspace.take(a.C && a.dx && gates != blocks ? a.D * rows * a.C : 0);
@@ -298,7 +296,7 @@ void sweep(const SweepForward& given, Dtype dtype, const Device& device, void* b
                       {scratch.u, 0, width, 1});
     a.x = scratch.u, a.C = 0;
   }
-  run_family(a, ForwardStates{scratch.kept, scratch.cluster_weights}, dtype, plan, stream);
+  run_family(a, ForwardStates{scratch.kept}, dtype, plan, stream);
   if (a.K && !plan.projects)
     sparse_projection({a.B, a.N, a.D, a.H, a.K, a.h, a.projection, a.s}, dtype, stream);
 }
@@ -327,8 +325,7 @@ void sweep_backward(const SweepBackward& a, Dtype dtype, const Device& device, v
                               scratch.dw_ih,
                               scratch.dbias,
                               scratch.dm,
-                              scratch.factors,
-                              scratch.cluster_weights};
+                              scratch.factors};
   run_family(a, states, dtype, plan, stream);
   run_sums(a, scratch, plan, dtype, products, stream);
 }

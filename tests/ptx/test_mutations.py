@@ -356,8 +356,8 @@ MUTATIONS = {
     ),
     "cluster-wrong-rank": (
         "cluster.cu",
-        "(rank + p) & (size - 1), bits",
-        "rank, bits",
+        "store_cluster(to, (rank + p) & (size - 1),",
+        "store_cluster(to, rank,",
         "chain-causal",
     ),
     "cluster-one-copy-of-the-sums": (
@@ -373,6 +373,18 @@ MUTATIONS = {
         "chain-causal",
     ),
     "cluster-one-copy-of-the-parts": ("cluster.cu", "      turn ^= 1;\n", "", "corner-mask"),
+    "cluster-wrong-block-of-the-weights": (
+        "cluster.cu",
+        "ks = 64 * t + i / 2 * 8;",
+        "ks = 64 * t + i % 2 * 8;",
+        "chain-causal",
+    ),
+    "cluster-weights-beyond-the-width": (
+        "cluster.cu",
+        "column + right + q < H) pair",
+        "column + right + q <= H) pair",
+        "sweep-mask-h0",
+    ),
     "cluster-wrong-fragment": (
         "cluster.cu",
         "lane / 8 % 2 * 8;",

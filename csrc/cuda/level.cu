@@ -207,12 +207,21 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(typename Pass::Storage) 
           pass.add_first(unit, pass.first_carried(), row, pass.entry(row), item.n, count == 0,
                          j0 + column, m);
         }
+        const int64_t first = row_at(item) * H, j = j0 + column;
+        const S* const bias = static_cast<const S*>(a.bias.first) + d * Cell::kBlocks * H + j;
         T values[Pass::kValues][1];
-#pragma unroll
-        for (int b = 0; b < kBlocks; ++b)
-          values[Pass::kIsBackward ? Pass::kFirstResult : b][0] = v[b];
-        pass.add_inputs(unit, row_at(item) * H, d, j0 + column, values, m);
-        pass.finish(unit, row_at(item) * H, j0 + column, is_off, values, m);
+        pass.assemble(
+            [&](int k, T(&to)[1]) {
+              unit.load(pass.inputs() + first * Pass::kInputs + k * H + j, to);
+            },
+            [&](int k, T(&to)[1]) { to[0] = a.bias.first ? to_acc(bias[k * H]) : T(0); },
+            [&](int k, T(&to)[1]) {
+              to[0] = v[kNoProduct + k];
+              if constexpr (Pass::kIsBackward)
+                if (pass.to.dh) to[0] += to_acc(static_cast<const S*>(pass.to.dh)[first + j]);
+            },
+            values);
+        pass.finish(unit, first, j, is_off, values, m);
       } else {
         const int64_t to = row_at(item) * H + j0 + column;
         T input[1] = {};

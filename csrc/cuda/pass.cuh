@@ -194,24 +194,28 @@ struct CellForward : Forward<S> {
     return Cell::kCarry == Carry::kState ? a.h0 : a.c0;
   }
 
-  // Adds u and the bias of the units from j on, read from global memory.
-  template <typename Units, int kCount>
-  __device__ __forceinline__ void add_inputs(const Units& units, int64_t first, int d, int64_t j,
-                                             T (&v)[kValues][kCount], T (&)[kCount]) const {
-    const int64_t H = a.H;
-    const S* u = static_cast<const S*>(a.x) + first * Cell::kGates + j;
-    const S* bias = static_cast<const S*>(a.bias.first) + d * Cell::kBlocks * H + j;
+  // Blocks of H of what a node reads, and of v which is the k-th block of its state.
+  static constexpr int kInputs = Cell::kGates;
+  __host__ __device__ static constexpr int state(int) { return 0; }
+  __host__ __device__ const S* inputs() const { return static_cast<const S*>(a.x); }
+
+  // v from blocks of u, of the bias and of the product: each puts its k-th into an array.
+  template <int kCount, typename Input, typename Bias, typename Product>
+  __device__ __forceinline__ void assemble(const Input& input, const Bias& bias,
+                                           const Product& product, T (&v)[kValues][kCount]) const {
     for_each(BlocksOf<Cell>{}, [&](auto block) {
       constexpr int b = decltype(block)::value, kOfBias = Cell::kBiasGate[b];
-      T input[kCount];
+      bias(kOfBias, v[b]);
+      T more[kCount];
       if constexpr (b < Cell::kGates) {
         constexpr int kOfInput = Cell::kInputGate[b];
-        units.load(u + kOfInput * H, input);
-        add(v[b], input);
+        input(kOfInput, more);
+        add(v[b], more);
       }
-      if (!a.bias.first) return;
-      units.load(bias + kOfBias * H, input);
-      add(v[b], input);
+      if constexpr (b >= kFirstResult) {
+        product(b - kFirstResult, more);
+        add(v[b], more);
+      }
     });
   }
 
@@ -255,28 +259,19 @@ struct CellBackward : Backward<S> {
 
   __device__ __forceinline__ const T* carried() const { return static_cast<const T*>(to.dm); }
 
-  // Adds dh and dc, and reads what was saved.
-  template <typename Units, int kCount>
-  __device__ __forceinline__ void add_inputs(const Units& units, int64_t first, int, int64_t j,
-                                             T (&v)[kValues][kCount], T (&m)[kCount]) const {
-    const int64_t H = a.H;
-    T dh[kCount];
-    if (to.dh) {
-      units.load(static_cast<const S*>(to.dh) + first + j, dh);
-      add(v[kFirstResult], dh);
-    }
-    add_dc(units, first, j, m);
-#pragma unroll
-    for (int k = 0; k < Cell::kSaved; ++k)
-      units.load(static_cast<const S*>(a.saved) + first * Cell::kSaved + j + k * H, v[k]);
+  static constexpr int kInputs = Cell::kSaved;
+  __host__ __device__ static constexpr int state(int k) {
+    return state_column(k, 1, Cell::kGates, Cell::kBlocks);
   }
-  template <typename Units, int kCount>
-  __device__ __forceinline__ void add_dc(const Units& units, int64_t first, int64_t j,
-                                         T (&m)[kCount]) const {
-    if (Cell::kCarry != Carry::kCell || !a.dc) return;
-    T dc[kCount];
-    units.load(static_cast<const S*>(a.dc) + first + j, dc);
-    add(m, dc);
+  __host__ __device__ const S* inputs() const { return static_cast<const S*>(a.saved); }
+
+  // v from blocks of what was saved and from t.
+  template <int kCount, typename Input, typename Bias, typename Product>
+  __device__ __forceinline__ void assemble(const Input& input, const Bias&, const Product& product,
+                                           T (&v)[kValues][kCount]) const {
+#pragma unroll
+    for (int k = 0; k < kInputs; ++k) input(k, v[k]);
+    product(0, v[kFirstResult]);
   }
 
   // From what was saved, t, and the gradient of what was carried on from there to da and dm, in m.
@@ -284,6 +279,11 @@ struct CellBackward : Backward<S> {
   __device__ __forceinline__ void finish(const Units& units, int64_t first, int64_t j, bool is_off,
                                          T (&v)[kValues][kCount], T (&m)[kCount]) const {
     static_assert(Cell::kBlocks <= kValues);
+    if (Cell::kCarry == Carry::kCell && a.dc) {
+      T dc[kCount];
+      units.load(static_cast<const S*>(a.dc) + first + j, dc);
+      add(m, dc);
+    }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       V saved[Cell::kSaved];

@@ -252,19 +252,13 @@ __global__ void __launch_bounds__(kRowThreads,
         float* const to = ring + i % kRowRing * l.stage;
         if (j < H) {
           if constexpr (kIsGated) {
-            constexpr int kBlocks = kIsBackward ? Pass::kFirstResult : kGates;
-            const float* from;
-            if constexpr (kIsBackward)
-              from = static_cast<const float*>(a.saved);
-            else
-              from = static_cast<const float*>(a.x);
-            from += (at(n) - j) * kBlocks + j;
+            const float* const from = pass.inputs() + (at(n) - j) * Pass::kInputs + j;
 #pragma unroll
-            for (int block = 0; block < kBlocks; ++block)
+            for (int block = 0; block < Pass::kInputs; ++block)
               cp_async<4>(to + block * width + j, from + block * H);
             if constexpr (kIsBackward)
               if (pass.to.dh)
-                cp_async<4>(to + kBlocks * width + j,
+                cp_async<4>(to + Pass::kInputs * width + j,
                             static_cast<const float*>(pass.to.dh) + at(n));
           } else if constexpr (kIsBackward) {
             cp_async<4>(to + j, static_cast<const float*>(a.h) + at(n));
@@ -285,34 +279,17 @@ __global__ void __launch_bounds__(kRowThreads,
     const auto finish_gated = [&](int i, unsigned n, bool is_masked, int slot, const float* input,
                                   const float (&v)[kResults][1], float (&m)[1]) {
       if constexpr (kIsGated) {
-        const int64_t first = at(n) - j;
         float values[Pass::kValues][1];
-        if constexpr (kIsBackward) {
-          values[Pass::kFirstResult][0] = v[0][0];
-#pragma unroll
-          for (int k = 0; k < Pass::kFirstResult; ++k) values[k][0] = input[k * width + j];
-          pass.add_dc(unit, first, j, m);
-        } else {
-          for_each(BlocksOf<Cell>{}, [&](auto block) {
-            constexpr int k = decltype(block)::value, kOfBias = Cell::kBiasGate[k];
-            float& value = values[k][0];
-            value = bias[kOfBias][0];
-            if constexpr (k < kGates) {
-              constexpr int kOfInput = Cell::kInputGate[k];
-              value += input[kOfInput * width + j];
-            }
-            if constexpr (k >= Pass::kFirstResult) value += v[k - Pass::kFirstResult][0];
-          });
-        }
-        pass.finish(unit, first, j, is_masked, values, m);
+        pass.assemble([&](int k, float (&to)[1]) { to[0] = input[k * width + j]; },
+                      [&](int k, float (&to)[1]) { to[0] = bias[k][0]; },
+                      [&](int k, float (&to)[1]) { to[0] = v[k][0]; }, values);
+        pass.finish(unit, at(n) - j, j, is_masked, values, m);
         if (slot == kNoSlot) return;
         const float factor = kIsBackward ? factors[i] : 1;
         float* const to = slots + slot * kOfSlot * width;
 #pragma unroll
-        for (int k = 0; k < kStates; ++k) {
-          const int from = kIsBackward ? state_column(k, 1, kGates, Cell::kBlocks) : 0;
-          to[k * width] = j < H ? factor * values[from][0] : 0;
-        }
+        for (int k = 0; k < kStates; ++k)
+          to[k * width] = j < H ? factor * values[Pass::state(k)][0] : 0;
         to[kStates * width] = j < H ? factor * m[0] : 0;
       }
     };

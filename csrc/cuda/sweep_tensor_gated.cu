@@ -26,8 +26,7 @@ __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
   using Cell = typename Pass::Cell;
   constexpr bool kIsBackward = Pass::kIsBackward;
   constexpr int kGates = Cell::kGates, kStates = kIsBackward ? kGates : 1,
-                kResults = kIsBackward ? 1 : kGates,
-                kStreams = kIsBackward ? Cell::kSaved + 1 : kGates;
+                kResults = kIsBackward ? 1 : kGates, kStreams = Pass::kInputs + kIsBackward;
   static_assert(kStreams <= kTensorStreams);
   using Tile = TensorTile<S, 1, kSteps, kStreams, kStates>;
   using Core = typename Tile::Core;
@@ -121,47 +120,34 @@ __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
                           const float (&acc)[kResults][2][4]) {
     const int64_t first = item.state - j;
     Quad<float> m = *carried_to(number, half);
-    float v[Pass::kValues][kPiece], input[kPiece];
+    float v[Pass::kValues][kPiece];
     const auto load = [&](int stream, float (&to)[kPiece]) {
       Core::values(Core::load(tile.staged(at, stream, number, half)), to);
     };
-    const auto result = [&](int i, float (&to)[kPiece]) {
+    pass.assemble(
+        load,
+        [&](int block, float (&to)[kPiece]) {
+          const auto own = *reinterpret_cast<const Quad<float>*>(bias + block * kSteps * kUnit + j);
 #pragma unroll
-      for (int e = 0; e < kPiece; ++e) to[e] = acc[i][e / 2][2 * half + e % 2];
-    };
-    if constexpr (kIsBackward) {
+          for (int i = 0; i < kPiece; ++i) to[i] = own.v[i];
+        },
+        [&](int k, float (&to)[kPiece]) {
 #pragma unroll
-      for (int k = 0; k < Cell::kSaved; ++k) load(k, v[k]);
-      result(0, v[Pass::kFirstResult]);
-      load(Cell::kSaved, input);  // zeros, without dh
-      add(v[Pass::kFirstResult], input);
-    } else {
-      for_each(BlocksOf<Cell>{}, [&](auto block) {
-        constexpr int b = decltype(block)::value, kOfBias = Cell::kBiasGate[b];
-        const float* const own = bias + kOfBias * kSteps * kUnit + j;
-        const auto of_bias = *reinterpret_cast<const Quad<float>*>(own);
-#pragma unroll
-        for (int i = 0; i < kPiece; ++i) v[b][i] = of_bias.v[i];
-        if constexpr (b < kGates) {
-          constexpr int kOfInput = Cell::kInputGate[b];
-          load(kOfInput, input);
-          add(v[b], input);
-        }
-        if constexpr (b >= Pass::kFirstResult) {
-          result(b - Pass::kFirstResult, input);
-          add(v[b], input);
-        }
-      });
-    }
+          for (int e = 0; e < kPiece; ++e) to[e] = acc[k][e / 2][2 * half + e % 2];
+          if constexpr (kIsBackward) {
+            float dh[kPiece];
+            load(Pass::kInputs, dh);  // zeros, without dh
+            add(to, dh);
+          }
+        },
+        v);
     tile.with_pieces(item, [&](const auto& units) {
-      if constexpr (kIsBackward) {
-        pass.add_dc(units, first, j, m.v);
+      if constexpr (kIsBackward)
         if (pass.to.q)
 #pragma unroll
           for (int k = 0; k < kGates; ++k)
             units.store(static_cast<S*>(pass.to.q) + first * kGates + k * H + j,
                         Core::part(sums[k], half));
-      }
       pass.finish(units, first, j, !item.is_live, v, m.v);
     });
     if (!Tile::is_kept(item)) return;
@@ -169,7 +155,7 @@ __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
     S* const to = tile.slot(item.slot, half);
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
-      auto& state = v[state_column(k, 1, kGates, kStates == 1 ? kGates : Cell::kBlocks)];
+      auto& state = v[Pass::state(k)];
       if constexpr (kIsBackward)
 #pragma unroll
         for (float& x : state) x *= factor;
@@ -198,12 +184,8 @@ void sweep_tensor_gated(const A& a, const States& states, Dtype dtype, const Pla
       using Pass = std::decay_t<decltype(pass)>;
       if constexpr (Pass::Cell::kBlocks > 1) {
         auto f = tensor_args(pass, plan, 0);
-        if constexpr (Pass::kIsBackward) {
-          add_streams<S>(pass.a.saved, Pass::kFirstResult, 0, f.sweep);
-          add_streams<S>(pass.to.dh, 1, Pass::kFirstResult, f.sweep);
-        } else {
-          add_streams<S>(pass.a.x, Pass::Cell::kGates, 0, f.sweep);
-        }
+        add_streams<S>(pass.inputs(), Pass::kInputs, 0, f.sweep);
+        if constexpr (Pass::kIsBackward) add_streams<S>(pass.to.dh, 1, Pass::kInputs, f.sweep);
         with_tensor_shape<false>(plan, [&](auto, auto steps) {
           constexpr int kSteps = decltype(steps)::value;
           if constexpr (kSteps <= kTensorGatedSteps)

@@ -133,7 +133,7 @@ MUTATIONS = {
     "row-e-of-another-node": (
         "sweep.cu",
         "if (a.program.num_succ[d * N + i] == 0)",
-        "if (i + 1 == N)",
+        "if (a.program.num_succ[d * N + i] <= 1)",
         "sweep-mask-h0",
     ),
     "reduce-barrier": (
@@ -305,9 +305,9 @@ MUTATIONS = {
         "lstm-states-h62",
     ),
     "tensor-wrong-gate-of-an-input": (
-        "sweep_tensor_gated.cu",
-        "load(kOfInput, input);",
-        "load((kOfInput + 1) % kGates, input);",
+        "pass.cuh",
+        "input(kOfInput, more);",
+        "input((kOfInput + 1) % Cell::kGates, more);",
         "lstm-states-h62",
     ),
     "tensor-factor-of-a-state-left-out": (
@@ -317,9 +317,9 @@ MUTATIONS = {
         "gru-corner-h40",
     ),
     "tensor-no-gap-before-the-new-gate": (
-        "sweep_tensor_gated.cu",
-        "v[state_column(k, 1, kGates, kStates == 1 ? kGates : Cell::kBlocks)]",
-        "v[k]",
+        "pass.cuh",
+        "return state_column(k, 1, Cell::kGates, Cell::kBlocks);",
+        "return k;",
         "gru-corner-h40",
     ),
     "projection-of-another-row": (
@@ -459,8 +459,8 @@ MUTATIONS = {
     ),
     "level-wrong-gate-of-an-input": (
         "pass.cuh",
-        "units.load(u + kOfInput * H, input);",
-        "units.load(u + (kOfInput + 1) % Cell::kGates * H, input);",
+        "input(kOfInput, more);",
+        "input((kOfInput + 1) % Cell::kGates, more);",
         "gru-line-mask",
     ),
     "level-no-gap-before-the-new-gate": (

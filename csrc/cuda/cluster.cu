@@ -75,12 +75,12 @@ struct ClusterTile {
   float* parts;
   uint32_t w[kClusterBlocks][kTiles][4];
 
-  __device__ __forceinline__ ClusterTile(const ClusterArgs<Pass>& args, Carver carver)
+  __device__ __forceinline__ ClusterTile(const ClusterArgs<Pass>& args, unsigned char* raw)
       : f(args), a(args.pass.a) {
-    sums = carver.take<S>(f.layout.sums);
-    parts = carver.take<float>(f.layout.parts);
-    staged = carver.take<S>(f.layout.staged);
-    slots = carver.take<S>(f.layout.slots);
+    sums = array_at<S>(raw, f.layout.sums);
+    parts = array_at<float>(raw, f.layout.parts);
+    staged = array_at<S>(raw, f.layout.staged);
+    slots = array_at<S>(raw, f.layout.slots);
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
     lane = thread % 32, part = warp % kClusterParts, block = warp / kClusterParts;
     rank = static_cast<int>(cluster_rank()), size = static_cast<int>(cluster_size());
@@ -95,7 +95,8 @@ struct ClusterTile {
       load_weights<true>();
     else
       load_weights<false>();
-    for (int e = thread; e < f.layout.sums; e += kClusterThreads) sums[e] = from_acc<S>(0.f);
+    for (int e = thread; e < 2 * f.nodes * kClusterRows * f.layout.ld; e += kClusterThreads)
+      sums[e] = from_acc<S>(0.f);
   }
 
   // W as left operands: units 16 (block + 2 b) of the slice and 16 (part + 4 t) of k, in matrices
@@ -278,7 +279,7 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles == 8 ? 2 : 1)
 #if STRNN_HAS_CLUSTERS
   STRNN_DYNAMIC_SHARED(raw);
   using Tile = ClusterTile<Pass, kTiles>;
-  const Tile tile(f, Carver{raw});
+  const Tile tile(f, raw);
   const auto& a = f.pass.a;
   constexpr int kParts = kClusterParts * kClusterRows * kClusterLdParts;
   float bias[4] = {};
@@ -380,10 +381,9 @@ void sweep_cluster(const A& a, const States& states, Dtype dtype, const Plan& pl
         const ClusterArgs<Pass> f{pass,     static_cast<int>(cluster_slice(a.H, c.size)),
                                   c.nodes,  c.rows,
                                   all == 0, c.layout};
-        launch(named<Pass>("sweep_forward_cluster", "sweep_backward_cluster"),
-               a.H <= 512 ? sweep_cluster_kernel<Pass, 8> : sweep_cluster_kernel<Pass, 16>,
-               dim3(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D)), plan.threads,
-               plan.shared_bytes, stream, f, c.size);
+        launch_sweep("sweep_forward_cluster", "sweep_backward_cluster",
+                     a.H <= 512 ? sweep_cluster_kernel<Pass, 8> : sweep_cluster_kernel<Pass, 16>,
+                     plan, stream, f, c.size);
       }
     });
   });

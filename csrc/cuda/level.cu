@@ -66,12 +66,11 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(typename Pass::Storage) 
   const Pass& pass = f.pass;
   const auto& a = pass.a;
   STRNN_DYNAMIC_SHARED(raw);
-  Carver carver{raw};
-  T* sums = carver.take<T>(2 * kLevelDepth * kLevelLd);  // [k][item]
-  T* weights = sums + kLevelDepth * kLevelLd;            // [k][unit]
-  T* parts = sums;                                       // after them [part][item][unit]
+  T* sums = array_at<T>(raw, 0);               // [k][item]
+  T* weights = sums + kLevelDepth * kLevelLd;  // [k][unit]
+  T* parts = sums;                             // after them [part][item][unit]
   static_assert(kLevelParts * kLevelTile <= 2 * kLevelDepth);
-  LevelItem* items = carver.take<LevelItem>(kLevelTile);
+  LevelItem* items = array_at<LevelItem>(raw, 2 * kLevelDepth * kLevelLd * sizeof(T));
   const S* states = pass.states();
   const int64_t weight_j = pass.weight_j(), weight_k = pass.weight_k();
   const bool has_h0 = pass.has_h0();
@@ -244,13 +243,12 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(typename Pass::Storage) 
 
 template <typename A, typename States>
 void sweep_level(const A& a, const States& states, Dtype dtype, const Plan& plan, void* stream) {
-  const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D));
   with_dtype(dtype, [&](auto s) {
     with_pass<decltype(s)>(a, states, [&](const auto& pass) {
       using Pass = std::decay_t<decltype(pass)>;
       for (int group = 0; group < a.program.G && a.B; ++group)
-        launch(named<Pass>("sweep_forward_level", "sweep_backward_level"), sweep_level_kernel<Pass>,
-               grid, plan.threads, plan.shared_bytes, stream, LevelArgs<Pass>{pass, group});
+        launch_sweep("sweep_forward_level", "sweep_backward_level", sweep_level_kernel<Pass>, plan,
+                     stream, LevelArgs<Pass>{pass, group});
     });
   });
 }

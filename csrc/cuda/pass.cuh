@@ -17,6 +17,7 @@
 #include "../common/sweep.h"
 #include "activation.cuh"
 #include "families.h"
+#include "launch.cuh"
 #include "storage.cuh"
 
 namespace strnn::cuda {
@@ -329,10 +330,13 @@ void with_pass(const SweepBackward& a, const BackwardStates& states, const F& f)
   });
 }
 
-// A family's name, for errors.
-template <typename Pass>
-constexpr const char* named(const char* forward, const char* backward) {
-  return Pass::kIsBackward ? backward : forward;
+// Launches the kernel of a plan with args.pass; the names are for errors.
+template <typename Kernel, typename Args>
+void launch_sweep(const char* forward, const char* backward, Kernel kernel, const Plan& plan,
+                  void* stream, const Args& args, int cluster = 1) {
+  const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(args.pass.a.D));
+  launch(std::decay_t<decltype(args.pass)>::kIsBackward ? backward : forward, kernel, grid,
+         plan.threads, plan.shared_bytes, stream, args, cluster);
 }
 
 // Instances of a family's sweep, for sweep.cu.

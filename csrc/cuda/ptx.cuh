@@ -18,6 +18,12 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 #define STRNN_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
+// The array that starts at a place of shared memory.
+template <typename T>
+__device__ __forceinline__ T* array_at(unsigned char* raw, int64_t place) {
+  return reinterpret_cast<T*>(raw + place);
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
@@ -49,24 +55,19 @@ __device__ __forceinline__ void cp_async_wait() {
 //   d[2i + e]  and c: row g + 8i, column 2q + e
 //   a[i + 2s]  row g + 8i, columns 2q and 2q + 1 of the s-th 8 columns      (16 x 16)
 //   b[s]       rows 2q and 2q + 1 of the s-th 8 rows, column g              (16 x 8)
-__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                         uint32_t b1, const float (&c)[4]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%12,%13};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
-        "f"(c[2]), "f"(c[3]));
-}
-__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                        uint32_t b1, const float (&c)[4]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%12,%13};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
-        "f"(c[2]), "f"(c[3]));
-}
+#define STRNN_MMA(S, kind)                                                                  \
+  __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,   \
+                                      uint32_t b1, const float (&c)[4], S) {                \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." kind "." kind                     \
+                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"           \
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                           \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), \
+                   "f"(c[1]), "f"(c[2]), "f"(c[3]));                                        \
+  }
+STRNN_MMA(__nv_bfloat16, "bf16")
+STRNN_MMA(__half, "f16")
+#undef STRNN_MMA
+
 // tanh, relative error 2^-11.
 __device__ __forceinline__ float tanh_approx(float x) {
   float y;
@@ -147,16 +148,5 @@ __device__ __forceinline__ T keep(T x) {
     asm volatile("" : "+r"(x));
   return x;
 }
-
-// Divides dynamic shared memory into arrays, each aligned to 128 bytes.
-struct Carver {
-  unsigned char* at;
-  template <typename T>
-  __device__ __forceinline__ T* take(int64_t count) {
-    T* taken = reinterpret_cast<T*>(at);
-    at += (count * static_cast<int64_t>(sizeof(T)) + 127) / 128 * 128;
-    return taken;
-  }
-};
 
 }  // namespace strnn::cuda

@@ -166,16 +166,16 @@ __global__ void __launch_bounds__(kRowThreads,
   const OneUnit unit{j < H};
 
   STRNN_DYNAMIC_SHARED(raw);
-  const auto array = [&](int64_t at) { return reinterpret_cast<float*>(raw + at); };
-  RowNode* const nodes = reinterpret_cast<RowNode*>(raw + l.records);
-  float* const projection = array(l.projection);               // [node][kRowMaxK]
-  float* const factors = reinterpret_cast<float*>(nodes + N);  // [node], of gated cells
-  float* const slots = array(l.slots) + row * a.program.S * kOfSlot * width + j;  // [slot][width]
+  RowNode* const nodes = array_at<RowNode>(raw, l.records);
+  float* const projection = array_at<float>(raw, l.projection);  // [node][kRowMaxK]
+  float* const factors = reinterpret_cast<float*>(nodes + N);    // [node], of gated cells
+  float* const slots =
+      array_at<float>(raw, l.slots) + row * a.program.S * kOfSlot * width + j;  // [slot][width]
   // [2][kRowNodes][width]
-  float* const vectors = array(l.vectors) + row * 2 * kRowNodes * kStates * width;
-  float* const ring = array(l.ring) + row * kRowRing * l.stage;  // [kRowRing][stage]
-  unsigned* const live = reinterpret_cast<unsigned*>(raw + l.mask) + row * ((N + 31) / 32);
-  float* const own = array(l.own) + thread * l.ld_x;
+  float* const vectors = array_at<float>(raw, l.vectors) + row * 2 * kRowNodes * kStates * width;
+  float* const ring = array_at<float>(raw, l.ring) + row * kRowRing * l.stage;  // [kRowRing][stage]
+  unsigned* const live = array_at<unsigned>(raw, l.mask) + row * ((N + 31) / 32);
+  float* const own = array_at<float>(raw, l.own) + thread * l.ld_x;
   const auto sync = [] {
     if constexpr (kWidth == 32)
       __syncwarp();
@@ -394,7 +394,7 @@ __global__ void __launch_bounds__(kRowThreads,
 
   if constexpr (kSums) {
     constexpr int kLd = kWidth + 1;  // threads meet in no bank
-    float* const total = array(l.total);
+    float* const total = array_at<float>(raw, l.total);
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) total[thread * kLd + k] = dw[k];
     __syncthreads();
@@ -407,9 +407,10 @@ __global__ void __launch_bounds__(kRowThreads,
     for (int e = thread; e < H * H; e += static_cast<int>(blockDim.x))
       pass.to.dw_hh[part * H * H + e] = over_rows(total, kLd, e / H, e % H);
     for (int e = thread; e < H * C; e += static_cast<int>(blockDim.x))
-      pass.to.dw_ih[part * H * C + e] = over_rows(array(l.own), l.ld_x, e / C, e % C);
+      pass.to.dw_ih[part * H * C + e] =
+          over_rows(array_at<float>(raw, l.own), l.ld_x, e / C, e % C);
     for (int e = thread; C && pass.to.dbias && e < H; e += static_cast<int>(blockDim.x))
-      pass.to.dbias[part * H + e] = over_rows(array(l.own), l.ld_x, e, C);
+      pass.to.dbias[part * H + e] = over_rows(array_at<float>(raw, l.own), l.ld_x, e, C);
   }
 }
 
@@ -428,9 +429,7 @@ void sweep_row(const A& a, const States& states, Dtype, const Plan& plan, void* 
     if constexpr (Pass::Cell::kBlocks == 1)
       if (layout.width > 32)
         kernel = layout.width == 64 ? sweep_row_kernel<Pass, 64> : sweep_row_kernel<Pass, 128>;
-    launch(named<Pass>("sweep_forward_row", "sweep_backward_row"), kernel,
-           dim3(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D)), plan.threads,
-           plan.shared_bytes, stream, f);
+    launch_sweep("sweep_forward_row", "sweep_backward_row", kernel, plan, stream, f);
   });
 }
 

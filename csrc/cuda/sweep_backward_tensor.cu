@@ -24,8 +24,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   using Piece = typename Tile::Piece;
   constexpr bool kSums = kSteps <= kTensorSumsSteps;
   STRNN_DYNAMIC_SHARED(raw);
-  Carver carver{raw};
-  Tile tile(f.sweep, carver);
+  Tile tile(f.sweep, raw);
   const TensorSweep& a = f.sweep;
   const SweepBackward& p = f.pass.a;
   const BackwardStates& to = f.pass.to;
@@ -158,10 +157,10 @@ void sweep_tensor(const SweepBackward& a, const BackwardStates& states, Dtype dt
     add_streams<S>(a.h, 1, 0, f.sweep), add_streams<S>(states.dh, 1, 1, f.sweep);
     with_tensor_shape<true>(plan, [&](auto own, auto steps) {
       constexpr int kOwn = decltype(own)::value, kSteps = decltype(steps)::value;
-      launch_tensor("sweep_backward_tensor",
-                    plan.projects && a.ds ? sweep_backward_tensor_kernel<S, kOwn, kSteps, true>
-                                          : sweep_backward_tensor_kernel<S, kOwn, kSteps, false>,
-                    plan, stream, f);
+      launch_sweep("sweep_forward_tensor", "sweep_backward_tensor",
+                   plan.projects && a.ds ? sweep_backward_tensor_kernel<S, kOwn, kSteps, true>
+                                         : sweep_backward_tensor_kernel<S, kOwn, kSteps, false>,
+                   plan, stream, f);
     });
   });
 }

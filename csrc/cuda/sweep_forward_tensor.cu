@@ -34,8 +34,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   using Piece = typename Tile::Piece;
   using Weight = typename Tile::Weight;
   STRNN_DYNAMIC_SHARED(raw);
-  Carver carver{raw};
-  Tile tile(f.sweep, carver);
+  Tile tile(f.sweep, raw);
   const TensorSweep& a = f.sweep;
   const SweepForward& p = f.pass.a;
   const int H = a.H, C = a.C, d = tile.d, units_x = (C + kUnit - 1) / kUnit;
@@ -160,10 +159,10 @@ void sweep_tensor(const SweepForward& a, const ForwardStates&, Dtype dtype, cons
     if (!a.C) add_streams<S>(a.x, 1, 0, f.sweep);
     with_tensor_shape<false>(plan, [&](auto own, auto steps) {
       constexpr int kOwn = decltype(own)::value, kSteps = decltype(steps)::value;
-      launch_tensor("sweep_forward_tensor",
-                    plan.projects ? sweep_forward_tensor_kernel<S, kOwn, kSteps, true>
-                                  : sweep_forward_tensor_kernel<S, kOwn, kSteps, false>,
-                    plan, stream, f);
+      launch_sweep("sweep_forward_tensor", "sweep_backward_tensor",
+                   plan.projects ? sweep_forward_tensor_kernel<S, kOwn, kSteps, true>
+                                 : sweep_forward_tensor_kernel<S, kOwn, kSteps, false>,
+                   plan, stream, f);
     });
   });
 }

@@ -190,21 +190,21 @@ struct TensorTile {
   uint4* exchange;       // [2][tiles][part][lane]
   S* ring;               // [kTensorRing][layout.stage]
 
-  __device__ __forceinline__ TensorTile(const TensorSweep& args, Carver& carver) : a(args) {
+  __device__ __forceinline__ TensorTile(const TensorSweep& args, unsigned char* raw) : a(args) {
     d = blockIdx.y;
     lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, warp = threadIdx.x / 32;
     rows = 1 << a.rows_log2, nodes = keep(kUnit >> a.rows_log2);
     first_staged = keep(g * kLd + column(0));
     columns_x = keep(a.C - first_column_x());
     first_staged_x = keep(g * a.layout.ld_x + first_column_x());
-    records = carver.take<int4>(a.layout.records);
-    input_weights = carver.take<uint4>(a.layout.input_weights);
-    projection = carver.take<S>(a.layout.projection);
-    slots = carver.take<S>(a.layout.slots);
-    exchange = carver.take<uint4>(a.layout.exchange);
-    ring = carver.take<S>(a.layout.ring);
+    records = array_at<int4>(raw, a.layout.records);
+    input_weights = array_at<uint4>(raw, a.layout.input_weights);
+    projection = array_at<S>(raw, a.layout.projection);
+    slots = array_at<S>(raw, a.layout.slots);
+    exchange = array_at<uint4>(raw, a.layout.exchange);
+    ring = array_at<S>(raw, a.layout.ring);
     load_records();
-    set_to_zero(ring, a.layout.ring);
+    set_to_zero(ring, kTensorRing * a.layout.stage);
     set_to_zero(slots + no_pred() * kLdSlot, rows * kLdSlot);
   }
 
@@ -749,13 +749,6 @@ void add_streams(const void* from, int blocks, int at, TensorSweep& sweep) {
     sweep.input[at + s] = static_cast<const S*>(from) + s * sweep.H;
     sweep.blocks[at + s] = blocks;
   }
-}
-
-template <typename Kernel, typename Pass>
-void launch_tensor(const char* name, Kernel kernel, const Plan& plan, void* stream,
-                   const TensorArgs<Pass>& f) {
-  launch(name, kernel, dim3(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(f.sweep.D)),
-         plan.threads, plan.shared_bytes, stream, f);
 }
 
 // Calls f with the shape (kOwn, kSteps) of a plan.

@@ -32,15 +32,15 @@ __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
   using Core = typename Tile::Core;
   using Piece = typename Tile::Piece;
   STRNN_DYNAMIC_SHARED(raw);
-  Carver carver{raw};
-  Tile tile(f.sweep, carver);
+  Tile tile(f.sweep, raw);
   const Pass& pass = f.pass;
   const TensorSweep& a = f.sweep;
   const int H = a.H, d = tile.d, j = tile.column(0);
-  float* const carry = carver.take<float>(a.layout.carry);      // [S + 1][row][kLd]
-  float* const carried = carver.take<float>(a.layout.carried);  // [tile][warp][half][lane][kPiece]
-  float* const factors = carver.take<float>(a.layout.factors);  // [position]
-  float* const bias = carver.take<float>(a.layout.bias);        // [block][16 kSteps]
+  float* const carry = array_at<float>(raw, a.layout.carry);  // [S + 1][row][kLd]
+  float* const carried =
+      array_at<float>(raw, a.layout.carried);  // [tile][warp][half][lane][kPiece]
+  float* const factors = array_at<float>(raw, a.layout.factors);  // [position]
+  float* const bias = array_at<float>(raw, a.layout.bias);        // [block][16 kSteps]
   const auto carry_in = [&](int index, int half) {
     return reinterpret_cast<Quad<float>*>(carry + (index + tile.row_of(half)) * Tile::kLd + j);
   };
@@ -56,7 +56,8 @@ __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
     factors[i] = pass.a.mean ? reciprocal<float>(max(1, count)) : 1.f;
   }
 #pragma unroll 1
-  for (int i = threadIdx.x; i < a.layout.bias; i += Tile::kThreads) {
+  for (int i = threadIdx.x; !kIsBackward && i < Cell::kBlocks * kSteps * kUnit;
+       i += Tile::kThreads) {
     const int column = i % (kSteps * kUnit), row = (d * Cell::kBlocks + i / (kSteps * kUnit)) * H;
     const auto* from = static_cast<const S*>(pass.a.bias.first) + row + column;
     bias[i] = pass.a.bias.first && column < H ? to_acc(*from) : 0.f;
@@ -189,8 +190,8 @@ void sweep_tensor_gated(const A& a, const States& states, Dtype dtype, const Pla
         with_tensor_shape<false>(plan, [&](auto, auto steps) {
           constexpr int kSteps = decltype(steps)::value;
           if constexpr (kSteps <= kTensorGatedSteps)
-            launch_tensor(named<Pass>("sweep_forward_tensor_gated", "sweep_backward_tensor_gated"),
-                          sweep_gated_tensor_kernel<Pass, kSteps>, plan, stream, f);
+            launch_sweep("sweep_forward_tensor_gated", "sweep_backward_tensor_gated",
+                         sweep_gated_tensor_kernel<Pass, kSteps>, plan, stream, f);
         });
       }
     });

@@ -70,8 +70,8 @@ MUTATIONS = {
     ),
     "row-wrong-row-of-an-input-weight": (
         "row.cu",
-        "float* const own = array(l.own) + thread * l.ld_x;",
-        "float* const own = array(l.own) + (thread ^ 1) * l.ld_x;",
+        "float* const own = array_at<float>(raw, l.own) + thread * l.ld_x;",
+        "float* const own = array_at<float>(raw, l.own) + (thread ^ 1) * l.ld_x;",
         "corner-mask",
     ),
     "row-unit-beyond-the-width": (
@@ -270,7 +270,7 @@ MUTATIONS = {
     ),
     "tensor-ring-without-zeros": (
         "sweep_tensor.cuh",
-        "    set_to_zero(ring, a.layout.ring);\n",
+        "    set_to_zero(ring, kTensorRing * a.layout.stage);\n",
         "",
         "sweep-mask-h0",
     ),

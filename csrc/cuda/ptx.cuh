@@ -100,42 +100,32 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&to)[4], const void* row) 
                : "memory");
 }
 
-// Clusters of CTAs (sm_90 and later). A thread's writes before its arrival are seen by whoever has
-// waited; all threads of a warp arrive and wait together.
+// Clusters of CTAs; for kernels of STRNN_HAS_CLUSTERS alone. A thread's writes before its arrival
+// are seen by whoever has waited; all threads of a warp arrive and wait together.
 __device__ __forceinline__ unsigned cluster_rank() {
-  unsigned rank = 0;
-#if STRNN_HAS_CLUSTERS
+  unsigned rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
   return rank;
 }
 __device__ __forceinline__ unsigned cluster_size() {
-  unsigned size = 1;
-#if STRNN_HAS_CLUSTERS
+  unsigned size;
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-#endif
   return size;
 }
 __device__ __forceinline__ void cluster_arrive() {
-#if STRNN_HAS_CLUSTERS
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
 }
 __device__ __forceinline__ void cluster_wait() {
-#if STRNN_HAS_CLUSTERS
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
 }
 // Writes 8 bytes to the place in the shared memory of CTA `rank` of the cluster that corresponds to
 // `to` in one's own.
 __device__ __forceinline__ void store_cluster(void* to, unsigned rank, uint2 value) {
-#if STRNN_HAS_CLUSTERS
   asm volatile(
       "{\n\t.reg .b32 at;\n\tmapa.shared::cluster.u32 at, %0, %1;\n\t"
       "st.shared::cluster.v2.b32 [at], {%2, %3};\n\t}" ::"r"(shared_address(to)),
       "r"(rank), "r"(value.x), "r"(value.y)
       : "memory");
-#endif
 }
 
 // x, kept in registers: the compiler does not see how it was made, so that it cannot make it again

@@ -31,12 +31,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
   const int H = a.H, d = tile.d;
 
   typename Tile::Weight weights[kSteps][kOwn];
-#pragma unroll
-  for (int k = 0; k < kSteps; ++k)
-#pragma unroll
-    for (int own = 0; own < kOwn; ++own)
-      weights[k][own] = Core::weight_transposed(
-          [&](int i) { return tile.block_row(p.w_hh.first, k, tile.unit(own), H, i); });
+  tile.template load_weights<true>(p.w_hh.first, weights);
   float dw[kSums ? kOwn : 1][kSums ? kSteps : 1][2][4] = {};
   // dw_ih and, by a column of ones beside those of x, dbias.
   float dw_x[kSums ? kOwn : 1][2][4] = {};

@@ -61,13 +61,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
     }
   }
   Weight weights[kSteps][kOwn];
-#pragma unroll
-  for (int k = 0; k < kSteps; ++k) {
-    if constexpr (kSteps > 8) __syncwarp();  // or too many loads are under way for the registers
-#pragma unroll
-    for (int own = 0; own < kOwn; ++own)
-      weights[k][own] = Core::weight(rows_of(p.w_hh.first, own, k, H));
-  }
+  tile.template load_weights<false>(p.w_hh.first, weights);
 
   // s, [row][unit][column of H][k], grows over all nodes as states^T projection^T.
   constexpr int kRows = kProjects ? Tile::kProjectedRows : 1;

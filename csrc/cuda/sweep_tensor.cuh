@@ -620,6 +620,31 @@ struct TensorTile {
                       alignment_of(matrix, width * static_cast<int64_t>(sizeof(S))));
   }
 
+  // W of (D, gates H, H): of the own columns' rows or, transposed, of their columns.
+  template <bool kIsTransposed, int kTerms, int kResults>
+  __device__ __forceinline__ void load_weights(const void* matrix,
+                                               Weight (&weights)[kTerms][kResults]) const {
+    constexpr int kGates = kTerms / kSteps * kResults / kOwn;
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      // Or too many loads are under way for the registers.
+      if constexpr (kSteps > (kGates > 1 ? 2 : 8)) __syncwarp();
+#pragma unroll
+      for (int gate = 0; gate < kGates; ++gate)
+#pragma unroll
+        for (int own = 0; own < kOwn; ++own) {
+          const auto row = [&](int i) {
+            return block_row(matrix, kIsTransposed ? k : unit(own), kIsTransposed ? unit(own) : k,
+                             a.H, i, gate, kGates);
+          };
+          if constexpr (kIsTransposed)
+            weights[k * kGates + gate][own] = Core::weight_transposed(row);
+          else
+            weights[k][gate * kOwn + own] = Core::weight(row);
+        }
+    }
+  }
+
   // The sweep over a tile of rows. extra as above; start(begin, at, tile, acc) says what the
   // product of the nodes from `begin` on is added to; finish(at, tile, half, item, sums, acc) takes
   // the result of half its items, and after(begin, at, tile, sums) follows. at: stage of the ring;

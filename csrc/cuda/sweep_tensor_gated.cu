@@ -64,22 +64,7 @@ __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
   }
 
   typename Tile::Weight weights[kSteps * kStates][kResults];
-#pragma unroll
-  for (int k = 0; k < kSteps; ++k) {
-    if constexpr (kSteps > 2) __syncwarp();  // or too many loads are under way for the registers
-#pragma unroll
-    for (int gate = 0; gate < kGates; ++gate) {
-      const auto rows = [&](int block, int column) {
-        return [=, &tile](int i) {
-          return tile.block_row(pass.a.w_hh.first, block, column, H, i, gate, kGates);
-        };
-      };
-      if constexpr (kIsBackward)
-        weights[k * kGates + gate][0] = Core::weight_transposed(rows(k, tile.unit(0)));
-      else
-        weights[k][gate] = Core::weight(rows(tile.unit(0), k));
-    }
-  }
+  tile.template load_weights<kIsBackward>(pass.a.w_hh.first, weights);
 
   const auto extra = [&](const TensorItem& item, int half, Piece(&sums)[kStates], int number,
                          int most) {

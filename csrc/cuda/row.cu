@@ -24,8 +24,8 @@
 //     CTAs of four rows would fit, five of two rows do: 15 to 22 us in one wave. The reductions
 //     come to that.
 //   * A chain, T = 512, B = 64, H = 128: 128 CTAs of four warps, one on a scheduler; a step is
-//     some 500 instructions, of them 128 fma: 0.3 us, 150 us in all. Of 128 inputs u takes 100 us
-//     before.
+//     some 500 instructions, of them 128 fma: 0.3 us, 150 us in all. u of 128 inputs comes before,
+//     2.1 GFLOP by torch.
 //   * A chain, H = 30, float32: 570 instructions a step of an lstm, 590 backward, of a gru 470 and
 //     450: 0.4 us.
 // What this leaves to kernels of their own, and memory in between: u of more than 32 inputs, the

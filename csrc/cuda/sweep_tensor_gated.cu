@@ -36,11 +36,12 @@ __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
   const Pass& pass = f.pass;
   const TensorSweep& a = f.sweep;
   const int H = a.H, d = tile.d, j = tile.column(0);
-  float* const carry = array_at<float>(raw, a.layout.carry);  // [S + 1][row][kLd]
+  // Kept, or the compiler adds them up again where it has no register left.
+  float* const carry = array_at<float>(raw, keep(a.layout.carry));  // [S + 1][row][kLd]
   float* const carried =
-      array_at<float>(raw, a.layout.carried);  // [tile][warp][half][lane][kPiece]
-  float* const factors = array_at<float>(raw, a.layout.factors);  // [position]
-  float* const bias = array_at<float>(raw, a.layout.bias);        // [block][16 kSteps]
+      array_at<float>(raw, keep(a.layout.carried));  // [tile][warp][half][lane][kPiece]
+  float* const factors = array_at<float>(raw, keep(a.layout.factors));  // [position]
+  float* const bias = array_at<float>(raw, keep(a.layout.bias));        // [block][16 kSteps]
   const auto carry_in = [&](int index, int half) {
     return reinterpret_cast<Quad<float>*>(carry + (index + tile.row_of(half)) * Tile::kLd + j);
   };

@@ -17,15 +17,15 @@ int registers_of(const SweepSizes& z, const Plan& plan) {
   if (const auto* row = std::get_if<RowPlan>(&plan.kind)) {
     if (is_gated) return z.is_backward ? 256 : 248;
     if (row->layout.width > 64) return 216;
-    constexpr int kNarrow[2][2] = {{136, 176}, {184, 248}};
+    constexpr int kNarrow[2][2] = {{136, 184}, {184, 248}};
     return kNarrow[z.is_backward][row->layout.width == 64];
   }
   const auto& t = std::get<TensorPlan>(plan.kind);
   int log2 = 0;
   while (1 << log2 < t.steps) ++log2;
-  constexpr int kGated[] = {200, 200, 232, 256};
+  constexpr int kGated[] = {208, 200, 232, 256};
   if (is_gated) return kGated[log2];
-  constexpr int kElman[2][2][5] = {{{128, 160, 248, 200, 248}, {152, 184, 256, 232, 256}},
+  constexpr int kElman[2][2][5] = {{{128, 168, 248, 200, 248}, {152, 184, 256, 232, 256}},
                                    {{136, 200, 232, 232, 240}, {160, 224, 256, 240, 256}}};
   return kElman[z.is_backward][plan.projects][log2];
 }

@@ -8,8 +8,8 @@
 //
 // Predicted, not measured (H200 at 1.98 GHz, bfloat16, H = 128), from instructions counted as
 // forward: a chain 8 warps of about 370 instructions a step, two on a scheduler, 0.45 us; 64 images
-// of 32 x 32 about 470 instructions a product, 90 us; the sums after it (dx and dw_ih of C = 128, 17
-// GFLOP, 170 MB) are torch's, 35 us by their bytes. Bytes of the sweep itself: 200 MB = 42 us.
+// of 32 x 32 about 470 instructions a product, 90 us; the sums after it (dx and dw_ih of C = 128,
+// 17 GFLOP, 170 MB) are torch's, 35 us by their bytes. Bytes of the sweep itself: 200 MB = 42 us.
 #include "sweep_tensor.cuh"
 
 namespace strnn::cuda {

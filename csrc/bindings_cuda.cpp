@@ -12,6 +12,7 @@
 #include "bindings.h"
 #include "cuda/kernels.h"
 #include "cuda/planner.h"
+#include "products.h"
 
 namespace strnn::cuda {
 namespace {
@@ -65,7 +66,10 @@ int64_t forced_family() {
 class Call {
  public:
   explicit Call(const Tensor& like)
-      : device(limits_of(like.get_device_index())), like_(like), guard_(like.get_device_index()) {
+      : device(limits_of(like.get_device_index())),
+        products(like.device()),
+        like_(like),
+        guard_(like.get_device_index()) {
     device.only = forced_family();
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
   }
@@ -76,6 +80,7 @@ class Call {
   }
 
   Device device;
+  TorchProducts products;
   void* stream = nullptr;
 
  private:
@@ -143,13 +148,13 @@ struct Backend {
   static void sweep(const SweepForward& a, Dtype dtype, const Tensor& like) {
     Call call(like);
     cuda::sweep(a, dtype, call.device, call.scratch(sweep_workspace(a, dtype, call.device)),
-                call.stream);
+                call.products, call.stream);
   }
   static void sweep_backward(const SweepBackward& a, Dtype dtype, const Tensor& like) {
     Call call(like);
     cuda::sweep_backward(a, dtype, call.device,
                          call.scratch(sweep_backward_workspace(a, dtype, call.device)),
-                         call.stream);
+                         call.products, call.stream);
   }
   static void sparse_projection(const SparseProjection& a, Dtype dtype, const Tensor& like) {
     const Call call(like);
@@ -158,8 +163,9 @@ struct Backend {
   static void sparse_projection_backward(const SparseProjectionBackward& a, Dtype dtype,
                                          const Tensor& like) {
     Call call(like);
-    void* scratch = call.scratch(sparse_projection_backward_workspace(a, dtype, call.device));
-    cuda::sparse_projection_backward(a, nullptr, dtype, call.device, scratch, call.stream);
+    void* parts = call.scratch(sparse_projection_parts(a, call.device) * storage_bytes(dtype));
+    cuda::sparse_projection_backward(a, nullptr, dtype, call.device, parts, call.products,
+                                     call.stream);
   }
 };
 

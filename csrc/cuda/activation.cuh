@@ -36,37 +36,6 @@ __device__ __forceinline__ void activate(int activation, acc_t<S> (&u)[kCount], 
   }
 }
 
-template <typename T>
-__device__ __forceinline__ T derivative(int activation, T h) {
-  switch (activation) {
-    case kRelu:
-      return h <= 0 ? T(0) : T(1);
-    case kTanh:
-      return T(1) - h * h;
-    case kSigmoid:
-      return h * (T(1) - h);
-    default:
-      return T(1);
-  }
-}
-
-// The same of several in place, with one branch for all.
-template <typename T, int kCount>
-__device__ __forceinline__ void derive(int activation, T (&h)[kCount]) {
-  const auto each = [&](auto kind) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) h[i] = derivative(decltype(kind)::value, h[i]);
-  };
-  if (activation == kTanh)
-    each(std::integral_constant<int, kTanh>{});
-  else if (activation == kRelu)
-    each(std::integral_constant<int, kRelu>{});
-  else if (activation == kSigmoid)
-    each(std::integral_constant<int, kSigmoid>{});
-  else
-    each(std::integral_constant<int, kIdentity>{});
-}
-
 // A value of a cell whose storage has 16 bits: activations of absolute error 2^-22 at a third of
 // the instructions, for what is carried is a long sum.
 struct Brief {
@@ -108,6 +77,24 @@ __device__ __forceinline__ T value_of(T x) {
 
 #define STRNN_CELL_INLINE __device__ __forceinline__
 #include "../common/cell.h"
+
+// From several outputs of an activation its derivatives, in place, with one branch for all.
+template <typename T, int kCount>
+__device__ __forceinline__ void derive(int activation, T (&h)[kCount]) {
+  const auto each = [&](auto cell) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      h[i] = decltype(cell)::template backward<T>(nullptr, h[i], T(1), T(0)).a[0];
+  };
+  if (activation == kTanh)
+    each(ElmanCell<kTanh>{});
+  else if (activation == kRelu)
+    each(ElmanCell<kRelu>{});
+  else if (activation == kSigmoid)
+    each(ElmanCell<kSigmoid>{});
+  else
+    each(ElmanCell<kIdentity>{});
+}
 
 // An Elman cell whose activation is known when it runs.
 struct AnyElman {

@@ -30,10 +30,10 @@
 // Backward likewise, since one product with W^T per node is all there is in its chain; 8 bytes per
 // state of traffic instead of 4, which a step of 1.3 us hides. A gate and what it was applied to
 // are read where they are needed, not ahead: their latency is in each step of a gated sweep.
-#include <cstring>
 #include <type_traits>
 
 #include "launch.cuh"
+#include "mma.cuh"
 #include "pass.cuh"
 #include "planner.h"
 #include "ptx.cuh"
@@ -44,7 +44,6 @@ namespace {
 constexpr int kClusterQuads = kClusterThreads / kClusterRows;  // threads of a row: four units each
 constexpr int kClusterParts = 4;                               // of a sum over k
 constexpr int kClusterBlocks = 2;                              // of 16 units, of a warp
-constexpr int kClusterFragments = kClusterBlocks * kClusterThreads;
 
 // Consecutive nodes of one group, at most as many as a chunk has.
 struct Chunk {
@@ -59,57 +58,13 @@ struct ClusterArgs {
   int slice, nodes, rows;  // units of a CTA; nodes of a chunk at most; rows of a tile: 8 or 16
   bool is_vector;          // rows of H may be read four units at a time
   ClusterLayout layout;
-  const uint4* fragments;  // of W; see ClusterWeights
 };
-
-// W in the order in which the threads of the CTAs load it: [D][CTA][b][t][thread], the four
-// registers of an operand a of mma. That of (b, t) covers units 16 (block + 2 b) of the CTA's slice
-// and 16 (part + 4 t) of k, where warp = part + 4 block; zero outside W.
-struct ClusterWeights {
-  int64_t D, H;
-  int size, slice, tiles;
-  const void* from;  // element (j, k) of direction d at [d * H * H + j * step_j + k * step_k]
-  int64_t step_j, step_k;
-  uint4* to;
-
-  __host__ __device__ int64_t count() const { return D * size * kClusterFragments * tiles; }
-};
-
-template <typename S>
-__global__ void __launch_bounds__(kClusterThreads) cluster_weights_kernel(const ClusterWeights a) {
-  const int64_t e = static_cast<int64_t>(blockIdx.x) * kClusterThreads + threadIdx.x;
-  if (e >= a.count()) return;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int fragments = static_cast<int>(blockIdx.x), t = fragments % a.tiles,
-            b = fragments / a.tiles % kClusterBlocks,
-            cta = fragments / (a.tiles * kClusterBlocks);  // of all directions
-  const S* from = static_cast<const S*>(a.from) + cta / a.size * a.H * a.H;
-  uint32_t pair[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int unit = 16 * (warp / kClusterParts + 2 * b) + lane / 4 + i % 2 * 8;
-    const int j = cta % a.size * a.slice + unit;
-    const int k = 16 * (warp % kClusterParts + kClusterParts * t) + lane % 4 * 2 + i / 2 * 8;
-    S value[2] = {from_acc<S>(0.f), from_acc<S>(0.f)};
-#pragma unroll
-    for (int q = 0; q < 2; ++q)
-      if (unit < a.slice && j < a.H && k + q < a.H)
-        value[q] = from[j * a.step_j + (k + q) * a.step_k];
-    std::memcpy(&pair[i], value, sizeof value);
-  }
-  a.to[e] = {pair[0], pair[1], pair[2], pair[3]};
-}
-
-template <typename S>
-void arrange_weights(const ClusterWeights& a, void* stream) {
-  launch("cluster_weights", cluster_weights_kernel<S>,
-         dim3(static_cast<unsigned>(a.count() / kClusterThreads)), kClusterThreads, 0, stream, a);
-}
 
 // kTiles: blocks of 16 of k that a warp has at most, H <= 64 kTiles.
 template <typename Pass, int kTiles>
 struct ClusterTile {
   using S = typename Pass::Storage;
+  using Core = TensorCore<S>;
   const ClusterArgs<Pass>& f;
   const decltype(Pass::a)& a;
   int64_t b0;
@@ -120,12 +75,12 @@ struct ClusterTile {
   float* parts;
   uint32_t w[kClusterBlocks][kTiles][4];
 
-  __device__ __forceinline__ ClusterTile(const ClusterArgs<Pass>& args, Carver carver)
+  __device__ __forceinline__ ClusterTile(const ClusterArgs<Pass>& args, unsigned char* raw)
       : f(args), a(args.pass.a) {
-    sums = carver.take<S>(f.layout.sums);
-    parts = carver.take<float>(f.layout.parts);
-    staged = carver.take<S>(f.layout.staged);
-    slots = carver.take<S>(f.layout.slots);
+    sums = array_at<S>(raw, f.layout.sums);
+    parts = array_at<float>(raw, f.layout.parts);
+    staged = array_at<S>(raw, f.layout.staged);
+    slots = array_at<S>(raw, f.layout.slots);
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
     lane = thread % 32, part = warp % kClusterParts, block = warp / kClusterParts;
     rank = static_cast<int>(cluster_rank()), size = static_cast<int>(cluster_size());
@@ -136,21 +91,43 @@ struct ClusterTile {
     has_high = f.rows > 8 && b0 + 8 < a.B;
     is_live = b0 + r < a.B && r < f.rows && 4 * quad < f.slice && j < a.H;
     entry = is_live ? f.pass.entry((b0 + r) * a.D + d) : -1;
-    load_weights();
-    for (int e = thread; e < f.layout.sums; e += kClusterThreads) sums[e] = from_acc<S>(0.f);
+    if (f.is_vector)
+      load_weights<true>();
+    else
+      load_weights<false>();
+    for (int e = thread; e < 2 * f.nodes * kClusterRows * f.layout.ld; e += kClusterThreads)
+      sums[e] = from_acc<S>(0.f);
   }
 
+  // W as left operands: units 16 (block + 2 b) of the slice and 16 (part + 4 t) of k, in matrices
+  // of 8 x 8; zero outside W. Backward, rows of W are read as columns and transposed.
+  template <bool kIsVector>
   __device__ __forceinline__ void load_weights() {
-    const uint4* from = f.fragments +
-                        (static_cast<int64_t>(d) * size + rank) * kClusterFragments * kTiles +
-                        static_cast<int>(threadIdx.x);
+    const int H = static_cast<int>(a.H);
+    const int unit = rank * f.slice + 16 * block, k = 16 * part;
+    int row = (Pass::kIsBackward ? k : unit) + lane / 4,
+        column = (Pass::kIsBackward ? unit : k) + lane % 4 * 2;
+    const S* from = static_cast<const S*>(a.w_hh.first) + d * a.H * a.H + row * a.H + column;
 #pragma unroll
-    for (int b = 0; b < kClusterBlocks; ++b)
+    for (int e = 0; e < kClusterBlocks * kTiles * 4; ++e) {
+      const int b = e / (4 * kTiles), t = e / 4 % kTiles, i = e % 4;
+      if (e % 16 == 0)  // or too many loads are under way for the registers
+        from = keep(from), row = keep(row), column = keep(column);
+      const int units = 32 * b + i % 2 * 8, ks = 64 * t + i / 2 * 8;
+      const int down = Pass::kIsBackward ? ks : units, right = Pass::kIsBackward ? units : ks;
+      const S* const at = from + down * H + right;
+      uint32_t pair = 0;
+      if constexpr (kIsVector) {
+        if (row + down < H && column + right < H)
+          pair = __ldg(reinterpret_cast<const uint32_t*>(at));
+      } else {
+        const auto* const halves = reinterpret_cast<const uint16_t*>(at);
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        const uint4 f = __ldg(from + (b * kTiles + t) * kClusterThreads);
-        w[b][t][0] = f.x, w[b][t][1] = f.y, w[b][t][2] = f.z, w[b][t][3] = f.w;
+        for (int q = 0; q < 2; ++q)
+          if (row + down < H && column + right + q < H) pair |= __ldg(halves + q) << 16 * q;
       }
+      w[b][t][i] = Pass::kIsBackward ? transpose_8x8(pair) : keep(pair);
+    }
   }
 
   __device__ __forceinline__ int table(const int32_t* of, int64_t i) const { return __ldg(of + i); }
@@ -158,31 +135,23 @@ struct ClusterTile {
   // This thread's units of node n in a tensor (B, N, D, H).
   __device__ __forceinline__ int64_t at(int n) const { return (row(n) * a.D + d) * a.H + j; }
 
-  __device__ __forceinline__ void unpack(const S* from, float (&v)[4]) const {
-    const Four<S> four = *reinterpret_cast<const Four<S>*>(from);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = to_acc(four.v[i]);
-  }
-  __device__ __forceinline__ Four<S> pack(const float (&v)[4]) const {
-    Four<S> four;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) four.v[i] = from_acc<S>(v[i]);
-    return four;
-  }
   // Four units in global memory, which may be fewer at the end of a row and not aligned.
   __device__ __forceinline__ void load(const S* from, float (&v)[4]) const {
-    if (f.is_vector) return unpack(from, v);
+    if (f.is_vector) return Core::values(Core::load(from), v);
 #pragma unroll
     for (int i = 0; i < 4; ++i) v[i] = j + i < a.H ? to_acc(from[i]) : 0.f;
   }
   __device__ __forceinline__ void store(S* to, const float (&v)[4]) const {
     if (f.is_vector) {
-      *reinterpret_cast<Four<S>*>(to) = pack(v);
+      put(to, Core::piece(v));
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (j + i < a.H) to[i] = from_acc<S>(v[i]);
     }
+  }
+  static __device__ __forceinline__ void put(S* to, const typename Core::Piece& four) {
+    *reinterpret_cast<typename Core::Piece*>(to) = four;
   }
   // The thread's own places.
   __device__ __forceinline__ S* slot(int index) const {
@@ -228,7 +197,7 @@ struct ClusterTile {
     if (f.is_vector) return cp_async<8>(to, from);
     float v[4];
     load(from, v);
-    *reinterpret_cast<Four<S>*>(to) = pack(v);
+    put(to, Core::piece(v));
   }
 
   // Sums of the states of predecessors to all CTAs of the cluster.
@@ -241,27 +210,18 @@ struct ClusterTile {
       float total[4] = {};
       for (int p = begin; p < end; ++p) {
         float state[4];
-        unpack(slot(table(a.program.pred_slot, p)), state);
+        Core::values(Core::load(slot(table(a.program.pred_slot, p))), state);
 #pragma unroll
         for (int q = 0; q < 4; ++q) total[q] += state[q];
       }
       f.pass.add_h0(*this, (b0 + r) * a.D + d, entry, n, begin == end, j, total);
       f.pass.keep(*this, at(n), total);
-      const Four<S> four = pack(total);
-      uint2 bits;
-      std::memcpy(&bits, &four, sizeof bits);
+      const typename Core::Piece four = Core::piece(total);
       S* to = sums + ((half * f.nodes + i - c.begin) * kClusterRows + r) * f.layout.ld + j;
       // Each CTA begins with itself, so that not all write to the same one at once.
-      for (int p = 0; p < size; ++p) store_cluster(to, (rank + p) & (size - 1), bits);
+      for (int p = 0; p < size; ++p)
+        store_cluster(to, (rank + p) & (size - 1), {four.w[0], four.w[1]});
     }
-  }
-
-  __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&left)[4], uint32_t b0,
-                                           uint32_t b1) const {
-    if constexpr (std::is_same_v<S, __nv_bfloat16>)
-      mma_bf16(d, left, b0, b1, d);
-    else
-      mma_f16(d, left, b0, b1, d);
   }
 
   // This warp's part of the product of W and the sums of node m of the chunk.
@@ -279,8 +239,8 @@ struct ClusterTile {
       ldmatrix_x4(b, from + k);
 #pragma unroll
       for (int u = 0; u < kClusterBlocks; ++u) {
-        multiply(acc[u][0], w[u][t], b[0], b[1]);
-        if (has_high) multiply(acc[u][1], w[u][t], b[2], b[3]);
+        mma(acc[u][0], w[u][t], b[0], b[1], acc[u][0], S{});
+        if (has_high) mma(acc[u][1], w[u][t], b[2], b[3], acc[u][1], S{});
       }
     }
 #pragma unroll
@@ -318,7 +278,8 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles == 8 ? 2 : 1)
     sweep_cluster_kernel(const ClusterArgs<Pass> f) {
 #if STRNN_HAS_CLUSTERS
   STRNN_DYNAMIC_SHARED(raw);
-  const ClusterTile<Pass, kTiles> tile(f, Carver{raw});
+  using Tile = ClusterTile<Pass, kTiles>;
+  const Tile tile(f, raw);
   const auto& a = f.pass.a;
   constexpr int kParts = kClusterParts * kClusterRows * kClusterLdParts;
   float bias[4] = {};
@@ -353,13 +314,13 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles == 8 ? 2 : 1)
         tile.add_parts(parts, v);
 #pragma unroll
         for (int which = 0; which <= Pass::kIsBackward; ++which)
-          tile.unpack(tile.input(half, which, i - now.begin), input[which]);
+          Tile::Core::values(Tile::Core::load(tile.input(half, which, i - now.begin)),
+                             input[which]);
         if (tile.has_input())
 #pragma unroll
           for (int q = 0; q < 4; ++q) v[q] += input[0][q] + bias[q];
         f.pass.finish(tile, tile.at(node.n), node.is_off, v, input[Pass::kIsBackward]);
-        if (node.slot >= 0)
-          *reinterpret_cast<Four<typename Pass::Storage>*>(tile.slot(node.slot)) = tile.pack(v);
+        if (node.slot >= 0) Tile::put(tile.slot(node.slot), Tile::Core::piece(v));
       }
       turn ^= 1;
     }
@@ -368,44 +329,6 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles == 8 ? 2 : 1)
   }
   cp_async_wait<0>();
 #endif
-}
-
-// Whether rows of H elements can be read four at a time: of pointers that are null or aligned.
-template <typename... Pointers>
-bool are_quads(int64_t H, const Pointers*... pointers) {
-  uintptr_t all = static_cast<uintptr_t>(H) % 4;
-  ((all |= reinterpret_cast<uintptr_t>(pointers) % 16), ...);
-  return all == 0;
-}
-
-// The instance of the kernels: blocks of k that a warp has room for.
-inline int cluster_tiles(int64_t H) { return H <= 512 ? 8 : 16; }
-
-inline ClusterWeights cluster_weights(int64_t D, int64_t H, const Plan& plan) {
-  ClusterWeights w{};
-  w.D = D, w.H = H, w.size = std::get<ClusterPlan>(plan.kind).size;
-  w.slice = static_cast<int>(cluster_slice(H, w.size));
-  w.tiles = cluster_tiles(H);
-  return w;
-}
-
-// others: of the arrays of rows of H elements that the pass reads and writes, null or not.
-template <typename Pass, typename... Others>
-void launch_cluster(const char* name, const Pass& pass, const Plan& plan, void* scratch,
-                    void* stream, const Others*... others) {
-  using S = typename Pass::Storage;
-  const auto& a = pass.a;
-  const ClusterPlan& c = std::get<ClusterPlan>(plan.kind);
-  ClusterWeights weights = cluster_weights(a.D, a.H, plan);
-  weights.from = a.w_hh.first, weights.step_j = pass.weight_j(), weights.step_k = pass.weight_k(),
-  weights.to = static_cast<uint4*>(scratch);
-  arrange_weights<S>(weights, stream);
-  const ClusterArgs<Pass> f{pass,     weights.slice, c.nodes, c.rows, are_quads(a.H, others...),
-                            c.layout, weights.to};
-  const auto kernel =
-      weights.tiles == 8 ? sweep_cluster_kernel<Pass, 8> : sweep_cluster_kernel<Pass, 16>;
-  launch(name, kernel, dim3(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D)),
-         plan.threads, plan.shared_bytes, stream, f, c.size);
 }
 
 }  // namespace
@@ -446,25 +369,26 @@ std::array<int64_t, 4> active_clusters(const Device& device) {
   return found;
 }
 
-int64_t cluster_weights_bytes(int64_t D, int64_t H, const Plan& plan) {
-  if (plan.family() != Family::kCluster) return 0;
-  return cluster_weights(D, H, plan).count() * static_cast<int64_t>(sizeof(uint4));
-}
-
-void sweep_forward_cluster(const SweepForward& a, Dtype dtype, const Plan& plan, void* scratch,
-                           void* stream) {
+template <typename A, typename States>
+void sweep_cluster(const A& a, const States& states, Dtype dtype, const Plan& plan, void* stream) {
   with_16_bits(dtype, [&](auto s) {
-    launch_cluster("sweep_forward_cluster", Forward<decltype(s)>{a}, plan, scratch, stream, a.x,
-                   a.gate, a.h0, a.bias.first, a.h, a.pre);
+    with_pass<decltype(s)>(a, states, [&](const auto& pass) {
+      using Pass = std::decay_t<decltype(pass)>;
+      if constexpr (Pass::Cell::kBlocks == 1) {
+        const ClusterPlan& c = std::get<ClusterPlan>(plan.kind);
+        uintptr_t all = reinterpret_cast<uintptr_t>(a.w_hh.first) % 16 | a.H % 4;
+        for (const void* array : pass.arrays()) all |= reinterpret_cast<uintptr_t>(array) % 16;
+        const ClusterArgs<Pass> f{pass,     static_cast<int>(cluster_slice(a.H, c.size)),
+                                  c.nodes,  c.rows,
+                                  all == 0, c.layout};
+        launch_sweep("sweep_forward_cluster", "sweep_backward_cluster",
+                     a.H <= 512 ? sweep_cluster_kernel<Pass, 8> : sweep_cluster_kernel<Pass, 16>,
+                     plan, stream, f, c.size);
+      }
+    });
   });
 }
 
-void sweep_backward_cluster(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
-                            const Plan& plan, void* scratch, void* stream) {
-  with_16_bits(dtype, [&](auto s) {
-    launch_cluster("sweep_backward_cluster", Backward<decltype(s), decltype(s)>{a, to}, plan,
-                   scratch, stream, to.dh, a.h, a.gate, a.pre, a.dgate, to.du, to.q);
-  });
-}
+STRNN_BOTH_PASSES(sweep_cluster);
 
 }  // namespace strnn::cuda

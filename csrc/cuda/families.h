@@ -1,4 +1,4 @@
-// The sweeps of the families that sweep_forward.cu and sweep_backward.cu hand over to.
+// The sweeps of the families that sweep.cu hands over to.
 #pragma once
 #include <type_traits>
 
@@ -19,23 +19,26 @@ SweepSizes sizes_of(const A& a, Dtype dtype) {
 // The families run the sweep itself. What they do not fuse comes apart: u before it (then x holds
 // u), the projection, and the sums of the backward sweep over rows.
 
-// What the backward sweep reads, and leaves for the sums; see sweep_backward.cu. All (B, N, D, H);
-// of tensor_core and cluster in the storage type, of row and level du and q in the computed type.
-// Sums: [plan.ctas] of each, null where products over du and q follow.
+// What a family reads and leaves beside the arguments.
+struct ForwardStates {
+  void* kept;  // of level: (B, N, D, H), what is carried, of gated cells in 16 bits
+};
+
+// See sweep.cu. All (B, N, D, H), in the storage type. Sums: [plan.ctas] of each, null where
+// products over du and q follow.
 struct BackwardStates {
-  const void* dh;          // or null
-  void* du;                // or null, not of level
-  void* q;                 // or null where the family adds up dw_hh itself
-  float* dw_hh = nullptr;  // [D][H][H]
-  float* dw_ih = nullptr;  // [D][H][C]
-  float* dbias = nullptr;  // [D][H]
-  void* dx = nullptr;      // a copy of du in the storage type, or null
+  const void* dh;  // or null
+  void* du;        // or null, not of level
+  void* q;         // or null where the family adds up dw_hh itself
+  float* dw_hh;    // [D][H][H]
+  float* dw_ih;    // [D][H][C]
+  float* dbias;    // [D][H]
   // Of gated cells, whose du (then da) and q have the rows of a bias and of w_hh for each of H
   // units, dm, the gradient of what was carried to a node, in the computed type; null where nobody
   // asks, but not of level. Of level's means [D][N], what a node counts for each of its
   // predecessors, or null.
-  void* dm = nullptr;
-  void* factors = nullptr;
+  void* dm;
+  void* factors;
 };
 
 // da of a gated cell is in the order of a bias in one piece, of which dbias is the sum and dw_ih
@@ -46,29 +49,17 @@ __host__ __device__ constexpr int64_t state_column(int64_t k, int64_t H, int64_t
   return k < (gates - 1) * H ? k : k + (bias_rows - gates) * H;
 }
 
-void sweep_forward_row(const SweepForward&, const Plan&, void* stream);
-void sweep_backward_row(const SweepBackward&, const BackwardStates&, const Plan&, void* stream);
-
-// tensor_core (sweep_tensor.cuh)
-void sweep_forward_tensor(const SweepForward&, Dtype, const Plan&, void* stream);
-void sweep_backward_tensor(const SweepBackward&, const BackwardStates&, Dtype, const Plan&,
-                           void* stream);
-// The same of gated cells.
-void sweep_forward_tensor_gated(const SweepForward&, Dtype, const Plan&, void* stream);
-void sweep_backward_tensor_gated(const SweepBackward&, const BackwardStates&, Dtype, const Plan&,
-                                 void* stream);
-
-// cluster; weights: scratch for W in the order in which the CTAs of a cluster
-// load it, which no other family needs.
-int64_t cluster_weights_bytes(int64_t D, int64_t H, const Plan&);
-void sweep_forward_cluster(const SweepForward&, Dtype, const Plan&, void* weights, void* stream);
-void sweep_backward_cluster(const SweepBackward&, const BackwardStates&, Dtype, const Plan&,
-                            void* weights, void* stream);
-
-// level; h is not null, of an lstm in a type that is computed in c is neither. kept: (B, N, D, H),
-// what is carried, of gated cells in 16 bits.
-void sweep_forward_level(const SweepForward&, Dtype, void* kept, const Plan&, void* stream);
-void sweep_backward_level(const SweepBackward&, const BackwardStates&, Dtype, const Plan&,
-                          void* stream);
+// The families, of A, States = SweepForward, ForwardStates and SweepBackward, BackwardStates.
+// level: h is not null, of an lstm in a type that is computed in c is neither.
+template <typename A, typename States>
+void sweep_row(const A&, const States&, Dtype, const Plan&, void* stream);
+template <typename A, typename States>
+void sweep_tensor(const A&, const States&, Dtype, const Plan&, void* stream);
+template <typename A, typename States>
+void sweep_tensor_gated(const A&, const States&, Dtype, const Plan&, void* stream);
+template <typename A, typename States>
+void sweep_cluster(const A&, const States&, Dtype, const Plan&, void* stream);
+template <typename A, typename States>
+void sweep_level(const A&, const States&, Dtype, const Plan&, void* stream);
 
 }  // namespace strnn::cuda

@@ -1,11 +1,12 @@
 // The ops of the CUDA backend, free of torch: raw device pointers, the limits of the device,
-// scratch of the size that <op>_workspace names, a stream (cudaStream_t). All of them only launch;
-// nothing waits. The tables of a Program lie on the device.
+// scratch of the size that <op>_workspace names, who makes products, a stream (cudaStream_t). All
+// of them only launch; nothing waits. The tables of a Program lie on the device.
 #pragma once
 #include "../common/dtype.h"
 #include "../common/sparse_projection.h"
 #include "../common/sweep.h"
 #include "planner.h"
+#include "products.h"
 
 namespace strnn::cuda {
 
@@ -16,16 +17,18 @@ int64_t max_cluster();
 std::array<int64_t, 4> active_clusters(const Device&);
 
 int64_t sweep_workspace(const SweepForward&, Dtype, const Device&);
-void sweep(const SweepForward&, Dtype, const Device&, void* workspace, void* stream);
+void sweep(const SweepForward&, Dtype, const Device&, void* workspace, Products&, void* stream);
 
 int64_t sweep_backward_workspace(const SweepBackward&, Dtype, const Device&);
-void sweep_backward(const SweepBackward&, Dtype, const Device&, void* workspace, void* stream);
+void sweep_backward(const SweepBackward&, Dtype, const Device&, void* workspace, Products&,
+                    void* stream);
 
 void sparse_projection(const SparseProjection&, Dtype, void* stream);
 
-int64_t sparse_projection_backward_workspace(const SparseProjectionBackward&, Dtype, const Device&);
+// Elements of scratch, for parts of dweight.
+int64_t sparse_projection_parts(const SparseProjectionBackward&, const Device&);
 // onto (B, N, D, H) or null is added to dh.
 void sparse_projection_backward(const SparseProjectionBackward&, const void* onto, Dtype,
-                                const Device&, void* workspace, void* stream);
+                                const Device&, void* parts, Products&, void* stream);
 
 }  // namespace strnn::cuda

@@ -66,13 +66,12 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(typename Pass::Storage) 
   const Pass& pass = f.pass;
   const auto& a = pass.a;
   STRNN_DYNAMIC_SHARED(raw);
-  Carver carver{raw};
-  T* sums = carver.take<T>(2 * kLevelDepth * kLevelLd);  // [k][item]
-  T* weights = sums + kLevelDepth * kLevelLd;            // [k][unit]
-  T* parts = sums;                                       // after them [part][item][unit]
+  T* sums = array_at<T>(raw, 0);               // [k][item]
+  T* weights = sums + kLevelDepth * kLevelLd;  // [k][unit]
+  T* parts = sums;                             // after them [part][item][unit]
   static_assert(kLevelParts * kLevelTile <= 2 * kLevelDepth);
-  LevelItem* items = carver.take<LevelItem>(kLevelTile);
-  const typename Pass::Sums* states = pass.states();
+  LevelItem* items = array_at<LevelItem>(raw, 2 * kLevelDepth * kLevelLd * sizeof(T));
+  const S* states = pass.states();
   const int64_t weight_j = pass.weight_j(), weight_k = pass.weight_k();
   const bool has_h0 = pass.has_h0();
   T* const factors = pass.factors();
@@ -207,12 +206,21 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(typename Pass::Storage) 
           pass.add_first(unit, pass.first_carried(), row, pass.entry(row), item.n, count == 0,
                          j0 + column, m);
         }
+        const int64_t first = row_at(item) * H, j = j0 + column;
+        const S* const bias = static_cast<const S*>(a.bias.first) + d * Cell::kBlocks * H + j;
         T values[Pass::kValues][1];
-#pragma unroll
-        for (int b = 0; b < kBlocks; ++b)
-          values[Pass::kIsBackward ? Pass::kFirstResult : b][0] = v[b];
-        pass.add_inputs(unit, row_at(item) * H, d, j0 + column, values, m);
-        pass.finish(unit, row_at(item) * H, j0 + column, is_off, values, m);
+        pass.assemble(
+            [&](int k, T(&to)[1]) {
+              unit.load(pass.inputs() + first * Pass::kInputs + k * H + j, to);
+            },
+            [&](int k, T(&to)[1]) { to[0] = a.bias.first ? to_acc(bias[k * H]) : T(0); },
+            [&](int k, T(&to)[1]) {
+              to[0] = v[kNoProduct + k];
+              if constexpr (Pass::kIsBackward)
+                if (pass.to.dh) to[0] += to_acc(static_cast<const S*>(pass.to.dh)[first + j]);
+            },
+            values);
+        pass.finish(unit, first, j, is_off, values, m);
       } else {
         const int64_t to = row_at(item) * H + j0 + column;
         T input[1] = {};
@@ -231,44 +239,20 @@ __global__ void __launch_bounds__(kLevelThreads, sizeof(typename Pass::Storage) 
   }
 }
 
-template <typename Pass>
-void launch_levels(const char* name, const Pass& pass, const Plan& plan, void* stream) {
-  LevelArgs<Pass> f{pass, 0};
-  const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(pass.a.D));
-  for (; f.group < pass.a.program.G && pass.a.B; ++f.group)
-    launch(name, sweep_level_kernel<Pass>, grid, plan.threads, plan.shared_bytes, stream, f);
-}
-
 }  // namespace
 
-void sweep_forward_level(const SweepForward& a, Dtype dtype, void* kept, const Plan& plan,
-                         void* stream) {
+template <typename A, typename States>
+void sweep_level(const A& a, const States& states, Dtype dtype, const Plan& plan, void* stream) {
   with_dtype(dtype, [&](auto s) {
-    with_gates(a.cell, [&](auto cell) {
-      using S = decltype(s);
-      if constexpr (decltype(cell)::kBlocks == 1)
-        launch_levels("sweep_forward_level", Forward<S>{a}, plan, stream);
-      else
-        launch_levels("sweep_forward_level",
-                      CellForward<S, decltype(cell)>{{a}, static_cast<acc_t<S>*>(kept)}, plan,
-                      stream);
+    with_pass<decltype(s)>(a, states, [&](const auto& pass) {
+      using Pass = std::decay_t<decltype(pass)>;
+      for (int group = 0; group < a.program.G && a.B; ++group)
+        launch_sweep("sweep_forward_level", "sweep_backward_level", sweep_level_kernel<Pass>, plan,
+                     stream, LevelArgs<Pass>{pass, group});
     });
   });
 }
 
-void sweep_backward_level(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
-                          const Plan& plan, void* stream) {
-  with_dtype(dtype, [&](auto s) {
-    using S = decltype(s);
-    const Backward<S, acc_t<S>> pass{a, to};
-    with_gates(a.cell, [&](auto cell) {
-      if constexpr (decltype(cell)::kBlocks == 1)
-        launch_levels("sweep_backward_level", pass, plan, stream);
-      else
-        launch_levels("sweep_backward_level", CellBackward<S, acc_t<S>, decltype(cell)>{pass}, plan,
-                      stream);
-    });
-  });
-}
+STRNN_BOTH_PASSES(sweep_level);
 
 }  // namespace strnn::cuda

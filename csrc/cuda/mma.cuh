@@ -6,6 +6,7 @@
 // output, and as operand row or column 2q + e of the t-th 8.
 #pragma once
 #include <cstring>
+#include <type_traits>
 
 #include "ptx.cuh"
 #include "storage.cuh"
@@ -38,46 +39,31 @@ __device__ __forceinline__ float2 unpack(uint32_t word, __half) {
   memcpy(&both, &word, sizeof word);
   return __half22float2(both);
 }
+// f of the halves of words, as pairs of the type.
+template <typename S, typename F, typename... Words>
+__device__ __forceinline__ uint32_t by_pairs(const F& f, const Words&... words) {
+  using Pair = std::conditional_t<std::is_same_v<S, __half>, __half2, __nv_bfloat162>;
+  const auto pair = [](uint32_t word) {
+    Pair x;
+    memcpy(&x, &word, sizeof x);
+    return x;
+  };
+  const Pair y = f(pair(words)...);
+  uint32_t word;
+  memcpy(&word, &y, sizeof word);
+  return word;
+}
 // Sums of both halves, rounded to the type.
-template <typename Pair>
-__device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
-  Pair x, y;
-  memcpy(&x, &a, sizeof x), memcpy(&y, &b, sizeof y);
-  x = __hadd2(x, y);
-  memcpy(&a, &x, sizeof x);
-  return a;
-}
-template <typename Pair>
-__device__ __forceinline__ uint32_t fma_pairs(uint32_t a, uint32_t b, uint32_t c) {
-  Pair x, y, z;
-  memcpy(&x, &a, sizeof x), memcpy(&y, &b, sizeof y), memcpy(&z, &c, sizeof z);
-  x = __hfma2(x, y, z);
-  memcpy(&a, &x, sizeof x);
-  return a;
-}
-__device__ __forceinline__ uint32_t add(uint32_t a, uint32_t b, __nv_bfloat16) {
-  return add_pairs<__nv_bfloat162>(a, b);
-}
-__device__ __forceinline__ uint32_t add(uint32_t a, uint32_t b, __half) {
-  return add_pairs<__half2>(a, b);
+template <typename S>
+__device__ __forceinline__ uint32_t add(uint32_t a, uint32_t b, S) {
+  return by_pairs<S>([](auto x, auto y) { return __hadd2(x, y); }, a, b);
 }
 // sum + 0 x of both halves: zeros as long as every x was finite.
-__device__ __forceinline__ uint32_t add_none(uint32_t x, uint32_t sum, __nv_bfloat16) {
-  return fma_pairs<__nv_bfloat162>(x, 0, sum);
-}
-__device__ __forceinline__ uint32_t add_none(uint32_t x, uint32_t sum, __half) {
-  return fma_pairs<__half2>(x, 0, sum);
+template <typename S>
+__device__ __forceinline__ uint32_t add_none(uint32_t x, uint32_t sum, S) {
+  return by_pairs<S>([](auto x, auto none, auto y) { return __hfma2(x, none, y); }, x, 0u, sum);
 }
 __device__ __forceinline__ float finite_or_zero(float x) { return isfinite(x) ? x : 0.f; }
-__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                    const float (&c)[4], __nv_bfloat16) {
-  mma_bf16(d, a, b0, b1, c);
-}
-__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                    const float (&c)[4], __half) {
-  mma_f16(d, a, b0, b1, c);
-}
-
 // The lane's column of an operand's t-th tile of 8, in the order of a unit.
 __device__ __forceinline__ int tile_column(int t) {
   const int g = threadIdx.x % 32 / 4;
@@ -152,13 +138,6 @@ struct TensorCore {
     Weight w;
     load_transposed(w.r, x + (lane % 16 >> shift) * ld + lane / 16 * 8);
     return w;
-  }
-  // The left operand of the same sum, its rows the columns of a unit that lies likewise.
-  static __device__ __forceinline__ Operand left_of_columns(const S* x, int64_t ld) {
-    const int lane = threadIdx.x % 32;
-    Operand a;
-    load_transposed(a.r, x + (lane / 16 * 8 + lane % 8) * ld + lane / 8 % 2 * 8);
-    return a;
   }
   // 16 x 16 weights of a matrix whose 4 columns from 4q on of row i block(i) gives; each row is a
   // column of the output, or, transposed, a summed one.

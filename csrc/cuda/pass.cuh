@@ -4,18 +4,20 @@
 // `units` loads and stores them.
 //
 //   forward   pre = W q + u, q = sum_pred h (+ h0);  h = mask * act(pre), or gate * pre
-//   backward  see sweep_backward.cu
+//   backward  see sweep.cu
 //
 // CellForward and CellBackward are those of gated cells: a row of pre-activations, of u, of da and
 // of what is saved has several blocks of H, and beside the product a node takes m, the reduced
 // carry.
 #pragma once
+#include <array>
 #include <type_traits>
 #include <utility>
 
 #include "../common/sweep.h"
 #include "activation.cuh"
 #include "families.h"
+#include "launch.cuh"
 #include "storage.cuh"
 
 namespace strnn::cuda {
@@ -48,7 +50,6 @@ template <typename S>
 struct Forward {
   using Storage = S;
   using Cell = AnyElman;
-  using Sums = S;  // what the states that it gathers are kept as in memory
   static constexpr bool kIsBackward = false;
   SweepForward a;
 
@@ -56,6 +57,10 @@ struct Forward {
   __host__ __device__ int64_t weight_j() const { return a.H; }
   __host__ __device__ int64_t weight_k() const { return 1; }
   __device__ __forceinline__ const S* states() const { return static_cast<const S*>(a.h); }
+  // All arrays of rows of H elements, null or not.
+  std::array<const void*, 9> arrays() const {
+    return {a.C ? nullptr : a.x, a.gate, a.h, a.pre, a.h0, a.bias.first, a.c, a.c0, a.saved};
+  }
 
   __device__ __forceinline__ bool has_h0() const { return a.h0 != nullptr; }
   // The node where h0 of a row of (B, D) enters; has a meaning only with a.entry.
@@ -105,11 +110,9 @@ struct Forward {
   }
 };
 
-// Du: what du and q are kept as.
-template <typename S, typename Du>
+template <typename S>
 struct Backward {
   using Storage = S;
-  using Sums = Du;
   using Cell = AnyElman;
   static constexpr bool kIsBackward = true;
   SweepBackward a;
@@ -117,7 +120,10 @@ struct Backward {
 
   __host__ __device__ int64_t weight_j() const { return 1; }
   __host__ __device__ int64_t weight_k() const { return a.H; }
-  __device__ __forceinline__ const Du* states() const { return static_cast<const Du*>(to.du); }
+  __device__ __forceinline__ const S* states() const { return static_cast<const S*>(to.du); }
+  std::array<const void*, 9> arrays() const {
+    return {a.h, to.dh, a.gate, a.pre, a.dgate, to.du, to.q, a.saved, a.dc};
+  }
 
   __device__ __forceinline__ bool has_h0() const { return false; }
   __device__ __forceinline__ int entry(int64_t) const { return -1; }
@@ -127,7 +133,7 @@ struct Backward {
   template <typename Units, int kCount>
   __device__ __forceinline__ void keep(const Units& units, int64_t at,
                                        const acc_t<S> (&sum)[kCount]) const {
-    if (to.q) units.store(static_cast<Du*>(to.q) + at, sum);
+    if (to.q) units.store(static_cast<S*>(to.q) + at, sum);
   }
   __device__ __forceinline__ acc_t<S> reduced(acc_t<S> sum, int) const { return sum; }
   __device__ __forceinline__ acc_t<S>* factors() const {
@@ -152,8 +158,7 @@ struct Backward {
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) v[i] = is_off ? acc_t<S>(0) : other[i] * v[i];
-    if (to.du) units.store(static_cast<Du*>(to.du) + at, v);
-    if (to.dx) units.store(static_cast<S*>(to.dx) + at, v);
+    if (to.du) units.store(static_cast<S*>(to.du) + at, v);
   }
 };
 
@@ -190,24 +195,28 @@ struct CellForward : Forward<S> {
     return Cell::kCarry == Carry::kState ? a.h0 : a.c0;
   }
 
-  // Adds u and the bias of the units from j on, read from global memory.
-  template <typename Units, int kCount>
-  __device__ __forceinline__ void add_inputs(const Units& units, int64_t first, int d, int64_t j,
-                                             T (&v)[kValues][kCount], T (&)[kCount]) const {
-    const int64_t H = a.H;
-    const S* u = static_cast<const S*>(a.x) + first * Cell::kGates + j;
-    const S* bias = static_cast<const S*>(a.bias.first) + d * Cell::kBlocks * H + j;
+  // Blocks of H of what a node reads, and of v which is the k-th block of its state.
+  static constexpr int kInputs = Cell::kGates;
+  __host__ __device__ static constexpr int state(int) { return 0; }
+  __host__ __device__ const S* inputs() const { return static_cast<const S*>(a.x); }
+
+  // v from blocks of u, of the bias and of the product: each puts its k-th into an array.
+  template <int kCount, typename Input, typename Bias, typename Product>
+  __device__ __forceinline__ void assemble(const Input& input, const Bias& bias,
+                                           const Product& product, T (&v)[kValues][kCount]) const {
     for_each(BlocksOf<Cell>{}, [&](auto block) {
       constexpr int b = decltype(block)::value, kOfBias = Cell::kBiasGate[b];
-      T input[kCount];
+      bias(kOfBias, v[b]);
+      T more[kCount];
       if constexpr (b < Cell::kGates) {
         constexpr int kOfInput = Cell::kInputGate[b];
-        units.load(u + kOfInput * H, input);
-        add(v[b], input);
+        input(kOfInput, more);
+        add(v[b], more);
       }
-      if (!a.bias.first) return;
-      units.load(bias + kOfBias * H, input);
-      add(v[b], input);
+      if constexpr (b >= kFirstResult) {
+        product(b - kFirstResult, more);
+        add(v[b], more);
+      }
     });
   }
 
@@ -239,40 +248,31 @@ struct CellForward : Forward<S> {
   }
 };
 
-template <typename S, typename Du, typename Gated>
-struct CellBackward : Backward<S, Du> {
+template <typename S, typename Gated>
+struct CellBackward : Backward<S> {
   using Cell = Gated;
   using T = acc_t<S>;
   using V = cell_t<S>;
-  using Backward<S, Du>::a;
-  using Backward<S, Du>::to;
+  using Backward<S>::a;
+  using Backward<S>::to;
   // What was saved, and t.
   static constexpr int kValues = Cell::kSaved + 1, kFirstResult = Cell::kSaved;
 
   __device__ __forceinline__ const T* carried() const { return static_cast<const T*>(to.dm); }
 
-  // Adds dh and dc, and reads what was saved.
-  template <typename Units, int kCount>
-  __device__ __forceinline__ void add_inputs(const Units& units, int64_t first, int, int64_t j,
-                                             T (&v)[kValues][kCount], T (&m)[kCount]) const {
-    const int64_t H = a.H;
-    T dh[kCount];
-    if (to.dh) {
-      units.load(static_cast<const S*>(to.dh) + first + j, dh);
-      add(v[kFirstResult], dh);
-    }
-    add_dc(units, first, j, m);
-#pragma unroll
-    for (int k = 0; k < Cell::kSaved; ++k)
-      units.load(static_cast<const S*>(a.saved) + first * Cell::kSaved + j + k * H, v[k]);
+  static constexpr int kInputs = Cell::kSaved;
+  __host__ __device__ static constexpr int state(int k) {
+    return state_column(k, 1, Cell::kGates, Cell::kBlocks);
   }
-  template <typename Units, int kCount>
-  __device__ __forceinline__ void add_dc(const Units& units, int64_t first, int64_t j,
-                                         T (&m)[kCount]) const {
-    if (Cell::kCarry != Carry::kCell || !a.dc) return;
-    T dc[kCount];
-    units.load(static_cast<const S*>(a.dc) + first + j, dc);
-    add(m, dc);
+  __host__ __device__ const S* inputs() const { return static_cast<const S*>(a.saved); }
+
+  // v from blocks of what was saved and from t.
+  template <int kCount, typename Input, typename Bias, typename Product>
+  __device__ __forceinline__ void assemble(const Input& input, const Bias&, const Product& product,
+                                           T (&v)[kValues][kCount]) const {
+#pragma unroll
+    for (int k = 0; k < kInputs; ++k) input(k, v[k]);
+    product(0, v[kFirstResult]);
   }
 
   // From what was saved, t, and the gradient of what was carried on from there to da and dm, in m.
@@ -280,6 +280,11 @@ struct CellBackward : Backward<S, Du> {
   __device__ __forceinline__ void finish(const Units& units, int64_t first, int64_t j, bool is_off,
                                          T (&v)[kValues][kCount], T (&m)[kCount]) const {
     static_assert(Cell::kBlocks <= kValues);
+    if (Cell::kCarry == Carry::kCell && a.dc) {
+      T dc[kCount];
+      units.load(static_cast<const S*>(a.dc) + first + j, dc);
+      add(m, dc);
+    }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       V saved[Cell::kSaved];
@@ -298,9 +303,45 @@ struct CellBackward : Backward<S, Du> {
     if (to.du)
 #pragma unroll
       for (int b = 0; b < Cell::kBlocks; ++b)
-        units.store(static_cast<Du*>(to.du) + first * Cell::kBlocks + b * a.H + j, v[b]);
+        units.store(static_cast<S*>(to.du) + first * Cell::kBlocks + b * a.H + j, v[b]);
     if (to.dm) units.store(static_cast<T*>(to.dm) + first + j, m);
   }
 };
+
+// Calls f with the pass of the arguments' cell.
+template <typename S, typename F>
+void with_pass(const SweepForward& a, const ForwardStates& states, const F& f) {
+  with_gates(a.cell, [&](auto cell) {
+    using Cell = decltype(cell);
+    if constexpr (Cell::kBlocks == 1)
+      f(Forward<S>{a});
+    else
+      f(CellForward<S, Cell>{{a}, static_cast<acc_t<S>*>(states.kept)});
+  });
+}
+template <typename S, typename F>
+void with_pass(const SweepBackward& a, const BackwardStates& states, const F& f) {
+  with_gates(a.cell, [&](auto cell) {
+    using Cell = decltype(cell);
+    if constexpr (Cell::kBlocks == 1)
+      f(Backward<S>{a, states});
+    else
+      f(CellBackward<S, Cell>{{a, states}});
+  });
+}
+
+// Launches the kernel of a plan with args.pass; the names are for errors.
+template <typename Kernel, typename Args>
+void launch_sweep(const char* forward, const char* backward, Kernel kernel, const Plan& plan,
+                  void* stream, const Args& args, int cluster = 1) {
+  const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(args.pass.a.D));
+  launch(std::decay_t<decltype(args.pass)>::kIsBackward ? backward : forward, kernel, grid,
+         plan.threads, plan.shared_bytes, stream, args, cluster);
+}
+
+// Instances of a family's sweep, for sweep.cu.
+#define STRNN_BOTH_PASSES(sweep)                                                             \
+  template void sweep(const SweepForward&, const ForwardStates&, Dtype, const Plan&, void*); \
+  template void sweep(const SweepBackward&, const BackwardStates&, Dtype, const Plan&, void*)
 
 }  // namespace strnn::cuda

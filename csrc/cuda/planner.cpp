@@ -17,15 +17,15 @@ int registers_of(const SweepSizes& z, const Plan& plan) {
   if (const auto* row = std::get_if<RowPlan>(&plan.kind)) {
     if (is_gated) return z.is_backward ? 256 : 248;
     if (row->layout.width > 64) return 216;
-    constexpr int kNarrow[2][2] = {{136, 176}, {184, 248}};
+    constexpr int kNarrow[2][2] = {{136, 184}, {184, 248}};
     return kNarrow[z.is_backward][row->layout.width == 64];
   }
   const auto& t = std::get<TensorPlan>(plan.kind);
   int log2 = 0;
   while (1 << log2 < t.steps) ++log2;
-  constexpr int kGated[] = {200, 200, 232, 256};
+  constexpr int kGated[] = {208, 200, 232, 256};
   if (is_gated) return kGated[log2];
-  constexpr int kElman[2][2][5] = {{{128, 160, 248, 200, 248}, {152, 184, 256, 232, 256}},
+  constexpr int kElman[2][2][5] = {{{128, 168, 248, 200, 248}, {152, 184, 256, 232, 256}},
                                    {{136, 200, 232, 232, 240}, {160, 224, 256, 240, 256}}};
   return kElman[z.is_backward][plan.projects][log2];
 }
@@ -48,12 +48,9 @@ int64_t storage_bytes(Dtype dtype) {
 
 namespace {
 
-constexpr int64_t kRowsPerSplit =
-    64;  // below this a part of a sum over rows costs more than it brings
 constexpr int kMaxRowsLog2 = 4;
 constexpr int64_t kTensorMaxTiles = 4;  // products of a chunk
 
-int64_t array_bytes(int64_t count, int64_t element) { return (count * element + 127) / 128 * 128; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t at_least_1(int64_t x) { return std::max<int64_t>(1, x); }
 
@@ -138,7 +135,7 @@ std::optional<Plan> plan_tensor_core(const SweepSizes& z, const Device& device) 
       const auto fits = [&](bool projects) {
         plan.projects = projects;
         t.layout = TensorLayout::of(z, plan, t);
-        plan.shared_bytes = t.layout.bytes(z.dtype);
+        plan.shared_bytes = t.layout.bytes;
         return plan.shared_bytes <= device.shared_per_block;
       };
       if (!(can_project && fits(true)) && !fits(false)) continue;
@@ -186,7 +183,7 @@ std::optional<Plan> plan_cluster(const SweepSizes& z, const Device& device) {
   c.nodes = static_cast<int>(std::min<int64_t>(ceil_div(z.N, z.G), kClusterMaxNodes));
   for (; c.nodes > 0; --c.nodes) {
     c.layout = ClusterLayout::of(z, c);
-    plan.shared_bytes = c.layout.bytes();
+    plan.shared_bytes = c.layout.bytes;
     if (plan.shared_bytes > device.shared_per_block) continue;
     plan.kind = c;
     return plan;
@@ -202,8 +199,10 @@ Plan plan_level(const SweepSizes& z, const Device& device) {
   plan.kind = LevelPlan{};
   plan.threads = kLevelThreads;
   plan.ctas = std::clamp<int64_t>(tiles, 1, at_least_1(4 * device.num_sms / z.D));
-  plan.shared_bytes = array_bytes(2 * kLevelDepth * kLevelLd, z.dtype == Dtype::kFloat64 ? 8 : 4) +
-                      array_bytes(kLevelTile, kLevelItemBytes);
+  Places places;
+  places.take(2 * kLevelDepth * kLevelLd, z.dtype == Dtype::kFloat64 ? 8 : 4);
+  places.take(kLevelTile, kLevelItemBytes);
+  plan.shared_bytes = places.bytes;
   return plan;
 }
 
@@ -221,30 +220,25 @@ TensorLayout TensorLayout::of(const SweepSizes& z, const Plan& plan, const Tenso
   const int64_t streams = z.is_backward ? (is_gated ? saved_of(z.cell) : 1) + 1
                           : units_x     ? 0
                                         : gates_of(z.cell);
+  const int64_t element = storage_bytes(z.dtype);
   TensorLayout l{};
   l.ld_x = tensor_ld_x(units_x);
-  l.records = z.N;
-  l.input_weights = z.is_backward ? 0 : 32 * units_x * t.steps;
-  l.projection = plan.projects ? (z.N + 15) * kTensorLdProjection : 0;
-  l.slots = slots * rows * tensor_ld(t.steps * blocks);
-  l.exchange = t.steps > t.own ? 2 * t.tiles * t.steps * blocks * 32 : 0;
-  l.carry = is_gated ? slots * rows * ld : 0;
-  l.carried = is_gated ? items * 16 * t.steps : 0;
-  l.factors = is_gated ? z.N : 0;
-  l.bias = is_gated && !z.is_backward ? bias_rows_of(z.cell) * 16 * t.steps : 0;
   l.stream = items * ld;
   l.x = static_cast<int>(streams) * l.stream;
   l.stage = l.x + items * (units_x ? l.ld_x : 0);
-  l.ring = int64_t{kTensorRing} * l.stage;
+  Places places;
+  l.records = places.take(z.N, 16);
+  l.input_weights = places.take(z.is_backward ? 0 : 32 * units_x * t.steps, 16);
+  l.projection = places.take(plan.projects ? (z.N + 15) * kTensorLdProjection : 0, element);
+  l.slots = places.take(slots * rows * tensor_ld(t.steps * blocks), element);
+  l.exchange = places.take(t.steps > t.own ? 2 * t.tiles * t.steps * blocks * 32 : 0, 16);
+  l.ring = places.take(int64_t{kTensorRing} * l.stage, element);
+  l.carry = places.take(is_gated ? slots * rows * ld : 0, 4);
+  l.carried = places.take(is_gated ? items * 16 * t.steps : 0, 4);
+  l.factors = places.take(is_gated ? z.N : 0, 4);
+  l.bias = places.take(is_gated && !z.is_backward ? bias_rows_of(z.cell) * 16 * t.steps : 0, 4);
+  l.bytes = places.bytes;
   return l;
-}
-
-int64_t TensorLayout::bytes(Dtype dtype) const {
-  const int64_t s = storage_bytes(dtype);
-  return array_bytes(records, 16) + array_bytes(input_weights, 16) + array_bytes(projection, s) +
-         array_bytes(slots, s) + array_bytes(exchange, 16) + array_bytes(ring, s) +
-         array_bytes(carry, 4) + array_bytes(carried, 4) + array_bytes(factors, 4) +
-         array_bytes(bias, 4);
 }
 
 int64_t cluster_slice(int64_t H, int cluster) { return ceil_div(ceil_div(H, cluster), 16) * 16; }
@@ -252,25 +246,18 @@ int64_t cluster_slice(int64_t H, int cluster) { return ceil_div(ceil_div(H, clus
 ClusterLayout ClusterLayout::of(const SweepSizes& z, const ClusterPlan& c) {
   ClusterLayout l{};
   l.ld = static_cast<int>(ceil_div(z.H, 16) * 16 + 8);  // rows of an ldmatrix in different banks
-  l.sums = 2 * c.nodes * kClusterRows * l.ld;
-  l.parts = 2 * 4 * kClusterRows * kClusterLdParts;
-  l.staged = 2 * 2 * c.nodes * kClusterThreads * 4;
-  l.slots = z.S * kClusterThreads * 4;
+  Places places;
+  l.sums = places.take(2 * c.nodes * kClusterRows * l.ld, 2);
+  l.parts = places.take(2 * 4 * kClusterRows * kClusterLdParts, 4);
+  l.staged = places.take(2 * 2 * c.nodes * kClusterThreads * 4, 2);
+  l.slots = places.take(z.S * kClusterThreads * 4, 2);
+  l.bytes = places.bytes;
   return l;
-}
-
-int64_t ClusterLayout::bytes() const {
-  return array_bytes(sums, 2) + array_bytes(parts, 4) + array_bytes(staged, 2) +
-         array_bytes(slots, 2);
 }
 
 RowLayout RowLayout::of(const SweepSizes& z, const Plan& plan, int rows) {
   RowLayout l{};
-  const auto place = [&](int64_t count, int64_t element) {
-    const int64_t at = l.bytes;
-    l.bytes += array_bytes(count, element);
-    return at;
-  };
+  Places places;
   l.width = row_width(z.H);
   const bool is_gated = z.cell >= kNumActivations;
   const int gates = static_cast<int>(gates_of(z.cell)), blocks = z.is_backward ? gates : 1;
@@ -284,14 +271,15 @@ RowLayout RowLayout::of(const SweepSizes& z, const Plan& plan, int rows) {
   l.x = streams * l.width;
   l.stage = l.x + columns;
   const int64_t threads = int64_t{rows} * l.width;
-  l.records = place(z.N, 16 + 4 * is_gated);  // and factors
-  l.projection = place(plan.projects ? z.N * kRowMaxK : 0, 4);
-  l.slots = place(z.S * threads * (blocks + is_gated), 4);
-  l.vectors = place(2 * kRowNodes * threads * blocks, 4);
-  l.ring = place(int64_t{rows} * kRowRing * l.stage, 4);
-  l.mask = place(rows * ceil_div(z.N, 32), 4);
-  l.own = place(has_x ? threads * l.ld_x : 0, 4);
-  l.total = place(plan.sums_states ? threads * (l.width + 1) : 0, 4);
+  l.records = places.take(z.N, 16 + 4 * is_gated);  // and factors
+  l.projection = places.take(plan.projects ? z.N * kRowMaxK : 0, 4);
+  l.slots = places.take(z.S * threads * (blocks + is_gated), 4);
+  l.vectors = places.take(2 * kRowNodes * threads * blocks, 4);
+  l.ring = places.take(int64_t{rows} * kRowRing * l.stage, 4);
+  l.mask = places.take(rows * ceil_div(z.N, 32), 4);
+  l.own = places.take(has_x ? threads * l.ld_x : 0, 4);
+  l.total = places.take(plan.sums_states ? threads * (l.width + 1) : 0, 4);
+  l.bytes = places.bytes;
   return l;
 }
 
@@ -333,11 +321,6 @@ const char* family_name(Family family) {
     default:
       return "level";
   }
-}
-
-int64_t choose_splits(int64_t tiles, int64_t rows, const Device& device) {
-  const int64_t wanted = ceil_div(2 * device.num_sms, at_least_1(tiles));
-  return std::clamp<int64_t>(std::min(wanted, ceil_div(rows, kRowsPerSplit)), 1, 256);
 }
 
 }  // namespace strnn::cuda

@@ -63,8 +63,18 @@ constexpr int kRowRing = 8;
 // Threads of a row of B.
 constexpr int row_width(int64_t H) { return static_cast<int>((H + 31) / 32 * 32); }
 
-// Shared memory of the row family's CTA: where each array starts, in bytes. Slots, vectors, the
-// ring and the mask are those of one row of B after the other.
+// Shared memory of a CTA: a layout has where each array starts, in bytes, each aligned to 128.
+struct Places {
+  int64_t bytes = 0;
+
+  int64_t take(int64_t count, int64_t element_bytes) {
+    const int64_t at = bytes;
+    bytes += (count * element_bytes + 127) / 128 * 128;
+    return at;
+  }
+};
+
+// row: slots, vectors, the ring and the mask are those of one row of B after the other.
 struct RowLayout {
   int64_t records, projection, slots, vectors, ring, mask, own, total, bytes;
   int width;     // threads of a row of B
@@ -102,19 +112,17 @@ constexpr int tensor_projected_rows(int own, int steps) { return steps > 8 ? 1 :
 constexpr int tensor_ld(int units) { return 16 * (units | 1); }
 constexpr int tensor_ld_x(int units) { return 16 * units + 8; }
 
-// Shared memory of the tensor_core family's CTA: records and parts of products 16 bytes each, of
-// gated cells what is carried, factors and bias float32, the others in elements of the storage
-// type; the kernels carve their arrays in this order.
+// tensor_core: records and parts of products 16 bytes each, of gated cells what is carried, factors
+// and bias float32, the others in elements of the storage type.
 struct TensorLayout {
-  int64_t records, input_weights, projection, slots, exchange, ring, carry, carried, factors, bias;
+  int64_t records, input_weights, projection, slots, exchange, ring, carry, carried, factors, bias,
+      bytes;
   // Of a stage of the ring: elements, of a stream; where x starts, length of a row of x.
   int stage, stream, x, ld_x;
 
   static TensorLayout of(const SweepSizes&, const struct Plan&, const struct TensorPlan&);
-  int64_t bytes(Dtype) const;
 };
-// cluster: a tile's rows (there is room for) are two operands of an mma, a slice is four. Shared
-// memory of a CTA, in elements: parts are float, the others of the storage type.
+// cluster: a tile's rows (there is room for) are two operands of an mma, a slice is four.
 constexpr int kClusterThreads = 256;
 constexpr int kClusterRows = 16;
 constexpr int64_t kClusterSlice = 64;
@@ -134,12 +142,12 @@ constexpr int level_units(int cell, bool is_backward) {
   return cell < kNumActivations || is_backward ? kLevelTile : kLevelTile / 4;
 }
 
+// Parts are float, the others of the storage type.
 struct ClusterLayout {
-  int64_t sums, parts, staged, slots;
+  int64_t sums, parts, staged, slots, bytes;
   int ld;  // of a row of sums
 
   static ClusterLayout of(const SweepSizes&, const struct ClusterPlan&);
-  int64_t bytes() const;
 };
 // Hidden units of a CTA of a cluster.
 int64_t cluster_slice(int64_t H, int cluster);
@@ -187,9 +195,5 @@ int64_t ctas_per_sm(const SweepSizes&, const Plan&, const Device&);
 Plan plan_sweep(const SweepSizes&, const Device&);
 
 const char* family_name(Family);
-
-// Parts into which the rows of a sum over rows are cut, so that tiles x parts fill the device;
-// depends on nothing that varies from run to run.
-int64_t choose_splits(int64_t tiles, int64_t rows, const Device&);
 
 }  // namespace strnn::cuda

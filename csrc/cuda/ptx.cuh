@@ -18,6 +18,12 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 #define STRNN_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
+// The array that starts at a place of shared memory.
+template <typename T>
+__device__ __forceinline__ T* array_at(unsigned char* raw, int64_t place) {
+  return reinterpret_cast<T*>(raw + place);
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
@@ -49,24 +55,19 @@ __device__ __forceinline__ void cp_async_wait() {
 //   d[2i + e]  and c: row g + 8i, column 2q + e
 //   a[i + 2s]  row g + 8i, columns 2q and 2q + 1 of the s-th 8 columns      (16 x 16)
 //   b[s]       rows 2q and 2q + 1 of the s-th 8 rows, column g              (16 x 8)
-__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                         uint32_t b1, const float (&c)[4]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%12,%13};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
-        "f"(c[2]), "f"(c[3]));
-}
-__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                        uint32_t b1, const float (&c)[4]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%12,%13};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
-        "f"(c[2]), "f"(c[3]));
-}
+#define STRNN_MMA(S, kind)                                                                  \
+  __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,   \
+                                      uint32_t b1, const float (&c)[4], S) {                \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." kind "." kind                     \
+                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"           \
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                           \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), \
+                   "f"(c[1]), "f"(c[2]), "f"(c[3]));                                        \
+  }
+STRNN_MMA(__nv_bfloat16, "bf16")
+STRNN_MMA(__half, "f16")
+#undef STRNN_MMA
+
 // tanh, relative error 2^-11.
 __device__ __forceinline__ float tanh_approx(float x) {
   float y;
@@ -99,42 +100,32 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&to)[4], const void* row) 
                : "memory");
 }
 
-// Clusters of CTAs (sm_90 and later). A thread's writes before its arrival are seen by whoever has
-// waited; all threads of a warp arrive and wait together.
+// Clusters of CTAs; for kernels of STRNN_HAS_CLUSTERS alone. A thread's writes before its arrival
+// are seen by whoever has waited; all threads of a warp arrive and wait together.
 __device__ __forceinline__ unsigned cluster_rank() {
-  unsigned rank = 0;
-#if STRNN_HAS_CLUSTERS
+  unsigned rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
   return rank;
 }
 __device__ __forceinline__ unsigned cluster_size() {
-  unsigned size = 1;
-#if STRNN_HAS_CLUSTERS
+  unsigned size;
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-#endif
   return size;
 }
 __device__ __forceinline__ void cluster_arrive() {
-#if STRNN_HAS_CLUSTERS
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
 }
 __device__ __forceinline__ void cluster_wait() {
-#if STRNN_HAS_CLUSTERS
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
 }
 // Writes 8 bytes to the place in the shared memory of CTA `rank` of the cluster that corresponds to
 // `to` in one's own.
 __device__ __forceinline__ void store_cluster(void* to, unsigned rank, uint2 value) {
-#if STRNN_HAS_CLUSTERS
   asm volatile(
       "{\n\t.reg .b32 at;\n\tmapa.shared::cluster.u32 at, %0, %1;\n\t"
       "st.shared::cluster.v2.b32 [at], {%2, %3};\n\t}" ::"r"(shared_address(to)),
       "r"(rank), "r"(value.x), "r"(value.y)
       : "memory");
-#endif
 }
 
 // x, kept in registers: the compiler does not see how it was made, so that it cannot make it again
@@ -147,16 +138,5 @@ __device__ __forceinline__ T keep(T x) {
     asm volatile("" : "+r"(x));
   return x;
 }
-
-// Divides dynamic shared memory into arrays, each aligned to 128 bytes.
-struct Carver {
-  unsigned char* at;
-  template <typename T>
-  __device__ __forceinline__ T* take(int64_t count) {
-    T* taken = reinterpret_cast<T*>(at);
-    at += (count * static_cast<int64_t>(sizeof(T)) + 127) / 128 * 128;
-    return taken;
-  }
-};
 
 }  // namespace strnn::cuda

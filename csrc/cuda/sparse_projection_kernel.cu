@@ -2,12 +2,16 @@
 // arithmetic and no load of h.
 //
 // Forward: a thread is (b, d, kRowsPerThread rows k, one hidden unit) and walks the nodes; weight
-// is read as a broadcast. Backward: dh is a thread per element that walks k; dweight is a sum over
-// (b, hidden unit) of products, in parts (gemm.cuh). Predicted, not measured: bandwidth-bound; SEED
-// (B = 288, N = 62, D = 4, H = 30, K = 10) reads 8.6 MB: about 4 us from the second-level cache.
-#include "gemm.cuh"
+// is read as a broadcast. Backward: dh is a thread per element that walks k; of dweight a CTA makes
+// kRowsPerThread x kNodes elements, a warp's lanes side by side over the hidden units of its rows
+// of B. Predicted, not measured: bandwidth-bound; SEED (B = 288, N = 62, D = 4, H = 30, K = 10)
+// reads 8.6 MB: about 4 us from the second-level cache.
+#include <algorithm>
+
 #include "kernels.h"
-#include "workspace.h"
+#include "launch.cuh"
+#include "ptx.cuh"
+#include "storage.cuh"
 
 namespace strnn::cuda {
 namespace {
@@ -72,31 +76,66 @@ __global__ void __launch_bounds__(kThreads) sparse_projection_backward_kernel(co
   static_cast<S*>(a.dh)[e] = from_acc<S>(sum);
 }
 
-template <typename S>
-int64_t parts_of(const SparseProjectionBackward& a, const Device& device) {
-  return choose_splits(gemm_tiles<S, S>(a.K, a.N) * a.D, a.B * a.H, device);
-}
+constexpr int kNodes = 4, kWarps = kThreads / 32;
+
+// dweight[d][k][n] = sum over (b, j) of ds[b,d,k,j] h[b,n,d,j], in parts of B: to [part][D][K][N].
+struct WeightSum {
+  int64_t B, N, D, H, K;
+  const void* ds;
+  const void* h;
+  void* to;
+};
 
 template <typename S>
-void run_backward(const SparseProjectionBackward& a, const void* onto, const Device& device,
-                  Workspace workspace, void* stream) {
+__global__ void __launch_bounds__(kThreads) sparse_projection_weights_kernel(const WeightSum a) {
   using T = acc_t<S>;
-  if (a.dh) {
-    const int64_t count = a.B * a.N * a.D * a.H;
-    launch("sparse_projection_backward", sparse_projection_backward_kernel<S>,
-           dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads)), kThreads, 0, stream,
-           Spread{a.B, a.N, a.D, a.H, a.K, a.ds, a.weight, onto, a.dh});
+  constexpr int kValues = kRowsPerThread * kNodes;
+  static_assert(kValues == 32);  // one for each lane
+  __shared__ T sums[kWarps][kValues];
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int64_t tiles_n = (a.N + kNodes - 1) / kNodes;
+  const int64_t d = blockIdx.x / tiles_n, n0 = blockIdx.x % tiles_n * kNodes,
+                k0 = static_cast<int64_t>(blockIdx.y) * kRowsPerThread;
+  T acc[kRowsPerThread][kNodes] = {};
+  for (int64_t b = static_cast<int64_t>(blockIdx.z) * kWarps + warp; b < a.B;
+       b += static_cast<int64_t>(gridDim.z) * kWarps) {
+    const S* const ds = static_cast<const S*>(a.ds) + ((b * a.D + d) * a.K + k0) * a.H;
+    const S* const h = static_cast<const S*>(a.h) + ((b * a.N + n0) * a.D + d) * a.H;
+    for (int64_t j = lane; j < a.H; j += 32) {
+      T g[kRowsPerThread];
+#pragma unroll
+      for (int q = 0; q < kRowsPerThread; ++q) g[q] = k0 + q < a.K ? to_acc(ds[q * a.H + j]) : T(0);
+#pragma unroll
+      for (int i = 0; i < kNodes; ++i) {
+        const T y = n0 + i < a.N ? to_acc(h[i * a.D * a.H + j]) : T(0);
+#pragma unroll
+        for (int q = 0; q < kRowsPerThread; ++q) acc[q][i] += g[q] * y;
+      }
+    }
   }
-  if (!a.dweight) return;
-  const int64_t parts = parts_of<S>(a, device), count = a.D * a.K * a.N;
-  T* partial = workspace.take<T>(parts * count);
-  // dweight[d][k][n] = sum over (b, j) of ds[b,d,k,j] h[b,n,d,j]
-  Gemm g{a.K, a.N, a.B * a.H, a.H, a.D, parts, {}, {}, {}};
-  g.a = {a.ds, a.H, a.D * a.K * a.H, 1, a.K * a.H};
-  g.b = {a.h, a.D * a.H, a.N * a.D * a.H, 1, a.H};
-  g.out = {partial, a.N, a.K * a.N, count};
-  gemm<S, S, T>(g, stream);
-  reduce<S>({{count, parts, partial, a.dweight}}, stream);
+#pragma unroll
+  for (int e = 0; e < kValues; ++e) {
+    T sum = acc[e / kNodes][e % kNodes];
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    if (lane == e) sums[warp][e] = sum;
+  }
+  __syncthreads();
+  const int64_t k = k0 + lane / kNodes, n = n0 + lane % kNodes;
+  if (warp > 0 || k >= a.K || n >= a.N) return;
+  T sum = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) sum += sums[w][lane];
+  static_cast<S*>(a.to)[((blockIdx.z * a.D + d) * a.K + k) * a.N + n] = from_acc<S>(sum);
+}
+
+dim3 weights_grid(const SparseProjectionBackward& a, const Device& device) {
+  const int64_t tiles = a.D * ((a.N + kNodes - 1) / kNodes),
+                blocks_k = (a.K + kRowsPerThread - 1) / kRowsPerThread;
+  const int64_t wanted = 4 * device.num_sms / std::max<int64_t>(1, tiles * blocks_k);
+  const int64_t parts = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, a.B / kWarps));
+  return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(blocks_k),
+              static_cast<unsigned>(parts));
 }
 
 }  // namespace
@@ -109,20 +148,27 @@ void sparse_projection(const SparseProjection& a, Dtype dtype, void* stream) {
   });
 }
 
-int64_t sparse_projection_backward_workspace(const SparseProjectionBackward& a, Dtype dtype,
-                                             const Device& device) {
-  Workspace workspace(nullptr);
-  with_dtype(dtype, [&](auto s) {
-    using S = decltype(s);
-    workspace.take<acc_t<S>>(a.dweight ? parts_of<S>(a, device) * a.D * a.K * a.N : 0);
-  });
-  return workspace.size();
+int64_t sparse_projection_parts(const SparseProjectionBackward& a, const Device& device) {
+  const int64_t parts = weights_grid(a, device).z;
+  return parts > 1 ? parts * a.D * a.K * a.N : 0;
 }
 
 void sparse_projection_backward(const SparseProjectionBackward& a, const void* onto, Dtype dtype,
-                                const Device& device, void* workspace, void* stream) {
+                                const Device& device, void* parts, Products& products,
+                                void* stream) {
   with_dtype(dtype, [&](auto s) {
-    run_backward<decltype(s)>(a, onto, device, Workspace(workspace), stream);
+    using S = decltype(s);
+    if (a.dh) {
+      const int64_t count = a.B * a.N * a.D * a.H;
+      launch("sparse_projection_backward", sparse_projection_backward_kernel<S>,
+             dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads)), kThreads, 0, stream,
+             Spread{a.B, a.N, a.D, a.H, a.K, a.ds, a.weight, onto, a.dh});
+    }
+    if (!a.dweight) return;
+    const dim3 grid = weights_grid(a, device);
+    launch("sparse_projection_weights", sparse_projection_weights_kernel<S>, grid, kThreads, 0,
+           stream, WeightSum{a.B, a.N, a.D, a.H, a.K, a.ds, a.h, grid.z > 1 ? parts : a.dweight});
+    if (grid.z > 1) products.sum(dtype, a.D * a.K * a.N, grid.z, parts, a.dweight);
   });
 }
 

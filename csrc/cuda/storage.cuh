@@ -32,12 +32,6 @@ struct alignas(16) Quad {
   T v[4];
 };
 
-// The same of a 16-bit type.
-template <typename S>
-struct alignas(8) Four {
-  S v[4];
-};
-
 // Calls f(S{}) with the storage type of dtype.
 template <typename F>
 void with_dtype(Dtype dtype, const F& f) {

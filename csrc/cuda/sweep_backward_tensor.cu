@@ -1,4 +1,4 @@
-// Derivative of the sweep on tensor cores; see sweep_tensor.cuh for the plan and sweep_backward.cu
+// Derivative of the sweep on tensor cores; see sweep_tensor.cuh for the plan and sweep.cu
 // for the formulas. Up to H = 128 dw_hh grows in registers over all tiles of a CTA, as products
 // over their 16 items (a warp has the rows of its own columns), and so do dw_ih and dbias of up to
 // 15 inputs; the reduction that follows adds the CTAs up in their order. Beyond H = 128, q goes to
@@ -8,42 +8,30 @@
 //
 // Predicted, not measured (H200 at 1.98 GHz, bfloat16, H = 128), from instructions counted as
 // forward: a chain 8 warps of about 370 instructions a step, two on a scheduler, 0.45 us; 64 images
-// of 32 x 32 about 470 instructions a product, 90 us, and for the sums after it (dx and dw_ih of C
-// = 128, 17 GFLOP, 170 MB) 60 us. Bytes of the sweep itself: 200 MB = 42 us.
+// of 32 x 32 about 470 instructions a product, 90 us; the sums after it (dx and dw_ih of C = 128,
+// 17 GFLOP, 170 MB) are torch's, 35 us by their bytes. Bytes of the sweep itself: 200 MB = 42 us.
 #include "sweep_tensor.cuh"
 
 namespace strnn::cuda {
 namespace {
 
-template <typename S>
-struct TensorBackwardArgs {
-  Backward<S, S> pass;
-  TensorSweep sweep;  // streams: h, dh
-  int64_t num_tiles;
-};
-
+// Streams: h, dh.
 template <typename S, int kOwn, int kSteps, bool kProjects>
 __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps / kOwn))
-    sweep_backward_tensor_kernel(const TensorBackwardArgs<S> f) {
+    sweep_backward_tensor_kernel(const TensorArgs<Backward<S>> f) {
   using Tile = TensorTile<S, kOwn, kSteps, 2>;
   using Core = typename Tile::Core;
   using Piece = typename Tile::Piece;
   constexpr bool kSums = kSteps <= kTensorSumsSteps;
   STRNN_DYNAMIC_SHARED(raw);
-  Carver carver{raw};
-  Tile tile(f.sweep, carver);
+  Tile tile(f.sweep, raw);
   const TensorSweep& a = f.sweep;
   const SweepBackward& p = f.pass.a;
   const BackwardStates& to = f.pass.to;
   const int H = a.H, d = tile.d;
 
   typename Tile::Weight weights[kSteps][kOwn];
-#pragma unroll
-  for (int k = 0; k < kSteps; ++k)
-#pragma unroll
-    for (int own = 0; own < kOwn; ++own)
-      weights[k][own] = Core::weight_transposed(
-          [&](int i) { return tile.block_row(p.w_hh.first, k, tile.unit(own), H, i); });
+  tile.template load_weights<true>(p.w_hh.first, weights);
   float dw[kSums ? kOwn : 1][kSums ? kSteps : 1][2][4] = {};
   // dw_ih and, by a column of ones beside those of x, dbias.
   float dw_x[kSums ? kOwn : 1][2][4] = {};
@@ -126,7 +114,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
       }
     }
   };
-  for (int64_t i = blockIdx.x; i < f.num_tiles; i += gridDim.x) {
+  for (int64_t i = blockIdx.x; i < a.num_tiles; i += gridDim.x) {
     tile.begin(i << a.rows_log2);
     if constexpr (kProjects) load_ds();
     tile.sweep(weights, extra, start, finish, after);
@@ -155,21 +143,19 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 
 }  // namespace
 
-void sweep_backward_tensor(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
-                           const Plan& plan, void* stream) {
-  const TensorSweep sweep = tensor_sweep(a, a.program, plan, dtype, plan.sums_input ? a.C : 0,
-                                         {a.h, to.dh}, {a.gate, a.pre, a.dgate, to.du, to.q});
-  const int64_t rows = int64_t{1} << sweep.rows_log2;
-  const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D));
+template <>
+void sweep_tensor(const SweepBackward& a, const BackwardStates& states, Dtype dtype,
+                  const Plan& plan, void* stream) {
   with_16_bits(dtype, [&](auto s) {
+    using S = decltype(s);
+    auto f = tensor_args(Backward<S>{a, states}, plan, plan.sums_input ? a.C : 0);
+    add_streams<S>(a.h, 1, 0, f.sweep), add_streams<S>(states.dh, 1, 1, f.sweep);
     with_tensor_shape<true>(plan, [&](auto own, auto steps) {
-      using S = decltype(s);
       constexpr int kOwn = decltype(own)::value, kSteps = decltype(steps)::value;
-      const TensorBackwardArgs<S> f{{a, to}, sweep, (a.B + rows - 1) / rows};
-      launch("sweep_backward_tensor",
-             plan.projects && a.ds ? sweep_backward_tensor_kernel<S, kOwn, kSteps, true>
-                                   : sweep_backward_tensor_kernel<S, kOwn, kSteps, false>,
-             grid, plan.threads, plan.shared_bytes, stream, f);
+      launch_sweep("sweep_forward_tensor", "sweep_backward_tensor",
+                   plan.projects && a.ds ? sweep_backward_tensor_kernel<S, kOwn, kSteps, true>
+                                         : sweep_backward_tensor_kernel<S, kOwn, kSteps, false>,
+                   plan, stream, f);
     });
   });
 }

@@ -1,4 +1,4 @@
-// Forward sweep on tensor cores; see sweep_tensor.cuh for the plan and sweep_forward.cu for the op.
+// Forward sweep on tensor cores; see sweep_tensor.cuh for the plan and sweep.cu for the op.
 //
 // With a projection of few rows, s grows beside the sweep, as a sum over the items of a product on
 // tensor cores (the rows of B of a tile have sums of their own, so they are few); h need not be
@@ -20,28 +20,21 @@
 //     of about 450 instructions and 300 cycles of waiting, with the tables 6 us. Rows of 5 numbers
 //     are aligned to 2 bytes, which cp.async does not take: they go through registers, and no one
 //     waits for them before the product is done.
-#include "kernels.h"
 #include "sweep_tensor.cuh"
 
 namespace strnn::cuda {
 namespace {
 
-template <typename S>
-struct TensorForwardArgs {
-  Forward<S> pass;
-  TensorSweep sweep;  // streams: u with C = 0
-};
-
+// Streams: u, with C = 0.
 template <typename S, int kOwn, int kSteps, bool kProjects>
 __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps / kOwn))
-    sweep_forward_tensor_kernel(const TensorForwardArgs<S> f) {
+    sweep_forward_tensor_kernel(const TensorArgs<Forward<S>> f) {
   using Tile = TensorTile<S, kOwn, kSteps, 1>;
   using Core = typename Tile::Core;
   using Piece = typename Tile::Piece;
   using Weight = typename Tile::Weight;
   STRNN_DYNAMIC_SHARED(raw);
-  Carver carver{raw};
-  Tile tile(f.sweep, carver);
+  Tile tile(f.sweep, raw);
   const TensorSweep& a = f.sweep;
   const SweepForward& p = f.pass.a;
   const int H = a.H, C = a.C, d = tile.d, units_x = (C + kUnit - 1) / kUnit;
@@ -68,13 +61,7 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
     }
   }
   Weight weights[kSteps][kOwn];
-#pragma unroll
-  for (int k = 0; k < kSteps; ++k) {
-    if constexpr (kSteps > 8) __syncwarp();  // or too many loads are under way for the registers
-#pragma unroll
-    for (int own = 0; own < kOwn; ++own)
-      weights[k][own] = Core::weight(rows_of(p.w_hh.first, own, k, H));
-  }
+  tile.template load_weights<false>(p.w_hh.first, weights);
 
   // s, [row][unit][column of H][k], grows over all nodes as states^T projection^T.
   constexpr int kRows = kProjects ? Tile::kProjectedRows : 1;
@@ -157,19 +144,19 @@ __global__ void __launch_bounds__(32 * kSteps / kOwn, tensor_blocks(32 * kSteps 
 
 }  // namespace
 
-void sweep_forward_tensor(const SweepForward& a, Dtype dtype, const Plan& plan, void* stream) {
-  const TensorSweep sweep = tensor_sweep(a, a.program, plan, dtype, a.C, {a.C ? nullptr : a.x},
-                                         {a.gate, a.h, a.pre, a.h0});
-  const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(a.D));
+template <>
+void sweep_tensor(const SweepForward& a, const ForwardStates&, Dtype dtype, const Plan& plan,
+                  void* stream) {
   with_16_bits(dtype, [&](auto s) {
+    using S = decltype(s);
+    auto f = tensor_args(Forward<S>{a}, plan, a.C);
+    if (!a.C) add_streams<S>(a.x, 1, 0, f.sweep);
     with_tensor_shape<false>(plan, [&](auto own, auto steps) {
-      using S = decltype(s);
       constexpr int kOwn = decltype(own)::value, kSteps = decltype(steps)::value;
-      const TensorForwardArgs<S> f{{a}, sweep};
-      launch("sweep_forward_tensor",
-             plan.projects ? sweep_forward_tensor_kernel<S, kOwn, kSteps, true>
-                           : sweep_forward_tensor_kernel<S, kOwn, kSteps, false>,
-             grid, plan.threads, plan.shared_bytes, stream, f);
+      launch_sweep("sweep_forward_tensor", "sweep_backward_tensor",
+                   plan.projects ? sweep_forward_tensor_kernel<S, kOwn, kSteps, true>
+                                 : sweep_forward_tensor_kernel<S, kOwn, kSteps, false>,
+                   plan, stream, f);
     });
   });
 }

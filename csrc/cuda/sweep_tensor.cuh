@@ -20,8 +20,6 @@
 // wait for branches. Up to three states of 16 bits are added in 16 bits, as pairs; more in float32.
 #pragma once
 #include <algorithm>
-#include <array>
-#include <initializer_list>
 #include <type_traits>
 
 #include "launch.cuh"
@@ -45,6 +43,7 @@ struct TensorSweep {
   uint32_t state_stride;  // D * H: elements from node to node
   int H, C;               // C = 0: no x
   int rows_log2, tiles;   // rows of B of a CTA; products of 16 items of a chunk
+  int64_t num_tiles;      // of rows of B
   TensorLayout layout;
   const uint8_t* mask;
   // Blocks of H of arrays (B, N, D, blocks H), null where there is none, and the blocks.
@@ -191,21 +190,21 @@ struct TensorTile {
   uint4* exchange;       // [2][tiles][part][lane]
   S* ring;               // [kTensorRing][layout.stage]
 
-  __device__ __forceinline__ TensorTile(const TensorSweep& args, Carver& carver) : a(args) {
+  __device__ __forceinline__ TensorTile(const TensorSweep& args, unsigned char* raw) : a(args) {
     d = blockIdx.y;
     lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, warp = threadIdx.x / 32;
     rows = 1 << a.rows_log2, nodes = keep(kUnit >> a.rows_log2);
     first_staged = keep(g * kLd + column(0));
     columns_x = keep(a.C - first_column_x());
     first_staged_x = keep(g * a.layout.ld_x + first_column_x());
-    records = carver.take<int4>(a.layout.records);
-    input_weights = carver.take<uint4>(a.layout.input_weights);
-    projection = carver.take<S>(a.layout.projection);
-    slots = carver.take<S>(a.layout.slots);
-    exchange = carver.take<uint4>(a.layout.exchange);
-    ring = carver.take<S>(a.layout.ring);
+    records = array_at<int4>(raw, a.layout.records);
+    input_weights = array_at<uint4>(raw, a.layout.input_weights);
+    projection = array_at<S>(raw, a.layout.projection);
+    slots = array_at<S>(raw, a.layout.slots);
+    exchange = array_at<uint4>(raw, a.layout.exchange);
+    ring = array_at<S>(raw, a.layout.ring);
     load_records();
-    set_to_zero(ring, a.layout.ring);
+    set_to_zero(ring, kTensorRing * a.layout.stage);
     set_to_zero(slots + no_pred() * kLdSlot, rows * kLdSlot);
   }
 
@@ -621,6 +620,31 @@ struct TensorTile {
                       alignment_of(matrix, width * static_cast<int64_t>(sizeof(S))));
   }
 
+  // W of (D, gates H, H): of the own columns' rows or, transposed, of their columns.
+  template <bool kIsTransposed, int kTerms, int kResults>
+  __device__ __forceinline__ void load_weights(const void* matrix,
+                                               Weight (&weights)[kTerms][kResults]) const {
+    constexpr int kGates = kTerms / kSteps * kResults / kOwn;
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      // Or too many loads are under way for the registers.
+      if constexpr (kSteps > (kGates > 1 ? 2 : 8)) __syncwarp();
+#pragma unroll
+      for (int gate = 0; gate < kGates; ++gate)
+#pragma unroll
+        for (int own = 0; own < kOwn; ++own) {
+          const auto row = [&](int i) {
+            return block_row(matrix, kIsTransposed ? k : unit(own), kIsTransposed ? unit(own) : k,
+                             a.H, i, gate, kGates);
+          };
+          if constexpr (kIsTransposed)
+            weights[k * kGates + gate][own] = Core::weight_transposed(row);
+          else
+            weights[k][gate * kOwn + own] = Core::weight(row);
+        }
+    }
+  }
+
   // The sweep over a tile of rows. extra as above; start(begin, at, tile, acc) says what the
   // product of the nodes from `begin` on is added to; finish(at, tile, half, item, sums, acc) takes
   // the result of half its items, and after(begin, at, tile, sums) follows. at: stage of the ring;
@@ -715,31 +739,41 @@ struct TensorTile {
   }
 };
 
-// streams: what is staged, in its order, null where there is none, and the blocks of H of a row of
-// each; C: columns of x, or 0 if it is not read; states: all other arrays of rows of H elements,
-// null or not.
-inline TensorSweep tensor_sweep(const Sweep& a, const Program& program, const Plan& plan,
-                                Dtype dtype, int64_t C,
-                                const std::array<const void*, kTensorStreams>& streams,
-                                std::initializer_list<const void*> states) {
-  TensorSweep sweep{};
-  sweep.program = program;
-  sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
-  sweep.H = static_cast<int>(a.H);
-  sweep.state_stride = static_cast<uint32_t>(a.D * a.H);
+template <typename Pass>
+struct TensorArgs {
+  Pass pass;
+  TensorSweep sweep;
+};
+
+// C: columns of x, or 0 if it is not read. add() says what is staged.
+template <typename Pass>
+TensorArgs<Pass> tensor_args(const Pass& pass, const Plan& plan, int64_t C) {
+  constexpr auto kElement = static_cast<int64_t>(sizeof(typename Pass::Storage));
+  const auto& a = pass.a;
   const TensorPlan& t = std::get<TensorPlan>(plan.kind);
+  TensorSweep sweep{};
+  sweep.program = a.program;
+  sweep.B = a.B, sweep.N = a.N, sweep.D = a.D;
+  sweep.H = static_cast<int>(a.H), sweep.state_stride = static_cast<uint32_t>(a.D * a.H);
   sweep.rows_log2 = t.rows_log2, sweep.tiles = t.tiles;
+  sweep.num_tiles = (a.B + (1 << t.rows_log2) - 1) >> t.rows_log2;
   sweep.C = static_cast<int>(C), sweep.x = a.x;
-  sweep.alignment_x = alignment_of(a.x, C * storage_bytes(dtype));
+  sweep.alignment_x = alignment_of(a.x, C * kElement);
   sweep.layout = t.layout;
   sweep.mask = a.mask;
   sweep.alignment = 16;
-  const auto align = [&](const void* array) {
-    sweep.alignment = std::min(sweep.alignment, alignment_of(array, a.H * storage_bytes(dtype)));
-  };
-  for (const void* state : states) align(state);
-  for (int s = 0; s < kTensorStreams; ++s) align(sweep.input[s] = streams[s]);
-  return sweep;
+  for (const void* array : pass.arrays())
+    sweep.alignment = std::min(sweep.alignment, alignment_of(array, a.H * kElement));
+  return {pass, sweep};
+}
+
+// Stages the blocks of H of an array's rows, as streams from `at` on.
+template <typename S>
+void add_streams(const void* from, int blocks, int at, TensorSweep& sweep) {
+  for (int s = 0; from && s < blocks; ++s) {
+    sweep.input[at + s] = static_cast<const S*>(from) + s * sweep.H;
+    sweep.blocks[at + s] = blocks;
+  }
 }
 
 // Calls f with the shape (kOwn, kSteps) of a plan.

@@ -13,42 +13,35 @@
 // H = 128, B = 64 (16 CTAs of 8 rows, 8 warps, two on a scheduler): a warp issues 740 instructions
 // a step of an lstm and 910 backward, of a gru 640 and 770: about 1 us, where a launch per level
 // takes 4 to 10.
-#include "kernels.h"
 #include "sweep_tensor.cuh"
 
 namespace strnn::cuda {
 namespace {
 
-template <typename Pass>
-struct TensorGatedArgs {
-  Pass pass;
-  TensorSweep sweep;  // streams: the gates' blocks of u; backward what was saved, dh
-  int64_t num_tiles;
-};
-
+// Streams: the gates' blocks of u; backward what was saved, dh.
 template <typename Pass, int kSteps>
 __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
-    sweep_gated_tensor_kernel(const TensorGatedArgs<Pass> f) {
+    sweep_gated_tensor_kernel(const TensorArgs<Pass> f) {
   using S = typename Pass::Storage;
   using Cell = typename Pass::Cell;
   constexpr bool kIsBackward = Pass::kIsBackward;
   constexpr int kGates = Cell::kGates, kStates = kIsBackward ? kGates : 1,
-                kResults = kIsBackward ? 1 : kGates,
-                kStreams = kIsBackward ? Cell::kSaved + 1 : kGates;
+                kResults = kIsBackward ? 1 : kGates, kStreams = Pass::kInputs + kIsBackward;
   static_assert(kStreams <= kTensorStreams);
   using Tile = TensorTile<S, 1, kSteps, kStreams, kStates>;
   using Core = typename Tile::Core;
   using Piece = typename Tile::Piece;
   STRNN_DYNAMIC_SHARED(raw);
-  Carver carver{raw};
-  Tile tile(f.sweep, carver);
+  Tile tile(f.sweep, raw);
   const Pass& pass = f.pass;
   const TensorSweep& a = f.sweep;
   const int H = a.H, d = tile.d, j = tile.column(0);
-  float* const carry = carver.take<float>(a.layout.carry);      // [S + 1][row][kLd]
-  float* const carried = carver.take<float>(a.layout.carried);  // [tile][warp][half][lane][kPiece]
-  float* const factors = carver.take<float>(a.layout.factors);  // [position]
-  float* const bias = carver.take<float>(a.layout.bias);        // [block][16 kSteps]
+  // Kept, or the compiler adds them up again where it has no register left.
+  float* const carry = array_at<float>(raw, keep(a.layout.carry));  // [S + 1][row][kLd]
+  float* const carried =
+      array_at<float>(raw, keep(a.layout.carried));  // [tile][warp][half][lane][kPiece]
+  float* const factors = array_at<float>(raw, keep(a.layout.factors));  // [position]
+  float* const bias = array_at<float>(raw, keep(a.layout.bias));        // [block][16 kSteps]
   const auto carry_in = [&](int index, int half) {
     return reinterpret_cast<Quad<float>*>(carry + (index + tile.row_of(half)) * Tile::kLd + j);
   };
@@ -64,29 +57,15 @@ __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
     factors[i] = pass.a.mean ? reciprocal<float>(max(1, count)) : 1.f;
   }
 #pragma unroll 1
-  for (int i = threadIdx.x; i < a.layout.bias; i += Tile::kThreads) {
+  for (int i = threadIdx.x; !kIsBackward && i < Cell::kBlocks * kSteps * kUnit;
+       i += Tile::kThreads) {
     const int column = i % (kSteps * kUnit), row = (d * Cell::kBlocks + i / (kSteps * kUnit)) * H;
     const auto* from = static_cast<const S*>(pass.a.bias.first) + row + column;
     bias[i] = pass.a.bias.first && column < H ? to_acc(*from) : 0.f;
   }
 
   typename Tile::Weight weights[kSteps * kStates][kResults];
-#pragma unroll
-  for (int k = 0; k < kSteps; ++k) {
-    if constexpr (kSteps > 2) __syncwarp();  // or too many loads are under way for the registers
-#pragma unroll
-    for (int gate = 0; gate < kGates; ++gate) {
-      const auto rows = [&](int block, int column) {
-        return [=, &tile](int i) {
-          return tile.block_row(pass.a.w_hh.first, block, column, H, i, gate, kGates);
-        };
-      };
-      if constexpr (kIsBackward)
-        weights[k * kGates + gate][0] = Core::weight_transposed(rows(k, tile.unit(0)));
-      else
-        weights[k][gate] = Core::weight(rows(tile.unit(0), k));
-    }
-  }
+  tile.template load_weights<kIsBackward>(pass.a.w_hh.first, weights);
 
   const auto extra = [&](const TensorItem& item, int half, Piece(&sums)[kStates], int number,
                          int most) {
@@ -128,47 +107,34 @@ __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
                           const float (&acc)[kResults][2][4]) {
     const int64_t first = item.state - j;
     Quad<float> m = *carried_to(number, half);
-    float v[Pass::kValues][kPiece], input[kPiece];
+    float v[Pass::kValues][kPiece];
     const auto load = [&](int stream, float (&to)[kPiece]) {
       Core::values(Core::load(tile.staged(at, stream, number, half)), to);
     };
-    const auto result = [&](int i, float (&to)[kPiece]) {
+    pass.assemble(
+        load,
+        [&](int block, float (&to)[kPiece]) {
+          const auto own = *reinterpret_cast<const Quad<float>*>(bias + block * kSteps * kUnit + j);
 #pragma unroll
-      for (int e = 0; e < kPiece; ++e) to[e] = acc[i][e / 2][2 * half + e % 2];
-    };
-    if constexpr (kIsBackward) {
+          for (int i = 0; i < kPiece; ++i) to[i] = own.v[i];
+        },
+        [&](int k, float (&to)[kPiece]) {
 #pragma unroll
-      for (int k = 0; k < Cell::kSaved; ++k) load(k, v[k]);
-      result(0, v[Pass::kFirstResult]);
-      load(Cell::kSaved, input);  // zeros, without dh
-      add(v[Pass::kFirstResult], input);
-    } else {
-      for_each(BlocksOf<Cell>{}, [&](auto block) {
-        constexpr int b = decltype(block)::value, kOfBias = Cell::kBiasGate[b];
-        const float* const own = bias + kOfBias * kSteps * kUnit + j;
-        const auto of_bias = *reinterpret_cast<const Quad<float>*>(own);
-#pragma unroll
-        for (int i = 0; i < kPiece; ++i) v[b][i] = of_bias.v[i];
-        if constexpr (b < kGates) {
-          constexpr int kOfInput = Cell::kInputGate[b];
-          load(kOfInput, input);
-          add(v[b], input);
-        }
-        if constexpr (b >= Pass::kFirstResult) {
-          result(b - Pass::kFirstResult, input);
-          add(v[b], input);
-        }
-      });
-    }
+          for (int e = 0; e < kPiece; ++e) to[e] = acc[k][e / 2][2 * half + e % 2];
+          if constexpr (kIsBackward) {
+            float dh[kPiece];
+            load(Pass::kInputs, dh);  // zeros, without dh
+            add(to, dh);
+          }
+        },
+        v);
     tile.with_pieces(item, [&](const auto& units) {
-      if constexpr (kIsBackward) {
-        pass.add_dc(units, first, j, m.v);
+      if constexpr (kIsBackward)
         if (pass.to.q)
 #pragma unroll
           for (int k = 0; k < kGates; ++k)
             units.store(static_cast<S*>(pass.to.q) + first * kGates + k * H + j,
                         Core::part(sums[k], half));
-      }
       pass.finish(units, first, j, !item.is_live, v, m.v);
     });
     if (!Tile::is_kept(item)) return;
@@ -176,7 +142,7 @@ __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
     S* const to = tile.slot(item.slot, half);
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
-      auto& state = v[state_column(k, 1, kGates, kStates == 1 ? kGates : Cell::kBlocks)];
+      auto& state = v[Pass::state(k)];
       if constexpr (kIsBackward)
 #pragma unroll
         for (float& x : state) x *= factor;
@@ -188,72 +154,36 @@ __global__ void __launch_bounds__(32 * kSteps, tensor_blocks(32 * kSteps))
     *carry_in(item.slot, half) = m;
   };
   const auto after = [](int, int, int, const auto&) {};
-  for (int64_t i = blockIdx.x; i < f.num_tiles; i += gridDim.x) {
+  for (int64_t i = blockIdx.x; i < a.num_tiles; i += gridDim.x) {
     tile.begin(i << a.rows_log2);
     tile.sweep(weights, extra, start, finish, after);
   }
 }
 
-// streams: of `blocks` blocks of H, from `from` on.
-template <typename S>
-void add_streams(const void* from, int count, int blocks, int64_t H, int at, TensorSweep& sweep) {
-  for (int s = 0; from && s < count; ++s) {
-    sweep.input[at + s] = static_cast<const S*>(from) + s * H;
-    sweep.blocks[at + s] = blocks;
-  }
-}
+}  // namespace
 
-template <typename Pass, typename Stage>
-void launch_gated(const char* name, const Pass& pass, Dtype dtype, const Plan& plan, void* stream,
-                  std::initializer_list<const void*> arrays, const Stage& stage) {
-  TensorSweep sweep = tensor_sweep(pass.a, pass.a.program, plan, dtype, 0, {}, arrays);
-  stage(sweep);
-  const int64_t rows = int64_t{1} << sweep.rows_log2;
-  const TensorGatedArgs<Pass> f{pass, sweep, (pass.a.B + rows - 1) / rows};
-  const dim3 grid(static_cast<unsigned>(plan.ctas), static_cast<unsigned>(pass.a.D));
-  with_tensor_shape<false>(plan, [&](auto, auto steps) {
-    constexpr int kSteps = decltype(steps)::value;
-    if constexpr (kSteps <= kTensorGatedSteps)
-      launch(name, sweep_gated_tensor_kernel<Pass, kSteps>, grid, plan.threads, plan.shared_bytes,
-             stream, f);
-  });
-}
-
-// Calls f with the storage type and the cell.
-template <typename F>
-void with_gated(int kind, Dtype dtype, const F& f) {
+template <typename A, typename States>
+void sweep_tensor_gated(const A& a, const States& states, Dtype dtype, const Plan& plan,
+                        void* stream) {
   with_16_bits(dtype, [&](auto s) {
-    with_gates(kind, [&](auto cell) {
-      if constexpr (decltype(cell)::kBlocks > 1) f(s, cell);
+    using S = decltype(s);
+    with_pass<S>(a, states, [&](const auto& pass) {
+      using Pass = std::decay_t<decltype(pass)>;
+      if constexpr (Pass::Cell::kBlocks > 1) {
+        auto f = tensor_args(pass, plan, 0);
+        add_streams<S>(pass.inputs(), Pass::kInputs, 0, f.sweep);
+        if constexpr (Pass::kIsBackward) add_streams<S>(pass.to.dh, 1, Pass::kInputs, f.sweep);
+        with_tensor_shape<false>(plan, [&](auto, auto steps) {
+          constexpr int kSteps = decltype(steps)::value;
+          if constexpr (kSteps <= kTensorGatedSteps)
+            launch_sweep("sweep_forward_tensor_gated", "sweep_backward_tensor_gated",
+                         sweep_gated_tensor_kernel<Pass, kSteps>, plan, stream, f);
+        });
+      }
     });
   });
 }
 
-}  // namespace
-
-void sweep_forward_tensor_gated(const SweepForward& a, Dtype dtype, const Plan& plan,
-                                void* stream) {
-  with_gated(a.cell, dtype, [&](auto s, auto cell) {
-    using S = decltype(s);
-    using Cell = decltype(cell);
-    launch_gated("sweep_forward_tensor_gated", CellForward<S, Cell>{{a}}, dtype, plan, stream,
-                 {a.x, a.h, a.c, a.saved, a.h0, a.c0}, [&](TensorSweep& sweep) {
-                   add_streams<S>(a.x, Cell::kGates, Cell::kGates, a.H, 0, sweep);
-                 });
-  });
-}
-
-void sweep_backward_tensor_gated(const SweepBackward& a, const BackwardStates& to, Dtype dtype,
-                                 const Plan& plan, void* stream) {
-  with_gated(a.cell, dtype, [&](auto s, auto cell) {
-    using S = decltype(s);
-    using Cell = decltype(cell);
-    launch_gated("sweep_backward_tensor_gated", CellBackward<S, S, Cell>{{a, to}}, dtype, plan,
-                 stream, {a.saved, to.dh, a.dc, to.du, to.q}, [&](TensorSweep& sweep) {
-                   add_streams<S>(a.saved, Cell::kSaved, Cell::kSaved, a.H, 0, sweep);
-                   add_streams<S>(to.dh, 1, 1, a.H, Cell::kSaved, sweep);
-                 });
-  });
-}
+STRNN_BOTH_PASSES(sweep_tensor_gated);
 
 }  // namespace strnn::cuda

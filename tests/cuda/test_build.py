@@ -126,8 +126,6 @@ def test_no_local_and_no_generic_memory():
 def expected_mma(name, architecture):
     """How many mma.sync may stand in a kernel: those of one product, no more by unrolling."""
     name, *arguments = re.findall(r"\w+", name)
-    if name == "gemm_tensor_kernel":
-        return (16, 32)  # 32 x 32 outputs of a warp, 32 steps of the sum; for a mask a second loop
     if name.endswith("_cluster_kernel"):  # 4 for each block of k of a warp; none before sm_90
         return (0 if architecture == "sm_80" else 4 * int(arguments[-1]),)
     if not name.endswith("_tensor_kernel"):

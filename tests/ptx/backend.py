@@ -87,6 +87,7 @@ class Cuda:
         self._architecture, self._seed, self._offset = device[0], seed, offset
         self._host = ctypes.CDLL(str(library))
         self._host.host_error.restype = ctypes.c_char_p
+        self._host.host_tells(decode.library().ptx_wrote)
         self.launched: list[str] = []
 
     @contextmanager

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from torch.utils.cpp_extension import include_paths, library_paths
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "ptx"
@@ -65,12 +67,11 @@ def _object(source: Path, *flags: object) -> Path:
     return _made(to, ["g++", "-fPIC", *flags, "-c", source, "-o", "TO"])
 
 
-def _link(name: str, objects: Iterable[Path]) -> Path:
+def _link(name: str, objects: Iterable[Path], *libraries: str) -> Path:
     objects = list(objects)
     to = BUILD / f"{name}-{_key(*(o.relative_to(BUILD) for o in objects))}.so"
-    return _made(
-        to, ["g++", "-shared", "-Wl,-Bsymbolic", "-Wl,--no-undefined", *objects, "-o", "TO"]
-    )
+    flags = ("-shared", "-Wl,-Bsymbolic", "-Wl,--no-undefined")
+    return _made(to, ["g++", *flags, *objects, *libraries, "-o", "TO"])
 
 
 def _parallel(function, sources: Iterable[Path]) -> list[Path]:
@@ -106,7 +107,10 @@ def cuda(sources: Path = SOURCES, architectures: Sequence[int] = ()) -> tuple[Pa
     sm_90, and no other source looks at the architecture. `sources` may be a changed copy of
     csrc/cuda, beside a copy of csrc/common.
     """
-    include = (f"-I{CUDA_HOME}/include", f"-I{ROOT}", "-std=c++17", "-O1")
+    folders_of_torch = (f"-I{folder}" for folder in include_paths())
+    include = (f"-I{CUDA_HOME}/include", f"-I{ROOT}", *folders_of_torch, "-std=c++17", "-O1")
+    # As setup.py has it.
+    include += ("-DTORCH_TARGET_VERSION=0x020a000000000000",)
     kernels = sorted(sources.glob("*.cu"), key=lambda path: "tensor" not in path.name)
 
     def compiled(source: Path) -> Path:
@@ -115,7 +119,8 @@ def cuda(sources: Path = SOURCES, architectures: Sequence[int] = ()) -> tuple[Pa
     folders = _parallel(compiled, kernels)
     host = (sources / "planner.cpp", *sorted((HERE / "host").glob("*.cpp")))
     objects = [*(f / "host.o" for f in folders), *(_object(h, *include) for h in host)]
-    library = _link("host", objects)
+    torch = (f"-L{folder}" for folder in library_paths())
+    library = _link("host", objects, *torch, "-ltorch_cpu", "-lc10")
     # nvcc names a file after its architecture only where there are several.
     ending = "compute_{}.ptx" if len(architectures) > 1 else ".ptx"
     found = {

@@ -70,8 +70,8 @@ MUTATIONS = {
     ),
     "row-wrong-row-of-an-input-weight": (
         "row.cu",
-        "float* const own = array(l.own) + thread * l.ld_x;",
-        "float* const own = array(l.own) + (thread ^ 1) * l.ld_x;",
+        "float* const own = array_at<float>(raw, l.own) + thread * l.ld_x;",
+        "float* const own = array_at<float>(raw, l.own) + (thread ^ 1) * l.ld_x;",
         "corner-mask",
     ),
     "row-unit-beyond-the-width": (
@@ -118,20 +118,32 @@ MUTATIONS = {
         "w_hh[at_k + (gate + 1) % kGates * H * H]",
         "gru-corner",
     ),
-    "barrier-of-a-sum": (
-        "gemm.cuh",
-        "    __syncthreads();\n  }\n  Out* out = static_cast<Out*>(g.out.data) + part ",
-        "  }\n  Out* out = static_cast<Out*>(g.out.data) + part ",
-        "corner-mask",
+    "row-barrier-of-the-projection's-weights": (
+        "sparse_projection_kernel.cu",
+        "  __syncthreads();\n  const int64_t k = k0",
+        "  const int64_t k = k0",
+        "row-h64-c33-k17",
+    ),
+    "row-wrong-lane-of-the-projection's-weights": (
+        "sparse_projection_kernel.cu",
+        "if (lane == e) sums[warp][e] = sum;",
+        "if (lane == e) sums[warp][e ^ 1] = sum;",
+        "row-h64-c33-k17",
+    ),
+    "row-e-of-another-node": (
+        "sweep.cu",
+        "if (a.program.num_succ[d * N + i] == 0)",
+        "if (a.program.num_succ[d * N + i] <= 1)",
+        "sweep-mask-h0",
     ),
     "reduce-barrier": (
-        "gemm.cuh",
+        "sweep.cu",
         "  sums[threadIdx.x] = sum;\n  __syncthreads();\n",
         "  sums[threadIdx.x] = sum;\n",
         "corner-4x3-states",
     ),
     "partial-sum-left-out": (
-        "gemm.cuh",
+        "sweep.cu",
         "part < r.parts; part += kReduceWarps",
         "part + 1 < r.parts; part += kReduceWarps",
         "corner-4x3-states",
@@ -159,12 +171,6 @@ MUTATIONS = {
         "      sync();\n      const unsigned last",
         "      const unsigned last",
         "sweep-mask-h0",
-    ),
-    "tensor-barrier-of-a-sum": (
-        "gemm.cuh",
-        "    a.store(tile_a), b.store(tile_b);\n    __syncthreads();\n",
-        "    a.store(tile_a), b.store(tile_b);\n",
-        "chain-causal",
     ),
     "tensor-exchange-of-one-half": (
         "sweep_tensor.cuh",
@@ -264,7 +270,7 @@ MUTATIONS = {
     ),
     "tensor-ring-without-zeros": (
         "sweep_tensor.cuh",
-        "    set_to_zero(ring, a.layout.ring);\n",
+        "    set_to_zero(ring, kTensorRing * a.layout.stage);\n",
         "",
         "sweep-mask-h0",
     ),
@@ -299,9 +305,9 @@ MUTATIONS = {
         "lstm-states-h62",
     ),
     "tensor-wrong-gate-of-an-input": (
-        "sweep_tensor_gated.cu",
-        "load(kOfInput, input);",
-        "load((kOfInput + 1) % kGates, input);",
+        "pass.cuh",
+        "input(kOfInput, more);",
+        "input((kOfInput + 1) % Cell::kGates, more);",
         "lstm-states-h62",
     ),
     "tensor-factor-of-a-state-left-out": (
@@ -311,9 +317,9 @@ MUTATIONS = {
         "gru-corner-h40",
     ),
     "tensor-no-gap-before-the-new-gate": (
-        "sweep_tensor_gated.cu",
-        "v[state_column(k, 1, kGates, kStates == 1 ? kGates : Cell::kBlocks)]",
-        "v[k]",
+        "pass.cuh",
+        "return state_column(k, 1, Cell::kGates, Cell::kBlocks);",
+        "return k;",
         "gru-corner-h40",
     ),
     "projection-of-another-row": (
@@ -350,8 +356,8 @@ MUTATIONS = {
     ),
     "cluster-wrong-rank": (
         "cluster.cu",
-        "(rank + p) & (size - 1), bits",
-        "rank, bits",
+        "store_cluster(to, (rank + p) & (size - 1),",
+        "store_cluster(to, rank,",
         "chain-causal",
     ),
     "cluster-one-copy-of-the-sums": (
@@ -367,6 +373,18 @@ MUTATIONS = {
         "chain-causal",
     ),
     "cluster-one-copy-of-the-parts": ("cluster.cu", "      turn ^= 1;\n", "", "corner-mask"),
+    "cluster-wrong-block-of-the-weights": (
+        "cluster.cu",
+        "ks = 64 * t + i / 2 * 8;",
+        "ks = 64 * t + i % 2 * 8;",
+        "chain-causal",
+    ),
+    "cluster-weights-beyond-the-width": (
+        "cluster.cu",
+        "column + right + q < H) pair",
+        "column + right + q <= H) pair",
+        "sweep-mask-h0",
+    ),
     "cluster-wrong-fragment": (
         "cluster.cu",
         "lane / 8 % 2 * 8;",
@@ -441,8 +459,8 @@ MUTATIONS = {
     ),
     "level-wrong-gate-of-an-input": (
         "pass.cuh",
-        "units.load(u + kOfInput * H, input);",
-        "units.load(u + (kOfInput + 1) % Cell::kGates * H, input);",
+        "input(kOfInput, more);",
+        "input((kOfInput + 1) % Cell::kGates, more);",
         "gru-line-mask",
     ),
     "level-no-gap-before-the-new-gate": (

@@ -45,10 +45,12 @@ from strnn_kernels.topology import Topology
 
 #: Of NVIDIA, by number, and of AMD, by name.
 ARCHITECTURES = ("80", "90", "100", "gfx90a", "gfx942", "gfx950", "gfx1100")
-#: What is compiled for AMD: a kernel of each kind.
+#: What is compiled for AMD: a kernel of each kind, and of gated cells a graph and a chain in both
+#: passes.
 AMD_VARIANTS = (
     "seed fwd relu", "seed bwd bf16", "image 64 fwd bf16", "chain 128 fwd mask bf16",
-    "chain 256 bwd bf16", "projection bwd bf16",
+    "chain 256 bwd bf16", "projection bwd bf16", "seed fwd gru", "image 64 bwd lstm bf16",
+    "chain 128 bwd gru", "chain 128 fwd lstm f16",
 )  # fmt: skip
 #: Counts of a variant that may not grow.
 COUNTS = ("registers", "stack", "spills", "shared")

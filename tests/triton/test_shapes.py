@@ -68,6 +68,33 @@ def test_shape(shape: str, graph: str, device: torch.device, monkeypatch) -> Non
     )  # fmt: skip
 
 
+#: Of gated cells a graph with means, one with sums, and a chain with all that it may start from.
+GATED = {
+    "corner": Case(
+        "corner", "spatial_rnn", GRAPHS["corner"], B=5, C=3, H=30, cell="lstm", has_mask=True
+    ),
+    "many": Case("many", "spatial_rnn", GRAPHS["many"], B=5, C=3, H=9, cell="gru", reduce="sum"),
+    "chain": Case(
+        "chain", "temporal_rnn", GRAPHS["chain"], B=5, C=3, H=33, cell="lstm", has_lengths=True,
+        has_h0=True, has_c0=True,
+    ),
+}  # fmt: skip
+
+
+#: A chain without tables keeps what is carried in registers: no tile of several visits takes it.
+GATED_SHAPES = [
+    (shape, graph) for shape in SHAPES for graph in GATED if graph != "chain" or " x " not in shape
+]
+
+
+@pytest.mark.parametrize("shape, graph", GATED_SHAPES)
+def test_shape_of_a_gated_cell(shape, graph, device, monkeypatch, wanted_here) -> None:
+    wanted_here((shape, graph) in {("8 x 4", "many"), ("wide", "many"), ("one row", "chain")})
+    case = GATED[graph]
+    monkeypatch.setattr(launch, "sweep_shape", lambda *_, **__: SHAPES[shape](case.H))
+    check(case, device)
+
+
 @pytest.mark.parametrize("H", [1, 64, 100])
 def test_width(H: int, device: torch.device) -> None:
     check(Case(f"H = {H}", "sweep", GRAPHS["chain"], B=2, H=H, activation="sigmoid"), device)

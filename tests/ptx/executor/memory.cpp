@@ -288,5 +288,13 @@ void ptx_register(ptx::u64 base, ptx::u64 size, const char* name, int is_writabl
   for (ptx::Word& word : b.words) word.is_written = is_written;
   ptx::buffers[base] = std::move(b);
 }
+// By the host, between launches.
+void ptx_wrote(ptx::u64 at, ptx::u64 size) {
+  if (!size) return;
+  ptx::Buffer* b = ptx::buffer_at(at);
+  if (!b || at + size > b->base + b->size) std::abort();
+  for (ptx::u64 word = (at - b->base) / 2; word <= (at + size - 1 - b->base) / 2; ++word)
+    b->words[word].is_written = true;
+}
 void ptx_forget_buffers() { ptx::buffers.clear(); }
 }

@@ -1,11 +1,13 @@
 // The kernels' host entries (csrc/cuda/kernels.h) in C, for cuda.py. `sizes`, `in` and `out`
 // keep the order of the structs' fields. With workspace null an entry only returns the bytes of
-// scratch that it wants; -1: an error, see host_error.
+// scratch that it wants; -1: an error, see host_error. Products are made by the backend's own code,
+// of tensors on the CPU.
 #include <cstdint>
 #include <exception>
 #include <string>
 
 #include "csrc/cuda/kernels.h"
+#include "csrc/products.h"
 
 using namespace strnn;
 using namespace strnn::cuda;
@@ -13,6 +15,28 @@ using namespace strnn::cuda;
 namespace {
 
 std::string error;
+void (*wrote)(uint64_t at, uint64_t size);  // tells the machine
+
+struct HostProducts : TorchProducts {
+  HostProducts() : TorchProducts(torch::stable::Device(torch::headeronly::DeviceType::CPU)) {}
+
+  void multiply(Dtype dtype, int64_t Z, int64_t M, int64_t N, int64_t K, const Matrices& a,
+                const Matrices& b, const Matrices& out) override {
+    TorchProducts::multiply(dtype, Z, M, N, K, a, b, out);
+    for (int64_t row = 0; row < Z * M; ++row)
+      tell(dtype, out.data, row / M * out.batch + row % M * out.row, N);
+  }
+  void sum(Dtype dtype, int64_t count, int64_t parts, const void* from, void* to) override {
+    TorchProducts::sum(dtype, count, parts, from, to);
+    tell(dtype, to, 0, count);
+  }
+
+ private:
+  static void tell(Dtype dtype, const void* to, int64_t first, int64_t count) {
+    const int64_t size = storage_bytes(dtype);
+    wrote(reinterpret_cast<uint64_t>(to) + first * size, count * size);
+  }
+} products;
 
 template <typename F>
 int64_t guarded(const F& f) {
@@ -40,6 +64,7 @@ void fill(Sweep& a, Program& program, const int64_t* n, const void* const* in) {
 
 extern "C" {
 const char* host_error() { return error.c_str(); }
+void host_tells(void (*f)(uint64_t at, uint64_t size)) { wrote = f; }
 
 // in: x w_ih bias w_hh mask h0 c0 entry projection table gate; out: h pre s c saved
 int64_t host_sweep(const int64_t* n, const void* const* in, void* const* out, int dtype,
@@ -49,7 +74,7 @@ int64_t host_sweep(const int64_t* n, const void* const* in, void* const* out, in
     fill(a, a.program, n, in);
     a.gate = in[10], a.h = out[0], a.pre = out[1], a.s = out[2], a.c = out[3], a.saved = out[4];
     if (!workspace) return sweep_workspace(a, static_cast<Dtype>(dtype), device_of(device));
-    sweep(a, static_cast<Dtype>(dtype), device_of(device), workspace, nullptr);
+    sweep(a, static_cast<Dtype>(dtype), device_of(device), workspace, products, nullptr);
     return 0;
   });
 }
@@ -67,7 +92,7 @@ int64_t host_sweep_backward(const int64_t* n, const void* const* in, void* const
     a.dh0 = out[5], a.dc0 = out[6], a.dprojection = out[7];
     if (!workspace)
       return sweep_backward_workspace(a, static_cast<Dtype>(dtype), device_of(device));
-    sweep_backward(a, static_cast<Dtype>(dtype), device_of(device), workspace, nullptr);
+    sweep_backward(a, static_cast<Dtype>(dtype), device_of(device), workspace, products, nullptr);
     return 0;
   });
 }
@@ -89,10 +114,9 @@ int64_t host_sparse_projection_backward(const int64_t* n, const void* const* in,
   return guarded([&]() -> int64_t {
     const SparseProjectionBackward a{n[0],  n[1],  n[2],  n[3],   n[4],
                                      in[0], in[1], in[2], out[0], out[1]};
-    if (!workspace)
-      return sparse_projection_backward_workspace(a, static_cast<Dtype>(dtype), device_of(device));
-    sparse_projection_backward(a, nullptr, static_cast<Dtype>(dtype), device_of(device), workspace,
-                               nullptr);
+    const Dtype type = static_cast<Dtype>(dtype);
+    if (!workspace) return sparse_projection_parts(a, device_of(device)) * storage_bytes(type);
+    sparse_projection_backward(a, nullptr, type, device_of(device), workspace, products, nullptr);
     return 0;
   });
 }

@@ -735,7 +735,6 @@ struct TensorTile {
       at = (at + 1) % kTensorRing;
       parity ^= 1;
     }
-    cp_async_wait<0>();
   }
 };
 

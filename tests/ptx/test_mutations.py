@@ -196,12 +196,6 @@ MUTATIONS = {
         "stage_ahead(at, late);",
         "chain-causal",
     ),
-    "tensor-copies-never-waited-for": (
-        "sweep_tensor.cuh",
-        "    cp_async_wait<0>();\n",
-        "",
-        "chain-causal",
-    ),
     "tensor-tail-of-the-batch": (
         "sweep_tensor.cuh",
         "keep(row_of(half) < tile_rows ? a.H - column(0) : 0)",

@@ -91,32 +91,34 @@ struct BoundLayers {
 }  // namespace strnn::cpu
 
 // For modules, which find them by name (backends/native.py). dtype as in common/dtype.h; weights:
-// addresses of w_ih, w_hh and, or null, b_ih, b_hh, for each direction of each layer in turn.
+// addresses of w_ih, w_hh and, or null, b_ih, b_hh, for each direction of each layer in turn. Null:
+// no memory.
 extern "C" __attribute__((visibility("default"))) strnn::cpu::BoundLayers* strnn_cpu_bind(
     int64_t dtype, int64_t L, int64_t D, int64_t C, int64_t H, int64_t cell,
-    const void* const* weights) {
+    const void* const* weights) try {
   constexpr int64_t kBytes[] = {4, 8, 2, 2};
-  auto* bound = new (std::nothrow)
-      strnn::cpu::BoundLayers{static_cast<strnn::Dtype>(dtype), kBytes[dtype], D, H, {}};
-  for (int64_t l = 0; bound && l < L; ++l, weights += 4 * D) {
+  std::vector<strnn::SweepForward> layers(L);
+  for (int64_t l = 0; l < L; ++l, weights += 4 * D) {
     const auto directions = [&](int64_t i) {
       const auto at = [&](int64_t d) { return reinterpret_cast<intptr_t>(weights[4 * d + i]); };
       return strnn::Directions{weights[i], at(D - 1) - at(0)};
     };
-    strnn::SweepForward a{};
+    strnn::SweepForward& a = layers[l];
     a.D = D, a.C = l ? D * H : C, a.H = H, a.cell = static_cast<int>(cell);
     a.w_ih = directions(0), a.w_hh = directions(1), a.bias = directions(2),
     a.bias_hh = directions(3);
-    bound->layers.push_back(a);
   }
-  return bound;
+  return new strnn::cpu::BoundLayers{static_cast<strnn::Dtype>(dtype), kBytes[dtype], D, H,
+                                     std::move(layers)};
+} catch (const std::bad_alloc&) {
+  return nullptr;
 }
 
 // Whether it ran; the way through torch's dispatcher says what it lacked.
 extern "C" __attribute__((visibility("default"))) bool strnn_cpu_run_bound(
     const strnn::cpu::BoundLayers* bound, int64_t B, int64_t N, const char* x, const char* h0,
     const char* c0, char* h, char* h_n, char* c_n) {
-  if (N > strnn::kMaxChain) return false;
+  if (!bound || N > strnn::kMaxChain) return false;
   try {
     bound->run(B, N, x, h0, c0, h, h_n, c_n);
     return true;

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import strnn_kernels as sk
+from strnn_kernels.backends import native
 from strnn_kernels.nn import bound
 from strnn_kernels.nn.recurrent import _CELLS
 
@@ -305,6 +306,16 @@ def test_a_dtype_without_kernels():
     assert quick(module, x) is None
     with torch.no_grad(), pytest.raises(sk.BackendError, match="float8_e5m2"):
         module(x)
+
+
+def test_no_memory_to_bind_with(monkeypatch):
+    _, run, unbind = native._bound_functions()
+    monkeypatch.setattr(native, "_bound_functions", lambda: (lambda *_: None, run, unbind))
+    module = sk.RNN(C, H, batch_first=True)
+    x = torch.randn(2, 3, C)
+    assert quick(module, x) is None
+    with torch.no_grad():
+        assert_same(module(x), general(module, x))
 
 
 def test_another_cell():

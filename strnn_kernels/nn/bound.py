@@ -43,12 +43,10 @@ class Bound:
         cell, L, is_bidirectional, C, H = self.sizes = sizes
         weights = [(name, known[name]) for of_one in names for name in of_one]
         self._weights = [(name, w, w.shape, w.data_ptr()) for name, w in weights]
-        self.dtype = self._weights[0][1].dtype
-        at = {name: address for name, _, _, address in self._weights}
-        # Of a direction: w_ih, w_hh and perhaps b_ih, b_hh.
-        addresses = [
-            at[name] if name else None for of_one in names for name in (*of_one, "", "")[:4]
-        ]
+        self.dtype = weights[0][1].dtype
+        addresses: list[int | None] = []
+        for of_one in names:  # w_ih, w_hh and perhaps b_ih, b_hh
+            addresses += [known[name].data_ptr() for name in of_one] + [None] * (4 - len(of_one))
         self._layers = native.BoundLayers(
             self.dtype, (L, 1 + is_bidirectional, C, H), cell, addresses
         )

@@ -239,9 +239,8 @@ class Recurrent(nn.RNNBase):
         checks.dims(name, self._input_name, checks.tensor(name, self._input_name, input), letters)
         checks.last_size(name, self._input_name, input, letters, self.input_size)
         x = input if self.batch_first else input.transpose(0, 1)
-        K = checks.dims(name, "projection", checks.tensor(name, "projection", projection), "D K T")[
-            1
-        ]
+        checks.tensor(name, "projection", projection)
+        _, K, _ = checks.dims(name, "projection", projection, "D K T")
         D, T = 1 + self.bidirectional, x.shape[1]
         dtype = projection.dtype if functional.is_autocast(x) else None
         first = (self._input_name, x)

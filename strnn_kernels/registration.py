@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -172,9 +171,9 @@ def _call(backend: Backend, name: str, args, needs_grad: bool):
         return getattr(getattr(torch.ops, backend.namespace), f"{name}_fwd")(*args)
     op = _OPS[backend.name][name]
     if _under_transform():
-        return op.transformed.apply(*_flat(args))
+        return op.transformed(args)
     if needs_grad:
-        return op.eager.apply(*_flat(args))
+        return op.eager(args)
     if torch.is_inference_mode_enabled():  # which is below autograd already
         return op.forward(*args)
     with _below_autograd():
@@ -205,57 +204,35 @@ def _is_functionalizing() -> bool:
     return top.key() == torch._C._functorch.TransformType.Functionalize
 
 
-class _Layout(tuple):
-    """What arguments were: ``_ONE`` a tensor, a number a list of so many, ``(value,)`` the rest.
+def _flat(values) -> list:
+    """The values, and for a list what is in it: autograd functions do not see into lists."""
+    flat = []
+    for value in values:
+        if type(value) is list:
+            flat += value
+        else:
+            flat.append(value)
+    return flat
 
-    Neither autograd nor torch.func looks into it.
-    """
+
+def _lists(values) -> list[int | None]:
+    """How long each value is that is a list."""
+    return [len(value) if type(value) is list else None for value in values]
+
+
+class _Opaque(tuple):
+    """What torch.func does not look into."""
 
     __slots__ = ()
 
 
-_ONE, _NONE = object(), (None,)
-
-
-def _flat(args):
-    """The tensors of arguments, also of lists, which autograd functions do not see; the layout."""
-    tensors, layout = [], []
-    for a in args:
-        if a is None:
-            layout.append(_NONE)
-        elif isinstance(a, torch.Tensor):
-            tensors.append(a)
-            layout.append(_ONE)
-        elif isinstance(a, list) and (not a or isinstance(a[0], torch.Tensor)):
-            tensors += a
-            layout.append(len(a))
-        else:
-            layout.append((a,))
-    return *tensors, _Layout(layout)
-
-
-def _nested(flat):
-    """What :func:`_flat` was made from, or the same of other values."""
-    values, layout = iter(flat), flat[-1]
-    return [
-        kind[0]
-        if type(kind) is tuple
-        else next(values)
-        if kind is _ONE
-        else list(islice(values, kind))
-        for kind in layout
-    ]
-
-
-def _flat_like(gradients, layout):
-    """Gradients of nested arguments, flat; a None may stand for a list."""
-    flat = []
-    for gradient, kind in zip(gradients, layout, strict=True):
-        if kind is _ONE:
-            flat.append(gradient)
-        elif type(kind) is int:
-            flat += [None] * kind if gradient is None else gradient
-    return *flat, None
+def _nested(flat, lists) -> list:
+    """The values that :func:`_flat` has flattened, or others in their places."""
+    values, at = [], 0
+    for n in lists:
+        values.append(flat[at] if n is None else list(flat[at : at + n]))
+        at += 1 if n is None else n
+    return values
 
 
 # --- derivatives --------------------------------------------------------------------------------
@@ -310,33 +287,43 @@ def _entering(h, entry, program, groups):
 
 @dataclass(frozen=True)
 class _Rule:
-    """The derivative of one op: what to save, the gradients of its inputs, its tangent."""
+    """The derivative of one op: what to save, the gradients of its inputs, its tangent.
+
+    The first ``num_tensors`` inputs are tensors, lists of them or None, no other is.
+    """
 
     name: str
-    save: Callable  # (ctx, inputs, output) -> None
+    num_tensors: int
+    save: Callable  # (ctx, inputs, output) -> which of several outputs are read, if not all are
     backward: Callable  # (ops of the backend, ctx, *grads) -> gradients of all inputs
     tangent: Callable  # (ops of the backend, ctx, *tangents) -> tangents of the outputs
 
 
-def _keep(ctx, tensors, rest):
-    """Tensors, and lists of them, for backward and tangent; `rest` is what is no tensor."""
+def _keep(ctx, tensors, *rest):
+    """Tensors, lists of them and None for backward and tangent; `rest` is what is no tensor."""
     ctx.set_materialize_grads(False)
-    *flat, layout = _flat(tensors)
+    flat = _flat(tensors)
     ctx.save_for_backward(*flat)
     if _is_watched():
         ctx.save_for_forward(*flat)
-    ctx.rest = (layout, *rest)
+    ctx.rest = (_lists(tensors), *rest)
 
 
 def _kept(ctx):
-    return _nested((*ctx.saved_tensors, ctx.rest[0]))
+    return _nested(ctx.saved_tensors, ctx.rest[0])
 
 
 def _save_sweep(ctx, inputs, output):
     *tensors, sizes, cell, mean, _keep_h, keep_c, keep_last, _save, allow_tf32 = inputs
     projects, carries = tensors[8] is not None, CELLS[cell] == "lstm"
-    gives = (True, projects, keep_c and carries, keep_last, keep_last and carries)
-    _keep(ctx, (*tensors, output[0], output[5]), (sizes, cell, mean, gives, allow_tf32))
+    gives = (True, projects, keep_c and carries, keep_last, keep_last and carries, False)
+    _keep(ctx, (*tensors, output[0], output[5]), sizes, cell, mean, gives, allow_tf32)
+    return gives
+
+
+def _given(values, gives):
+    """The values, and None where an output is not given."""
+    return tuple([v if is_given else None for v, is_given in zip(values, gives, strict=True)])
 
 
 def _sweep_backward(ops, ctx, *grads):
@@ -344,7 +331,7 @@ def _sweep_backward(ops, ctx, *grads):
     x, w_ih, bias, w_hh, mask, h0, c0, entry, projection = inputs
     _, sizes, cell, mean, gives, allow_tf32 = ctx.rest
     # A compiler brings gradients, empty ones, of what was not given either.
-    grads = [g if is_given else None for g, is_given in zip(grads[:-1], gives, strict=True)]
+    *grads, _ = _given(grads, gives)
     nothing = (None,) * 10
     if all(grad is None for grad in grads):
         none = ([None] * len(w) for w in (w_ih, bias, w_hh))
@@ -381,12 +368,12 @@ def _of_list(gradient, weights):
         return gradient
     if not weights or gradient is None:
         return [None] * len(weights)
-    return [gradient] if gradient.shape == weights[0].shape else list(gradient.unbind(0))
+    return [gradient] if gradient.dim() == weights[0].dim() else list(gradient.unbind(0))
 
 
 def _of_biases(gradient, bias, cell):
     """The gradient (D, rows) of biases, in the form of their list; no two share memory."""
-    if not bias or not isinstance(gradient, torch.Tensor) or gradient.shape == bias[0].shape:
+    if not bias or not isinstance(gradient, torch.Tensor) or bias[0].dim() == 2:
         return _of_list(gradient, bias)
     pairs = []
     for row in gradient.unbind(0):
@@ -471,21 +458,21 @@ def _composed(ctx):
     _, sizes, cell, mean, *_ = ctx.rest
     if program is None:
         program, _, sizes = _tables_of_chain(h)
-    *flat, layout = _flat(inputs)
-    places = [i for i, t in enumerate(flat) if t.is_floating_point()]
+    flat, lists = _flat(inputs), _lists(inputs)
+    places = [i for i, t in enumerate(flat) if t is not None and t.is_floating_point()]
 
     def run(*values):
         given = list(flat)
         for place, value in zip(places, values, strict=True):
             given[place] = value
-        states = composed.sweep(*_nested((*given, layout)), program, sizes, cell, mean)
+        states = composed.sweep(*_nested(given, lists), program, sizes, cell, mean)
         return tuple(value for value in states if value is not None)
 
     def nested(values):
         given = [None] * len(flat)
         for place, value in zip(places, values, strict=True):
             given[place] = value
-        return _nested((*given, layout))
+        return _nested(given, lists)
 
     return run, [flat[place] for place in places], nested
 
@@ -509,18 +496,17 @@ def _sweep_tangent(ops, ctx, *tangents):
         found = _closed_tangent(ops, ctx, *tangents[:9])
     else:
         found = _composed_tangent(ctx, tangents)
-    tangents = [t if is_given else h.new_zeros(0) for t, is_given in zip(found, gives, strict=True)]
-    return *tangents, torch.zeros_like(kept)
+    found = _given((*found, None), gives)[:-1]
+    return *(h.new_zeros(0) if t is None else t for t in found), torch.zeros_like(kept)
 
 
 def _composed_tangent(ctx, tangents):
     run, values, _ = _composed(ctx)
-    *flat, layout = _flat(_kept(ctx)[:9])
-    pairs = zip(_flat_like(tangents[:9], layout)[:-1], flat, strict=True)
+    pairs = zip(_flat(tangents[:9]), _flat(_kept(ctx)[:9]), strict=True)
     given = [
         torch.zeros_like(value) if t is None else t
         for t, value in pairs
-        if value.is_floating_point()
+        if value is not None and value.is_floating_point()
     ]
     # What is pulled back is linear in the cotangents: the derivative of that is the tangent.
     outputs, pull = torch.func.vjp(run, *values)
@@ -586,7 +572,7 @@ def _tangent(cell, tangents, weights, bias=None):
 
 def _save_gated_sweep(ctx, inputs, output):
     *tensors, sizes, allow_tf32 = inputs
-    _keep(ctx, (*tensors, output), (sizes, allow_tf32))
+    _keep(ctx, (*tensors, output), sizes, allow_tf32)
 
 
 def _gated_sweep_backward(ops, ctx, dy):
@@ -626,7 +612,7 @@ def _gated_sweep_tangent(ops, ctx, dg, dgate, dw, *_):
 
 
 def _save_sparse_projection(ctx, inputs, output):
-    _keep(ctx, inputs, ())
+    _keep(ctx, inputs)
 
 
 def _sparse_projection_backward(ops, ctx, ds):
@@ -653,10 +639,11 @@ def _is_differentiated_again() -> bool:
 
 
 _RULES = (
-    _Rule("sweep", _save_sweep, _sweep_backward, _sweep_tangent),
-    _Rule("gated_sweep", _save_gated_sweep, _gated_sweep_backward, _gated_sweep_tangent),
+    _Rule("sweep", 11, _save_sweep, _sweep_backward, _sweep_tangent),
+    _Rule("gated_sweep", 5, _save_gated_sweep, _gated_sweep_backward, _gated_sweep_tangent),
     _Rule(
         "sparse_projection",
+        2,
         _save_sparse_projection,
         _sparse_projection_backward,
         _sparse_projection_tangent,
@@ -669,33 +656,44 @@ _RULES = (
 
 def _autograd_functions(rule: _Rule, forward: Callable, ops: SimpleNamespace):
     """The rule as two autograd functions: a quick one, and one for torch.func's transforms."""
+    n = rule.num_tensors
 
     def eager_forward(ctx, *inputs):
-        nested = _nested(inputs)
+        args = inputs[-1]
         with _below_autograd():
-            output = forward(*nested)
-        rule.save(ctx, nested, output)
-        ctx.layout = inputs[-1]
-        return output
+            output = forward(*args)
+        ctx.gives = rule.save(ctx, args, output)
+        return output if ctx.gives is None else _given(output, ctx.gives)
 
     def backward(ctx, *grads):
-        return _flat_like(rule.backward(ops, ctx, *grads), ctx.layout)
+        return *_flat(rule.backward(ops, ctx, *grads)[:n]), None
 
     def jvp(ctx, *tangents):
-        return rule.tangent(ops, ctx, *_nested((*tangents[:-1], ctx.layout)))
+        return rule.tangent(ops, ctx, *_nested(tangents, ctx.rest[0][:n]))
+
+    def eager_jvp(ctx, *tangents):
+        found = jvp(ctx, *tangents)
+        return found if ctx.gives is None else _given(found, ctx.gives)
+
+    # A transform gives other tensors than it was given.
+    def arguments(inputs):
+        *flat, (lists, rest) = inputs
+        return *_nested(flat, lists), *rest
 
     def transformed_forward(*inputs):
-        return forward(*_nested(inputs))
+        return forward(*arguments(inputs))
 
     def setup_context(ctx, inputs, output):
-        rule.save(ctx, _nested(inputs), output)
-        ctx.layout = inputs[-1]
+        rule.save(ctx, arguments(inputs), output)
 
-    both = {"backward": staticmethod(backward), "jvp": staticmethod(jvp)}
     eager = type(
         f"{rule.name}_eager",
         (torch.autograd.Function,),
-        {"forward": staticmethod(eager_forward), **both},
+        {
+            "forward": staticmethod(eager_forward),
+            "backward": staticmethod(backward),
+            "jvp": staticmethod(eager_jvp),
+        },
     )
     transformed = type(
         f"{rule.name}_transformed",
@@ -704,22 +702,31 @@ def _autograd_functions(rule: _Rule, forward: Callable, ops: SimpleNamespace):
             "generate_vmap_rule": True,
             "forward": staticmethod(transformed_forward),
             "setup_context": staticmethod(setup_context),
-            **both,
+            "backward": staticmethod(backward),
+            "jvp": staticmethod(jvp),
         },
     )
-    return SimpleNamespace(forward=forward, eager=eager, transformed=transformed)
+    return SimpleNamespace(
+        forward=forward,
+        eager=lambda args: eager.apply(*_flat(args[:n]), args),
+        transformed=lambda args: transformed.apply(
+            *_flat(args[:n]), _Opaque((_lists(args[:n]), args[n:]))
+        ),
+    )
 
 
 def _vmap_rule(op: Callable) -> Callable:
     """One call for each element of the batch: torch's own fall-back takes no lists of tensors."""
 
     def rule(info, in_dims, *args):
-        *flat, layout = _flat(args)
-        dims = _flat_dims(in_dims, layout)
+        flat, lists = _flat(args), _lists(args)
+        dims = []  # of a list one, or one for each
+        for d, n in zip(in_dims, lists, strict=True):
+            dims += [d] if n is None else d if isinstance(d, list | tuple) else [d] * n
         results = []
         for i in range(info.batch_size):
             own = [a if d is None else a.select(d, i) for a, d in zip(flat, dims, strict=True)]
-            results.append(op(*_nested((*own, layout))))
+            results.append(op(*_nested(own, lists)))
         if isinstance(results[0], torch.Tensor):
             return torch.stack(results), 0
         return tuple(torch.stack(r) for r in zip(*results, strict=True)), (0,) * len(results[0])
@@ -732,33 +739,26 @@ def _grads_batched_rule(op: Callable) -> Callable:
     rule = _vmap_rule(op)
     batched = torch._C._dispatch_key_parse("Batched")
 
+    def is_batched(value):
+        return isinstance(value, torch.Tensor) and torch._C._dispatch_keys(value).has(batched)
+
     def legacy_rule(*args):
         level = torch._C._vmapmode_increment_nesting() - 1
         torch._C._vmapmode_decrement_nesting()
-        *flat, layout = _flat(args)
-        dims = [0 if torch._C._dispatch_keys(a).has(batched) else None for a in flat]
+        flat, lists = _flat(args), _lists(args)
+        dims = [0 if is_batched(a) else None for a in flat]
         flat = [
             a if d is None else torch._remove_batch_dim(a, level, 1, 0)
             for a, d in zip(flat, dims, strict=True)
         ]
         size = next(a.shape[0] for a, d in zip(flat, dims, strict=True) if d == 0)
         info = SimpleNamespace(batch_size=size)
-        values, _ = rule(info, _nested((*dims, layout)), *_nested((*flat, layout)))
+        values, _ = rule(info, _nested(dims, lists), *_nested(flat, lists))
         if isinstance(values, torch.Tensor):
             return torch._add_batch_dim(values, 0, level)
         return tuple(torch._add_batch_dim(value, 0, level) for value in values)
 
     return legacy_rule
-
-
-def _flat_dims(in_dims, layout):
-    flat = []
-    for dims, kind in zip(in_dims, layout, strict=True):
-        if kind is _ONE:
-            flat.append(dims)
-        elif type(kind) is int:
-            flat += dims if isinstance(dims, list | tuple) else [dims] * kind
-    return flat
 
 
 def _register(backend: Backend) -> dict[str, SimpleNamespace]:
@@ -791,8 +791,7 @@ def _register(backend: Backend) -> dict[str, SimpleNamespace]:
 
     def gated_sweep(*inputs):
         function = functions["gated_sweep"]
-        flat = _flat(inputs)
-        return (function.transformed if _under_transform() else function.eager).apply(*flat)
+        return (function.transformed if _under_transform() else function.eager)(inputs)
 
     ops.gated_sweep = gated_sweep
     return functions

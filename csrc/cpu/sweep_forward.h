@@ -245,21 +245,19 @@ class SweepForwardKernel {
   // The chunk's x, or its u; the pre-activations as far as x makes them, if it makes them apart.
   void load_input(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m,
                   const Buffers& buffers) {
-    const S* x = static_cast<const S*>(a_.x);
-    const int64_t N = a_.N, D = a_.D, H = a_.H, C = a_.C, columns = cell_.gates * width_;
-    for (int64_t i = begin, row = 0; i < end; ++i) {
-      const int64_t next = tile.node_ahead(i, m);
-      for (int64_t r = 0; r < m; ++r, ++row) {
-        const int64_t first = tile.b_of[r] * N, at = first + tile.node(i);
-        if (C == 0) {
-          prefetch_to_read(x + ((first + next) * D + tile.d) * H, H);
-          load_row<S, T>(x + (at * D + tile.d) * H, H, buffers.pre + row * pitch_);
-        } else {
-          prefetch_to_read(x + (first + next) * C, C);
-          load_factor_row<S, InputFactor>(x + at * C, C, buffers.x + row * ldc_);
-        }
-        if (a_.h) prefetch_to_write(static_cast<const S*>(a_.h) + (at * D + tile.d) * H, H);
-      }
+    const int64_t N = a_.N, H = a_.H, C = a_.C, columns = cell_.gates * width_;
+    const int64_t size = C ? C : a_.D * H, h_size = a_.D * H;  // of a node
+    InputFactor* to_x = buffers.x;
+    T* to_pre = buffers.pre;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = tile.node(i), ahead = (tile.node_ahead(i, m) - n) * size;
+      const S* x = static_cast<const S*>(a_.x) + n * size + (C ? 0 : tile.d * H);
+      const S* h = static_cast<const S*>(a_.h) + n * h_size + tile.d * H;
+      for (int64_t r = 0; C == 0 && r < m; ++r, to_pre += pitch_)
+        load_row_ahead(x + tile.b_of[r] * N * size, H, ahead, to_pre);
+      for (int64_t r = 0; C != 0 && r < m; ++r, to_x += ldc_)
+        load_row_ahead(x + tile.b_of[r] * N * size, C, ahead, to_x);
+      for (int64_t r = 0; a_.h && r < m; ++r) prefetch_to_write(h + tile.b_of[r] * N * h_size, H);
     }
     if (!input_apart_) return;
     const T* bias = bias_ + tile.d * cell_.blocks * width_;
@@ -268,6 +266,13 @@ class SweepForwardKernel {
          Gemm<T, InputFactor>{input_product(tile.d, 0, buffers), bias, 0, buffers.pre, pitch_});
     for (int64_t row = 0; row < rows; ++row)
       std::copy(bias + columns, bias + cell_.blocks * width_, buffers.pre + row * pitch_ + columns);
+  }
+
+  // A row of n values, and a request for the one that lies so far ahead.
+  template <typename E>
+  STRNN_INLINE static void load_row_ahead(const S* from, int64_t n, int64_t ahead, E* to) {
+    prefetch_to_read(from + ahead, n);
+    load_factor_row<S, E>(from, n, to);
   }
 
   // x U^T, from a row of the chunk on.
@@ -348,6 +353,7 @@ class SweepForwardKernel {
     constexpr bool kIsGated = std::is_same_v<Cell, GatedCell>;
     const int64_t H = a_.H;
     T* pre = buffers.pre + row * pitch_;
+    if constexpr (Cell::kSaved == 0) return activate<Cell>(tile, begin, end, m, pre);
     T* state = a_.K && Cell::kBlocks > 1 ? buffers.states + row * ld_ : nullptr;
     const T* carried = sum + (Cell::kCarry == Carry::kCell ? width_ : 0);
     const auto row_of = [](void* output, int64_t at) {
@@ -394,6 +400,34 @@ class SweepForwardKernel {
         if (state) state += ld_;
       }
       if (tile.last) hand_out(tile, i, m, pre - m * pitch_);
+    }
+  }
+
+  // The same of a cell that is an activation, whose rows of pre and of slots lie alike: register
+  // after register without a question.
+  template <typename Cell>
+  void activate(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, T* pre) {
+    const int64_t count = pitch_ == width_ ? 1 : m;  // rows without gaps are one
+    const int64_t size = pitch_ == width_ ? m * width_ : width_;
+    for (int64_t i = begin; i < end; ++i, pre += m * pitch_) {
+      const int64_t n = tile.node(i);
+      T* slot = tile.slot(i);
+      for (int64_t row = 0; row < count * pitch_; row += pitch_)
+        for (int64_t j = row; j < row + size; j += kLanes<T>) {
+          const Vec<T> a = load(pre + j), h = Cell::forward(&a, a).h;
+          store(pre + j, h);  // in place, for what follows
+          if (slot) store(slot + j, h);
+        }
+      for (int64_t r = 0; r < m; ++r) {
+        T* state = pre + r * pitch_;
+        if (tile.is_masked(n, r)) {
+          std::fill(state, state + width_, T(0));
+          if (slot) std::fill(slot + r * pitch_, slot + r * pitch_ + width_, T(0));
+        }
+        const int64_t at = ((tile.b_of[r] * a_.N + n) * a_.D + tile.d) * a_.H;
+        if (a_.h) store_row<S, T>(state, a_.H, static_cast<S*>(a_.h) + at);
+      }
+      if (tile.last) hand_out(tile, i, m, pre);
     }
   }
 

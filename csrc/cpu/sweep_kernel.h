@@ -30,11 +30,12 @@
 
 // Bytes of scratch that should stay in the second-level cache while a unit runs.
 constexpr int64_t kCacheBytes = 256 * 1024;
-// Rows that a product needs to run near its best (see gemm.h), and rows of a chunk.
+// Rows that a product needs to run near its best (see gemm.h).
 constexpr int64_t kGoodRows = kMaxTileRows;
+// Rows of a chunk at least, however many bytes they are.
+constexpr int64_t kMinChunkRows = 4 * kGoodRows;
 // Rows of a node that share what is done once for it.
 constexpr int64_t kNodeRows = 12;
-constexpr int64_t kMinChunkRows = 4 * kGoodRows, kMaxChunkRows = 256;
 // Rows that a loop over the rows of memory asks for ahead of the one it is at.
 constexpr int64_t kPrefetchRows = 16;
 // Below this many operations for each, a second thread costs more than it brings: opening a
@@ -193,7 +194,7 @@ struct Tiling {
     t.rows = std::max<int64_t>(1, (a.B + tiles - 1) / tiles);
     t.num_tiles = (a.B + t.rows - 1) / t.rows;
     const int64_t chunk_rows =
-        std::clamp<int64_t>(kCacheBytes / bytes_per_chunk_row, kMinChunkRows, kMaxChunkRows);
+        std::max<int64_t>(kCacheBytes / bytes_per_chunk_row, kMinChunkRows);
     t.chunk = std::clamp<int64_t>(chunk_rows / t.rows, 1, a.N);
     t.num_workers = std::clamp<int64_t>(t.num_tiles * a.D, 1, t.num_workers);
     return t;

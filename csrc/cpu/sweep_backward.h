@@ -208,31 +208,31 @@ class SweepBackwardKernel {
   // h, and dh + G^T ds, of the chunk's nodes.
   void load_outputs(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m,
                     const Buffers& buffers) {
-    const S *h = static_cast<const S*>(a_.h), *dh = static_cast<const S*>(a_.dh);
-    for (int64_t i = begin, row = 0; i < end; ++i) {
-      const int64_t next = tile.node_ahead(i, m);
-      for (int64_t r = 0; r < m; ++r, ++row) {
-        const int64_t here = tile.b_of[r] * a_.N + tile.node(i);
-        const int64_t at = (here * a_.D + tile.d) * a_.H;
-        const int64_t ahead = ((tile.b_of[r] * a_.N + next) * a_.D + tile.d) * a_.H;
-        if (a_.C == 0 && a_.dx) prefetch_to_write(static_cast<const S*>(a_.dx) + at, a_.H);
-        if (a_.C) prefetch_to_read(static_cast<const S*>(a_.x) + here * a_.C, a_.C);
-        if (has_dx_sum_) prefetch_to_write(dx_of(tile.d) + here * a_.C, a_.C);
-        prefetch_to_read(h + ahead, a_.H);
-        if (dh) prefetch_to_read(dh + ahead, a_.H);
-        load_row<S, T>(h + at, a_.H, buffers.h + row * ld_);
-        if (dh) load_row<S, T>(dh + at, a_.H, buffers.dh + row * ld_);
+    const int64_t H = a_.H, C = a_.C, size = a_.D * H, step = a_.N * size;  // of a node, a row of B
+    T *to_h = buffers.h, *to_dh = buffers.dh;
+    for (int64_t i = begin; i < end; ++i, to_dh += m * ld_) {
+      const int64_t n = tile.node(i), at = n * size + tile.d * H;
+      const int64_t ahead = (tile.node_ahead(i, m) - n) * size;
+      const S *h = static_cast<const S*>(a_.h) + at, *dh = static_cast<const S*>(a_.dh) + at;
+      for (int64_t r = 0; r < m; ++r, to_h += ld_)
+        load_row_ahead(h + tile.b_of[r] * step, H, ahead, to_h);
+      for (int64_t r = 0; a_.dh && r < m; ++r)
+        load_row_ahead(dh + tile.b_of[r] * step, H, ahead, to_dh + r * ld_);
+      for (int64_t r = 0; r < m; ++r) {
+        const int64_t b = tile.b_of[r], x = (b * a_.N + n) * C;
+        if (C) prefetch_to_read(static_cast<const S*>(a_.x) + x, C);
+        if (has_dx_sum_) prefetch_to_write(dx_of(tile.d) + x, C);
+        if (C == 0 && a_.dx) prefetch_to_write(static_cast<const S*>(a_.dx) + b * step + at, H);
         if (a_.saved)
-          prefetch_to_read(static_cast<const S*>(a_.saved) + ahead * cell_.saved,
-                           a_.H * cell_.saved);
+          prefetch_to_read(static_cast<const S*>(a_.saved) + (b * step + at + ahead) * cell_.saved,
+                           H * cell_.saved);
       }
-      T* to = buffers.dh + (row - m) * ld_;
       if (a_.ds) {
         const int64_t* range = nonzero_ptr_ + tile.d * a_.N + i;
         add_scaled(nonzeros_ + range[0], nonzeros_ + range[1], m * ld_, buffers.ds, tile.rows * ld_,
-                   !dh, to);
-      } else if (!dh) {
-        std::fill(to, to + m * ld_, T(0));
+                   !a_.dh, to_dh);
+      } else if (!a_.dh) {
+        std::fill(to_dh, to_dh + m * ld_, T(0));
       }
     }
   }
@@ -389,17 +389,17 @@ class SweepBackwardKernel {
     add_dw(R, buffers.sum, buffers.h, mine, buffers);
     if (a_.ds) add_dprojection(tile, begin, end, m, mine.dprojection, buffers);
     if (C == 0) return;
-    for (int64_t i = begin, row = 0; i < end; ++i)
-      for (int64_t r = 0; r < m; ++r, ++row) {
-        T* x = buffers.x + row * ldx_;
-        const int64_t n = tile.node(i);
+    T* to = buffers.x;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = tile.node(i);
+      const S* x = static_cast<const S*>(a_.x) + n * C;
+      for (int64_t r = 0; r < m; ++r, to += ldx_) {
+        load_row<S, T>(x + tile.b_of[r] * a_.N * C, C, to);
         // da is zero at a masked node, but zero times what its x may hold need not be.
-        if (tile.is_masked(n, r))
-          std::fill(x, x + C, T(0));
-        else
-          load_row<S, T>(static_cast<const S*>(a_.x) + (tile.b_of[r] * a_.N + n) * C, C, x);
-        x[C] = 1;
+        if (tile.is_masked(n, r)) std::fill(to, to + C, T(0));
+        to[C] = 1;
       }
+    }
     const int64_t inputs = C + (a_.dbias ? 1 : 0), columns = cell_.gates * width_;
     const Product<Factor> over_all = product_over_rows(R, buffers.x, inputs, ldx_, buffers.da,
                                                        cell_.blocks * width_, pitch_, buffers);
@@ -409,8 +409,9 @@ class SweepBackwardKernel {
       Product<Factor> rest = over_all;
       rest.a += C;
       rest.b += columns;
-      T* to = mine.du_t + C * pitch_ + columns;
-      gemm(1, (cell_.blocks - cell_.gates) * width_, Gemm<T, Factor>{rest, to, pitch_, to, pitch_});
+      T* of_rest = mine.du_t + C * pitch_ + columns;
+      gemm(1, (cell_.blocks - cell_.gates) * width_,
+           Gemm<T, Factor>{rest, of_rest, pitch_, of_rest, pitch_});
     }
     if (!has_dx_sum_) return;
     gemm(R, C,
@@ -426,16 +427,19 @@ class SweepBackwardKernel {
   // each direction.
   void add_dx(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m, const Buffers& buffers) {
     const bool is_first = is_first_of_dx(tile.d);
-    for (int64_t i = begin, row = 0; i < end; ++i)
-      for (int64_t r = 0; r < m; ++r, ++row) {
-        T* to = dx_of(tile.d) + (tile.b_of[r] * a_.N + tile.node(i)) * a_.C;
-        const T* from = buffers.dx + row * ldc_;
-        for (int64_t j = 0; j < a_.C; j += kLanes<T>) {
-          const int64_t lanes = std::min<int64_t>(kLanes<T>, a_.C - j);
+    const int64_t C = a_.C;
+    const T* from = buffers.dx;
+    for (int64_t i = begin; i < end; ++i) {
+      T* dx = dx_of(tile.d) + tile.node(i) * C;
+      for (int64_t r = 0; r < m; ++r, from += ldc_) {
+        T* to = dx + tile.b_of[r] * a_.N * C;
+        for (int64_t j = 0; j < C; j += kLanes<T>) {
+          const int64_t lanes = std::min<int64_t>(kLanes<T>, C - j);
           const Vec<T> y = load(from + j);
           store_partial<T, T>(to + j, lanes, is_first ? y : y + load_partial<T, T>(to + j, lanes));
         }
       }
+    }
   }
 
   // dG[k, n] += sum over the rows of ds[k] . h[n], for blocks of k and of nodes that share their
@@ -451,7 +455,11 @@ class SweepBackwardKernel {
           h[n] = buffers.h + (std::min<int64_t>(i + n, end - 1) - begin) * m * ld_;
         for (int q = 0; q < kRows; ++q)
           ds[q] = buffers.ds + std::min<int64_t>(k + q, a_.K - 1) * size;
-        Vec<T> acc[kRows][kNodes] = {};
+        Vec<T> acc[kRows][kNodes];
+#pragma GCC unroll 5
+        for (int q = 0; q < kRows; ++q)
+#pragma GCC unroll 4
+          for (int n = 0; n < kNodes; ++n) acc[q][n] = Vec<T>{};
         for (int64_t r = 0; r < m * ld_; r += ld_)
           for (int64_t j = r; j < r + width_; j += kLanes<T>) {
             Vec<T> hv[kNodes];

@@ -268,13 +268,6 @@ class SweepForwardKernel {
       std::copy(bias + columns, bias + cell_.blocks * width_, buffers.pre + row * pitch_ + columns);
   }
 
-  // A row of n values, and a request for the one that lies so far ahead.
-  template <typename E>
-  STRNN_INLINE static void load_row_ahead(const S* from, int64_t n, int64_t ahead, E* to) {
-    prefetch_to_read(from + ahead, n);
-    load_factor_row<S, E>(from, n, to);
-  }
-
   // x U^T, from a row of the chunk on.
   Product<InputFactor> input_product(int64_t d, int64_t row, const Buffers& buffers) const {
     return product(a_.C, buffers.x + row * ldc_, ldc_, packed_u_, d);

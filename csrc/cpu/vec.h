@@ -403,3 +403,9 @@ STRNN_INLINE void load_factor_row(const S* from, int64_t n, E* to) {
   to[terms_of<E>(n) - 1] = 0;
   std::memcpy(to, from, n * sizeof(S));
 }
+// The same, and a request for the row that lies so far ahead.
+template <typename S, typename E>
+STRNN_INLINE void load_row_ahead(const S* from, int64_t n, int64_t ahead, E* to) {
+  prefetch_to_read(from + ahead, n);
+  load_factor_row<S, E>(from, n, to);
+}

@@ -42,6 +42,9 @@ class SweepForwardKernel {
                            tiling_.rows * a.N < kGoodRows / 2 * a.program.G);
     has_initial_ = a.h0 || a.c0;
     has_last_ = a.h_n || a.c_n;
+    streams_ = std::is_same_v<S, T> && a.B * a.N * a.D * a.H * sizeof(S) >= kStreamBytes &&
+               a.H * sizeof(S) % 64 == 0 &&
+               ((uintptr_t)a.h | (uintptr_t)a.c | (uintptr_t)a.saved) % 64 == 0;
   }
 
   // What all workers share: packed weights, the order of the rows, the non-zeros of the projection.
@@ -141,6 +144,7 @@ class SweepForwardKernel {
       for (int64_t unit = worker; unit < units; unit += tiling_.num_workers)
         sweep(unit / a_.D, unit % a_.D, buffers);
     });
+    if (streams_) stream_end();
   }
 
   void sweep(int64_t tile_index, int64_t d, const Buffers& buffers) {
@@ -257,7 +261,8 @@ class SweepForwardKernel {
         load_row_ahead(x + tile.b_of[r] * N * size, H, ahead, to_pre);
       for (int64_t r = 0; C != 0 && r < m; ++r, to_x += ldc_)
         load_row_ahead(x + tile.b_of[r] * N * size, C, ahead, to_x);
-      for (int64_t r = 0; a_.h && r < m; ++r) prefetch_to_write(h + tile.b_of[r] * N * h_size, H);
+      for (int64_t r = 0; a_.h && !streams_ && r < m; ++r)
+        prefetch_to_write(h + tile.b_of[r] * N * h_size, H);
     }
     if (!input_apart_) return;
     const T* bias = bias_ + tile.d * cell_.blocks * width_;
@@ -376,16 +381,16 @@ class SweepForwardKernel {
                 Vec<T> values[Cell::kSaved];
                 Cell::save(a, carry, values);
                 for (int k = 0; k < Cell::kSaved; ++k)
-                  store_lanes<S, T>(saved + k * H + j, lanes, values[k]);
+                  put(saved + k * H + j, lanes, values[k]);
               }
           }
           store(pre + j, y.h);  // in place, for what follows
           if (state) store(state + j, y.h);
           if (slot) store(slot + j, y.h);
-          if (h) store_lanes<S, T>(h + j, lanes, y.h);
+          if (h) put(h + j, lanes, y.h);
           if constexpr (Cell::kCarry == Carry::kCell) {
             if (slot) store(slot + width_ + j, y.c);
-            if (c) store_lanes<S, T>(c + j, lanes, y.c);
+            if (c) put(c + j, lanes, y.c);
             store(pre + width_ + j, y.c);
           }
         }
@@ -417,11 +422,20 @@ class SweepForwardKernel {
           std::fill(state, state + width_, T(0));
           if (slot) std::fill(slot + r * pitch_, slot + r * pitch_ + width_, T(0));
         }
-        const int64_t at = ((tile.b_of[r] * a_.N + n) * a_.D + tile.d) * a_.H;
-        if (a_.h) store_row<S, T>(state, a_.H, static_cast<S*>(a_.h) + at);
+        S* h = static_cast<S*>(a_.h) + ((tile.b_of[r] * a_.N + n) * a_.D + tile.d) * a_.H;
+        if (a_.h && !streams_) store_row<S, T>(state, a_.H, h);
+        for (int64_t j = 0; a_.h && streams_ && j < a_.H; j += kLanes<T>)
+          put(h + j, kLanes<T>, load(state + j));
       }
       if (tile.last) hand_out(tile, i, m, pre);
     }
+  }
+
+  // The first lanes of a register to an output.
+  STRNN_INLINE void put(S* to, int64_t lanes, Vec<T> v) const {
+    if constexpr (std::is_same_v<S, T>)
+      if (streams_) return stream(to, v);
+    store_lanes<S, T>(to, lanes, v);
   }
 
   // s[k] += sum over the chunk's nodes of G[k, n] h[n], for each k.
@@ -449,6 +463,7 @@ class SweepForwardKernel {
   int64_t num_chunks_;
   bool input_apart_;  // x U^T is a product of its own
   bool has_initial_, has_last_;
+  bool streams_;  // outputs go past the caches
   Tiling tiling_;
   Factor* packed_w_ = nullptr;
   InputFactor* packed_u_ = nullptr;

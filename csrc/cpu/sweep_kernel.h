@@ -30,6 +30,9 @@
 
 // Bytes of scratch that should stay in the second-level cache while a unit runs.
 constexpr int64_t kCacheBytes = 256 * 1024;
+// An output of this many bytes goes past the caches: it is more than a core's share of them, and a
+// line that is only written would be read first.
+constexpr size_t kStreamBytes = 8 << 20;
 // Rows that a product needs to run near its best (see gemm.h).
 constexpr int64_t kGoodRows = kMaxTileRows;
 // Rows of a chunk at least, however many bytes they are.

@@ -381,6 +381,23 @@ STRNN_INLINE void store_row(const T* from, int64_t n, S* to) {
   if (i < n) store_partial<S, T>(to + i, n - i, load<T>(from + i));
 }
 
+// A register past the caches, to a whole number of lines; others see it after stream_end.
+template <typename T>
+STRNN_INLINE void stream(T* p, Vec<T> v) {
+#if STRNN_VEC_BYTES == 64
+  _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif STRNN_VEC_BYTES == 32
+  _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#else
+  store(p, v);
+#endif
+}
+STRNN_INLINE void stream_end() {
+#if STRNN_VEC_BYTES >= 32
+  _mm_sfence();
+#endif
+}
+
 // The factors of a product: values as they are computed with, or pairs of bfloat16. A row of n
 // values is terms_of<E>(n) of them; the last pair of an odd row ends with zero.
 template <typename E>

@@ -131,6 +131,17 @@ def test_gated_cells_over_many_chunks(cell):
     check(Case("big", "spatial_rnn", grid, B=2, C=3, K=4, **options), torch.float64)
 
 
+@pytest.mark.parametrize(
+    "cell, dtype", [("elman", torch.float64), ("elman", torch.float32), ("lstm", torch.float32)]
+)
+def test_outputs_that_go_past_the_caches(cell, dtype):
+    options = {"has_lengths": True} if cell == "elman" else {"returns_carry": True}
+    options |= {"activation": "tanh", "cell": cell, "H": 112}  # rows of whole lines
+    case = Case("large", "temporal_rnn", lambda: sk.Topology.chain(19), B=509, C=3, **options)
+    assert case.B * case.N * case.D * case.H * 4 >= 8 << 20  # kStreamBytes of sweep_kernel.h
+    check(case, dtype)
+
+
 @each_dtype
 @pytest.mark.parametrize("op", ["spatial_rnn", "sweep", "gated_sweep"])
 def test_one_node(op, dtype):

@@ -322,34 +322,33 @@ def _save_sweep(ctx, inputs, output):
 
 
 def _given(values, gives):
-    """The values, and None where an output is not given."""
+    """The values of outputs, and None for one that is not read; all are if ``gives`` is None."""
+    if gives is None:
+        return values
     return tuple([v if is_given else None for v, is_given in zip(values, gives, strict=True)])
 
 
-def _sweep_backward(ops, ctx, *grads):
-    *inputs, _, reversed_program, h, kept = _kept(ctx)
-    x, w_ih, bias, w_hh, mask, h0, c0, entry, projection = inputs
-    _, sizes, cell, mean, gives, allow_tf32 = ctx.rest
-    # A compiler brings gradients, empty ones, of what was not given either.
-    *grads, _ = _given(grads, gives)
-    nothing = (None,) * 10
-    if all(grad is None for grad in grads):
+def _sweep_backward(ops, ctx, dh, ds, dc, dh_n, dc_n, _):
+    kept = _kept(ctx)
+    x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, _, reversed_program, h, saved = kept
+    _, sizes, cell, mean, _, allow_tf32 = ctx.rest
+    nothing, needs_dx = (None,) * 10, ctx.needs_input_grad[0]
+    if dh is None and ds is None and dc is None and dh_n is None and dc_n is None:
         none = ([None] * len(w) for w in (w_ih, bias, w_hh))
         return (None, *none, *(None,) * 5, *nothing)
     if not _is_differentiated_again():
         dx, dw_ih, dbias, dw_hh, dh0, dc0, dprojection = ops.sweep_bwd(
-            *grads, x, h, kept, w_ih, bias, w_hh, mask, h0, c0, entry, projection,
-            reversed_program, sizes, cell, mean, ctx.needs_input_grad[0], allow_tf32,
+            dh, ds, dc, dh_n, dc_n, x, h, saved, w_ih, bias, w_hh, mask, h0, c0, entry,
+            projection, reversed_program, sizes, cell, mean, needs_dx, allow_tf32,
         )  # fmt: skip
-        if not ctx.needs_input_grad[0]:
-            dx = None
     elif cell >= len(ACTIVATIONS) or mean:
+        grads = [dh, ds, dc, dh_n, dc_n]
         dx, dw_ih, dbias, dw_hh, dh0, dc0, dprojection = _composed_backward(ctx, grads)
     else:
-        dx, dw_ih, dbias, dw_hh, dh0, dprojection = _closed_backward(ops, ctx, *grads)
+        dx, dw_ih, dbias, dw_hh, dh0, dprojection = _closed_backward(ops, ctx, dh, ds, dh_n)
         dc0 = None
     return (
-        dx,
+        dx if needs_dx else None,
         _of_list(dw_ih, w_ih),
         _of_biases(dbias, bias, cell),
         _of_list(dw_hh, w_hh),
@@ -385,7 +384,7 @@ def _of_biases(gradient, bias, cell):
     return pairs
 
 
-def _closed_backward(ops, ctx, dh, ds, _dc, dh_n, _dc_n):
+def _closed_backward(ops, ctx, dh, ds, dh_n):
     """The gradients of a sweep of Elman cells and sums, of differentiable ops."""
     x, w_ih, bias, w_hh, mask, h0, _, entry, projection, program, reversed_program, h, _ = _kept(
         ctx
@@ -662,18 +661,27 @@ def _autograd_functions(rule: _Rule, forward: Callable, ops: SimpleNamespace):
         args = inputs[-1]
         with _below_autograd():
             output = forward(*args)
-        ctx.gives = rule.save(ctx, args, output)
-        return output if ctx.gives is None else _given(output, ctx.gives)
+        save(ctx, args, output)
+        return _given(output, ctx.gives)
 
-    def backward(ctx, *grads):
+    def save(ctx, inputs, output):
+        ctx.gives = rule.save(ctx, inputs, output)
+
+    def eager_backward(ctx, *grads):
         return *_flat(rule.backward(ops, ctx, *grads)[:n]), None
+
+    # Torch's own machinery brings gradients, empty ones, of what is not read either.
+    def backward(ctx, *grads):
+        return rule.backward(ops, ctx, *_given(grads, ctx.gives))
+
+    def transformed_backward(ctx, *grads):
+        return *_flat(backward(ctx, *grads)[:n]), None
 
     def jvp(ctx, *tangents):
         return rule.tangent(ops, ctx, *_nested(tangents, ctx.rest[0][:n]))
 
     def eager_jvp(ctx, *tangents):
-        found = jvp(ctx, *tangents)
-        return found if ctx.gives is None else _given(found, ctx.gives)
+        return _given(jvp(ctx, *tangents), ctx.gives)
 
     # A transform gives other tensors than it was given.
     def arguments(inputs):
@@ -684,14 +692,14 @@ def _autograd_functions(rule: _Rule, forward: Callable, ops: SimpleNamespace):
         return forward(*arguments(inputs))
 
     def setup_context(ctx, inputs, output):
-        rule.save(ctx, arguments(inputs), output)
+        save(ctx, arguments(inputs), output)
 
     eager = type(
         f"{rule.name}_eager",
         (torch.autograd.Function,),
         {
             "forward": staticmethod(eager_forward),
-            "backward": staticmethod(backward),
+            "backward": staticmethod(eager_backward),
             "jvp": staticmethod(eager_jvp),
         },
     )
@@ -702,12 +710,14 @@ def _autograd_functions(rule: _Rule, forward: Callable, ops: SimpleNamespace):
             "generate_vmap_rule": True,
             "forward": staticmethod(transformed_forward),
             "setup_context": staticmethod(setup_context),
-            "backward": staticmethod(backward),
+            "backward": staticmethod(transformed_backward),
             "jvp": staticmethod(jvp),
         },
     )
     return SimpleNamespace(
         forward=forward,
+        save=save,
+        backward=backward,
         eager=lambda args: eager.apply(*_flat(args[:n]), args),
         transformed=lambda args: transformed.apply(
             *_flat(args[:n]), _Opaque((_lists(args[:n]), args[n:]))
@@ -777,15 +787,11 @@ def _register(backend: Backend) -> dict[str, SimpleNamespace]:
     ops = SimpleNamespace(**{name: call for name, call in raw.items() if name.endswith("_bwd")})
     functions = {}
     for rule in _RULES:
-        functions[rule.name] = _autograd_functions(rule, raw[f"{rule.name}_fwd"], ops)
-
-        def backward(ctx, *grads, rule=rule):
-            return rule.backward(ops, ctx, *grads)
-
+        functions[rule.name] = function = _autograd_functions(rule, raw[f"{rule.name}_fwd"], ops)
         torch.library.register_autograd(
             f"{backend.namespace}::{rule.name}_fwd",
-            backward,
-            setup_context=lambda ctx, inputs, output, rule=rule: rule.save(ctx, inputs, output),
+            function.backward,
+            setup_context=function.save,
             lib=library,
         )
 

@@ -247,6 +247,7 @@ ClusterLayout ClusterLayout::of(const SweepSizes& z, const ClusterPlan& c) {
   ClusterLayout l{};
   l.ld = static_cast<int>(ceil_div(z.H, 16) * 16 + 8);  // rows of an ldmatrix in different banks
   Places places;
+  l.barriers = places.take(2, 8);
   l.sums = places.take(2 * c.nodes * kClusterRows * l.ld, 2);
   l.parts = places.take(2 * 4 * kClusterRows * kClusterLdParts, 4);
   l.staged = places.take(2 * 2 * c.nodes * kClusterThreads * 4, 2);

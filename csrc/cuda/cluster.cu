@@ -6,30 +6,32 @@
 // states of the slice lie in slots that only one thread reads and writes: thread t has row t / 16
 // and four units of the tile. A chunk is up to `nodes` nodes of one group:
 //
-//   gather   sum of predecessors' states of the own slice, rounded to the storage type and written
-//            to all CTAs of the cluster: sums [2][nodes][rows][ld]
-//   -- barrier of the cluster (arrive, start the copies of the next chunk's inputs, wait)
+//   gather   sum of predecessors' states of the own slice, rounded to the storage type and sent to
+//            all CTAs of the cluster (st.async): sums [2][nodes][rows][ld]
+//   -- start the copies of the next chunk's inputs; mbarrier of the half: all sums are there
 //   product  of each node: a warp has 2 of 4 blocks of 16 units and every fourth block of k, and
 //            writes its part of the sum to shared memory: parts [2][4][rows][68]
 //   -- __syncthreads
 //   finish   the four parts added in their order, then the pass's own: activation or gate, to the
 //            slot and to global memory
 //
-// Two copies of the sums and of the parts make one barrier of the cluster per chunk and one of the
-// CTA per node enough: who writes a copy again has passed a barrier that all its readers reached
-// after reading. Peers write a CTA's memory only between its first and its last barrier, so none of
-// them is late.
+// The sums have two halves, each with an mbarrier of which a chunk is a phase. Who sends sums of
+// chunk c + 2 has all of chunk c + 1, which each CTA sends behind the __syncthreads that ends its
+// products of chunk c: nobody reads that half any more, and all have waited for its phase. For this
+// each CTA sends to each in every chunk, nodes masked or not: the first row of a tile is in B, and
+// CTAs without units (rank * slice >= H) leave at once and are sent nothing. A CTA exits with all
+// sums of the last chunk, after which nobody sends any. Two copies of the parts make one
+// __syncthreads per node enough: who writes a copy again has passed one behind all that read it.
 //
 // Predicted, not measured (H200 at 1.98 GHz), a step of a chain with H = 1024 and 16 rows in 16
-// CTAs: 16 x 64 x 1024 fma per CTA at 62 % of the tensor cores' peak 0.40 us; 32 KB of sums into
-// every CTA at 32 bytes per cycle 0.50 us; barrier of the cluster 0.2 us; gather, parts, activation
-// 0.2 us: together 1.3 us. T = 512, B = 64, both directions are 8 clusters, 128 SMs: 0.67 ms
-// against 0.14 ms of arithmetic at the peak and 0.06 ms of u and h at 4.8 TB/s. H = 512 in 8 CTAs,
-// 8 rows: 0.1 + 0.13 + 0.2 + 0.2 = 0.6 us. The arrival at the barrier waits until the stores of h
-// before it are done: if that measures as more, they can follow it.
-// Backward likewise, since one product with W^T per node is all there is in its chain; 8 bytes per
-// state of traffic instead of 4, which a step of 1.3 us hides. A gate and what it was applied to
-// are read where they are needed, not ahead: their latency is in each step of a gated sweep.
+// CTAs: 690 instructions (PTX) of each of 8 warps, two to a scheduler, which issues 0.35 to 0.5 a
+// cycle with so few: 1.4 to 2.0 us, beside 0.40 us of the tensor cores (at 62 % of their peak) and
+// 0.50 us in which 32 KB of sums come into each CTA. With a barrier of the cluster instead, 0.6 to
+// 1 us more: its fences wait for the stores of h, and empty L1. T = 512, B = 64, both directions
+// are 8 clusters, 128 SMs: 0.7 to 1.0 ms if all run at once, against 0.14 ms of arithmetic at the
+// peak and 0.06 ms of u and h at 4.8 TB/s. H = 512 in 8 CTAs, 8 rows: 370 instructions, 0.7 to 1.1
+// us. Backward likewise, since one product with W^T per node is all there is in its chain. A gate
+// and what it was applied to are read where they are needed: their latency is in each step.
 #include <type_traits>
 
 #include "launch.cuh"
@@ -71,21 +73,24 @@ struct ClusterTile {
   int d, rank, size, lane, part, block, r, quad, j, entry;
   bool is_live;   // this thread's row is in B and its units are in H
   bool has_high;  // the tile has more than 8 rows
+  uint64_t* barriers;
   S *sums, *staged, *slots;
   float* parts;
   uint32_t w[kClusterBlocks][kTiles][4];
 
   __device__ __forceinline__ ClusterTile(const ClusterArgs<Pass>& args, unsigned char* raw)
       : f(args), a(args.pass.a) {
+    barriers = array_at<uint64_t>(raw, f.layout.barriers);
     sums = array_at<S>(raw, f.layout.sums);
     parts = array_at<float>(raw, f.layout.parts);
     staged = array_at<S>(raw, f.layout.staged);
     slots = array_at<S>(raw, f.layout.slots);
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
     lane = thread % 32, part = warp % kClusterParts, block = warp / kClusterParts;
-    rank = static_cast<int>(cluster_rank()), size = static_cast<int>(cluster_size());
+    rank = static_cast<int>(cluster_rank());
+    size = static_cast<int>((a.H + f.slice - 1) / f.slice);
     d = static_cast<int>(blockIdx.y);
-    b0 = static_cast<int64_t>(blockIdx.x / size) * f.rows;
+    b0 = static_cast<int64_t>(blockIdx.x / cluster_size()) * f.rows;
     r = thread / kClusterQuads, quad = thread % kClusterQuads;
     j = rank * f.slice + 4 * quad;
     has_high = f.rows > 8 && b0 + 8 < a.B;
@@ -97,6 +102,7 @@ struct ClusterTile {
       load_weights<false>();
     for (int e = thread; e < 2 * f.nodes * kClusterRows * f.layout.ld; e += kClusterThreads)
       sums[e] = from_acc<S>(0.f);
+    if (thread == 0) mbarrier_init(barriers), mbarrier_init(barriers + 1);
   }
 
   // W as left operands: units 16 (block + 2 b) of the slice and 16 (part + 4 t) of k, in matrices
@@ -200,6 +206,13 @@ struct ClusterTile {
     put(to, Core::piece(v));
   }
 
+  // The bytes that the chunk brings: of each node and row, all quads of units.
+  __device__ __forceinline__ void expect(const Chunk& c, int half) const {
+    static_assert(2 * kClusterMaxNodes * kClusterRows * kClusterMaxH < 1 << 20);  // can be counted
+    const int rows = static_cast<int>(min(a.B - b0, int64_t{f.rows}));
+    const int quads = static_cast<int>(a.H + 3) / 4;
+    if (threadIdx.x == 0) mbarrier_expect(barriers + half, 8 * quads * rows * (c.end - c.begin));
+  }
   // Sums of the states of predecessors to all CTAs of the cluster.
   __device__ __forceinline__ void gather(const Chunk& c, int half) const {
     if (!is_live) return;
@@ -219,8 +232,8 @@ struct ClusterTile {
       const typename Core::Piece four = Core::piece(total);
       S* to = sums + ((half * f.nodes + i - c.begin) * kClusterRows + r) * f.layout.ld + j;
       // Each CTA begins with itself, so that not all write to the same one at once.
-      for (int p = 0; p < size; ++p)
-        store_cluster(to, (rank + p) & (size - 1), {four.w[0], four.w[1]});
+      for (int p = 0, peer = rank; p < size; ++p, peer = peer + 1 < size ? peer + 1 : 0)
+        send(to, barriers + half, peer, {four.w[0], four.w[1]});
     }
   }
 
@@ -279,8 +292,9 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles == 8 ? 2 : 1)
 #if STRNN_HAS_CLUSTERS
   STRNN_DYNAMIC_SHARED(raw);
   using Tile = ClusterTile<Pass, kTiles>;
-  const Tile tile(f, raw);
   const auto& a = f.pass.a;
+  if (cluster_rank() * f.slice >= a.H) return;
+  const Tile tile(f, raw);
   constexpr int kParts = kClusterParts * kClusterRows * kClusterLdParts;
   float bias[4] = {};
   if (!Pass::kIsBackward && a.bias.first && tile.is_live)
@@ -288,15 +302,14 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles == 8 ? 2 : 1)
               bias);
   Chunk now = tile.first();
   tile.stage(now, 0);
-  cluster_arrive();
-  cluster_wait();  // all CTAs of the cluster run, and their sums are zero
-  int half = 0, turn = 0;
+  cluster_sync();  // all CTAs run, their sums are zero and their mbarriers are there
+  int half = 0, parity = 0, turn = 0;
   while (!now.is_empty()) {
+    tile.expect(now, half);
     tile.gather(now, half);
-    cluster_arrive();
     const Chunk next = tile.after(now);
     tile.stage(next, half ^ 1);
-    cluster_wait();
+    mbarrier_wait(tile.barriers + half, parity);
     for (int i = now.begin; i < now.end; ++i) {
       ClusterNode node{};
       if (tile.is_live) {
@@ -325,7 +338,7 @@ __global__ void __launch_bounds__(kClusterThreads, kTiles == 8 ? 2 : 1)
       turn ^= 1;
     }
     now = next;
-    half ^= 1;
+    parity ^= half, half ^= 1;
   }
   cp_async_wait<0>();
 #endif

@@ -23,10 +23,10 @@ int registers_of(const SweepSizes& z, const Plan& plan) {
   const auto& t = std::get<TensorPlan>(plan.kind);
   int log2 = 0;
   while (1 << log2 < t.steps) ++log2;
-  constexpr int kGated[] = {208, 200, 232, 256};
+  constexpr int kGated[] = {200, 184, 216, 256};
   if (is_gated) return kGated[log2];
-  constexpr int kElman[2][2][5] = {{{128, 168, 248, 200, 248}, {152, 184, 256, 232, 256}},
-                                   {{136, 200, 232, 232, 240}, {160, 224, 256, 240, 256}}};
+  constexpr int kElman[2][2][5] = {{{128, 168, 248, 200, 248}, {152, 184, 256, 232, 248}},
+                                   {{128, 200, 232, 232, 232}, {152, 216, 248, 240, 240}}};
   return kElman[z.is_backward][plan.projects][log2];
 }
 
@@ -247,6 +247,7 @@ ClusterLayout ClusterLayout::of(const SweepSizes& z, const ClusterPlan& c) {
   ClusterLayout l{};
   l.ld = static_cast<int>(ceil_div(z.H, 16) * 16 + 8);  // rows of an ldmatrix in different banks
   Places places;
+  l.barriers = places.take(2, 8);
   l.sums = places.take(2 * c.nodes * kClusterRows * l.ld, 2);
   l.parts = places.take(2 * 4 * kClusterRows * kClusterLdParts, 4);
   l.staged = places.take(2 * 2 * c.nodes * kClusterThreads * 4, 2);

@@ -144,7 +144,7 @@ constexpr int level_units(int cell, bool is_backward) {
 
 // Parts are float, the others of the storage type.
 struct ClusterLayout {
-  int64_t sums, parts, staged, slots, bytes;
+  int64_t barriers, sums, parts, staged, slots, bytes;
   int ld;  // of a row of sums
 
   static ClusterLayout of(const SweepSizes&, const struct ClusterPlan&);

@@ -100,8 +100,7 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&to)[4], const void* row) 
                : "memory");
 }
 
-// Clusters of CTAs; for kernels of STRNN_HAS_CLUSTERS alone. A thread's writes before its arrival
-// are seen by whoever has waited; all threads of a warp arrive and wait together.
+// Clusters of CTAs; for kernels of STRNN_HAS_CLUSTERS alone.
 __device__ __forceinline__ unsigned cluster_rank() {
   unsigned rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -112,19 +111,51 @@ __device__ __forceinline__ unsigned cluster_size() {
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
   return size;
 }
-__device__ __forceinline__ void cluster_arrive() {
+// All threads of the cluster; what they wrote before is seen.
+__device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-// Writes 8 bytes to the place in the shared memory of CTA `rank` of the cluster that corresponds to
-// `to` in one's own.
-__device__ __forceinline__ void store_cluster(void* to, unsigned rank, uint2 value) {
+// An mbarrier: a phase ends when a thread of the CTA has said how many bytes it brings, and they
+// are there, in whatever order. The barrier of the cluster shows it to the others.
+__device__ __forceinline__ void mbarrier_init(uint64_t* barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+}
+__device__ __forceinline__ void mbarrier_expect(uint64_t* barrier, int bytes) {
   asm volatile(
-      "{\n\t.reg .b32 at;\n\tmapa.shared::cluster.u32 at, %0, %1;\n\t"
-      "st.shared::cluster.v2.b32 [at], {%2, %3};\n\t}" ::"r"(shared_address(to)),
-      "r"(rank), "r"(value.x), "r"(value.y)
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+// Waits for the end of the phase of that parity, and sees its bytes: by a fence of shared memory
+// alone, where the compiler has one. A wait that acquires empties the cache of global memory.
+#if CUDART_VERSION >= 12080
+#define STRNN_WAIT ".relaxed.cluster"
+#define STRNN_SEE "fence.acquire.sync_restrict::shared::cluster.cluster;"
+#else
+#define STRNN_WAIT ".acquire.cluster"
+#define STRNN_SEE ""
+#endif
+__device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, int parity) {
+  uint32_t is_over;
+  do
+    asm volatile("{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity" STRNN_WAIT
+                 ".shared::cta.b64 p, [%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}"
+                 : "=r"(is_over)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+  while (!is_over);
+  asm volatile(STRNN_SEE ::: "memory");
+}
+// Sends 8 bytes to the place in the shared memory of CTA `rank` of a cluster of several that
+// corresponds to `to` in one's own, for the phase of its `barrier`.
+__device__ __forceinline__ void send(void* to, uint64_t* barrier, unsigned rank, uint2 value) {
+  asm volatile(
+      "{\n\t.reg .b32 at, of;\n\tmapa.shared::cluster.u32 at, %0, %2;\n\t"
+      "mapa.shared::cluster.u32 of, %1, %2;\n\t"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [at], {%3, %4}, "
+      "[of];\n\t}" ::"r"(shared_address(to)),
+      "r"(shared_address(barrier)), "r"(rank), "r"(value.x), "r"(value.y)
       : "memory");
 }
 

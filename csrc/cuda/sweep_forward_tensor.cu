@@ -9,12 +9,12 @@
 // finished by the pass of all, which takes up to 5 % more; the latency of a gate, read where it is
 // needed, is in each step of a gated sweep):
 //   * A chain, T = 512, B = 64, H = 128 (16 CTAs of 8 rows, 4 warps, one on a scheduler): a warp
-//     issues about 350 instructions a step (gather 60, stage 80, product 110 with 32 mma, finish
+//     issues about 350 instructions a step (gather 60, product 110 with 32 mma, stage 80, finish
 //     50, the rest chunks) and waits about 180 cycles: 0.27 us a step, 140 us. Operations 2.1
 //     GFLOP = 2 us, bytes 67 MB = 14 us: bound by the chain.
 //   * A grid, 64 images of 32 x 32, C = H = 128 (256 CTAs of one image, two on an SM): a product of
-//     16 nodes is about 550 instructions of a warp with 64 mma (gather 95, stage 110, input 90,
-//     product 80, finish 90); 95 products, 2 warps on a scheduler: 53 us. Operations 17.2 GFLOP =
+//     16 nodes is about 550 instructions of a warp with 64 mma (gather 95, input 90, product 80,
+//     stage 110, finish 90); 95 products, 2 warps on a scheduler: 53 us. Operations 17.2 GFLOP =
 //     17 us, bytes 84 MB = 18 us: bound by the instructions beside the mma.
 //   * SEED, B = 288, C = 5, H = 30 (576 CTAs of 2 rows, a warp each, one on a scheduler): 13 chunks
 //     of about 450 instructions and 300 cycles of waiting, with the tables 6 us. Rows of 5 numbers

@@ -9,8 +9,9 @@
 //   gather  sum of the predecessors' states from the slots of own columns, as an operand; several
 //           warps hand it to each other through `exchange` (a warp alone keeps it)
 //   -- barrier: the exchange and this chunk's inputs are there; the chunk before is done
-//   stage   the inputs of a later chunk on their way (cp.async), kTensorRing - 1 chunks ahead
 //   product sum W^T, one mma after the other
+//   stage   the inputs of a later chunk, kTensorRing - 1 ahead, on their way (cp.async) while the
+//           first product goes on
 //   finish  the pass's own: activation or gate, to the slot and to global memory
 //
 // The exchange has two halves, so one barrier is enough. A slot is written and read by one warp; a
@@ -452,7 +453,8 @@ struct TensorTile {
   template <bool kIsAligned>
   __device__ __forceinline__ void stage_states(const TensorItem& item, int at, int tile,
                                                int half) const {
-#pragma unroll(kIsAligned ? kStreams : 1)
+    constexpr int kAtOnce = kIsAligned && kStreams < 5 ? kStreams : 1;  // or too few registers
+#pragma unroll(kAtOnce)
     for (int i = 0; i < kStreams; ++i) {
       if (!a.input[i]) continue;
       S* const to = lane_row(at, tile, half) + i * a.layout.stream;
@@ -687,43 +689,37 @@ struct TensorTile {
       sync();
       const unsigned last = (at + kTensorRing - 1) % kTensorRing;
       LateX late;
-      stage_ahead(last, late);
 #pragma unroll 1
       for (int tile = 0, begin = now.begin; begin < now.end; ++tile, begin += nodes) {
         float acc[kResults][2][4];
         start(begin, at, tile, acc);
-        if constexpr (kWarps > 1) {
-          // Few columns are few mma that do not wait for each other: the products of odd units go
-          // to sums of their own, if there are registers for them.
-          constexpr bool kSplits = kResults == 1 || (kResults == 2 && kTerms <= 8);
-          constexpr float kZero[2][4] = {};
-          float odd[kResults][2][4];
+        // Few columns are few mma that do not wait for each other: the products of odd units go to
+        // sums of their own, if there are registers for them.
+        constexpr bool kSplits = kWarps > 1 && (kResults == 1 || (kResults == 2 && kTerms <= 8));
+        constexpr float kZero[2][4] = {};
+        float odd[kResults][2][4];
 #pragma unroll
-          for (int k = 0; k < kTerms; ++k) {
-            const Operand sum = get(exchanged(parity, tile, k));
+        for (int k = 0; k < kTerms; ++k) {
+          const Operand sum = kWarps > 1 ? get(exchanged(parity, tile, k)) : sums[k % kParts];
 #pragma unroll
-            for (int i = 0; i < kResults; ++i) {
-              auto& to = kSplits && k % 2 ? odd[i] : acc[i];
-              if (kSplits && k == 1)
-                Core::multiply(to, sum, weights[k][i], kZero);
-              else
-                Core::multiply(to, sum, weights[k][i]);
-            }
+          for (int i = 0; i < kResults; ++i) {
+            auto& to = kSplits && k % 2 ? odd[i] : acc[i];
+            if (kSplits && k == 1)
+              Core::multiply(to, sum, weights[k][i], kZero);
+            else
+              Core::multiply(to, sum, weights[k][i]);
           }
+        }
+        if (tile == 0) stage_ahead(last, late);  // while the products go on
+        if constexpr (kWarps > 1)
 #pragma unroll
           for (int part = 0; part < kParts; ++part)
             sums[part] = get(exchanged(parity, tile, warp * kParts + part));
-          if constexpr (kSplits)
+        if constexpr (kSplits)
 #pragma unroll
-            for (int i = 0; i < kResults; ++i)
+          for (int i = 0; i < kResults; ++i)
 #pragma unroll
-              for (int e = 0; e < 8; ++e) acc[i][e / 4][e % 4] += odd[i][e / 4][e % 4];
-        } else {
-#pragma unroll
-          for (int k = 0; k < kTerms; ++k)
-#pragma unroll
-            for (int i = 0; i < kResults; ++i) Core::multiply(acc[i], sums[k], weights[k][i]);
-        }
+            for (int e = 0; e < 8; ++e) acc[i][e / 4][e % 4] += odd[i][e / 4][e % 4];
 #pragma unroll
         for (int half = 0; half < 2; ++half)
           if (has_items(now, begin, half))

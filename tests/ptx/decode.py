@@ -27,7 +27,7 @@ RECORD = np.dtype(
     align=True,
 )  # fmt: skip
 #: Flags of an instruction; executor/machine.h has the same numbers.
-FTZ, SAT, WIDE, ALIGNED, MASKED, NON_COHERENT = 1, 2, 4, 64, 128, 256
+FTZ, SAT, WIDE, RELAXED, OF_CTA, ALIGNED, MASKED, NON_COHERENT = 1, 2, 4, 8, 16, 64, 128, 256
 #: In the order of executor/scheduler.cpp.
 SPECIAL = {
     name: number
@@ -339,7 +339,7 @@ class Kernel:
         def plain(name: str, width: int = w, **more) -> None:
             emit(name, [dest(a[0], width)], [source(t, width) for t in a[1:]], **more)
 
-        if base in ("ld", "st"):
+        if base in ("ld", "st") and "async" not in middle:
             self._memory(base, middle, kind, a)
         elif op == "mov.pred":
             emit(op, [dest(a[0], 1)], [pred(a[1])])
@@ -387,6 +387,8 @@ class Kernel:
             emit("bra", label=a[0])
         elif op in ("ret", "exit", "trap"):
             emit("exit" if op == "ret" else op)
+        elif re.match(r"fence\.(acquire|acq_rel|sc)\.", op):
+            emit("fence.acquire")
         elif base in NOTHING or op.startswith(WGMMA_NOTHING):
             emit("nop")
         else:
@@ -516,6 +518,26 @@ class Kernel:
             size = [source(a[3], 32)] if len(a) > 3 else []
             more = {"imm": int(a[2], 0), "width": wide_to | wide_of << 1}
             emit("cp.async", [at, from_at], [to, of, *size], **more)
+        elif op == "mbarrier.init.shared::cta.b64":
+            where, offset, width = self._address(a[0])
+            emit("mbarrier.init", [], [where, source(a[1], 32)], imm=offset, width=width)
+        elif op == "mbarrier.arrive.expect_tx.shared::cta.b64" and a[0] == "_":
+            where, offset, width = self._address(a[1])
+            emit(op.removesuffix(".shared::cta.b64"), [], [where, source(a[2], 32)],
+                 imm=offset, width=width)  # fmt: skip
+        elif m := re.match(r"(mbarrier\.try_wait\.parity)(\.\w+)?(\.\w+)?\.shared::cta\.b64$", op):
+            where, offset, width = self._address(a[1])
+            # Without a word of either, it acquires in the scope of its CTA.
+            flags = RELAXED * (m[2] == ".relaxed") | OF_CTA * (m[3] != ".cluster")
+            emit(m[1], [dest(a[0], 1)], [where, source(a[2], 32)],
+                 imm=offset, width=width, flags=flags)  # fmt: skip
+        elif m := re.match(
+            r"st\.async(?:\.weak)?\.shared::cluster\.mbarrier::complete_tx::bytes"
+            r"(?:\.v[24])?\.[bu](32|64)$", op,
+        ):  # fmt: skip
+            (to, at, wide_to), (of, of_at, wide_of) = self._address(a[0]), self._address(a[2])
+            more = {"imm": int(m[1]) // 8, "width": wide_to | wide_of << 1}
+            emit("st.async", [at, of_at], [to, of, *words(a[1], int(m[1]))], **more)
         elif op == "mapa.shared::cluster.u32":
             emit(op, [dest(a[0], 32)], [source(a[1], 32), source(a[2], 32)])
         else:

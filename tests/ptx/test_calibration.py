@@ -183,6 +183,228 @@ def test_planted_fault_is_seen(fault):
     assert not error <= BOUNDS["bf16"]
 
 
+#: CTAs of a cluster send each other numbers into two boxes in turn, each with an mbarrier: the
+#: first warp sends, and both add up.
+EXCHANGE = """\
+.version 8.6
+.target sm_90a
+.address_size 64
+.visible .entry exchange(.param .u64 out, .param .u32 steps)
+{
+  .shared .align 8 .b8 barriers[16];
+  .shared .align 8 .b8 boxes[2048];
+  .shared .align 8 .b8 parts[512];
+  .reg .pred %p<5>;
+  .reg .b32 %r<40>;
+  .reg .b64 %d<4>;
+  mov.u32 %r0, %tid.x;
+  mov.u32 %r1, %cluster_ctarank;
+  mov.u32 %r2, %cluster_nctarank;
+  mov.u32 %r3, barriers;
+  mov.u32 %r4, boxes;
+  mov.u32 %r5, parts;
+  setp.ne.u32 %p0, %r0, 0;
+  setp.ge.u32 %p1, %r0, 32;
+  mad.lo.u32 %r33, %r0, 32, %r4;
+  mov.u32 %r34, 0;
+ZERO:
+  st.shared.u32 [%r33], 0;
+  add.u32 %r33, %r33, 4;
+  add.u32 %r34, %r34, 1;
+  setp.lt.u32 %p2, %r34, 8;
+  @%p2 bra ZERO;
+  @%p0 bra MADE;
+  mbarrier.init.shared::cta.b64 [%r3], 1;
+  mbarrier.init.shared::cta.b64 [%r3+8], 1;
+MADE:
+  bar.warp.sync 0xffffffff;
+  barrier.cluster.arrive.release.aligned;
+  barrier.cluster.wait.acquire.aligned;
+  ld.param.u32 %r6, [steps];
+  shl.b32 %r7, %r1, 8;
+  and.b32 %r8, %r0, 31;
+  shl.b32 %r9, %r8, 3;
+  shl.b32 %r10, %r2, 8;
+  mad.lo.u32 %r11, %r1, 64, %r0;
+  mov.u32 %r12, 0;
+  mov.u32 %r13, 0;
+STEP:
+  shl.b32 %r14, %r12, 3;
+  add.u32 %r14, %r3, %r14;
+  shl.b32 %r15, %r12, 10;
+  add.u32 %r15, %r4, %r15;
+  add.u32 %r16, %r15, %r7;
+  add.u32 %r16, %r16, %r9;
+  @%p0 bra EXPECTED;
+  mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r14], %r10;
+EXPECTED:
+  @%p1 bra SENT;
+  add.u32 %r17, %r11, 1;
+  mov.u32 %r18, 0;
+SEND:
+  mapa.shared::cluster.u32 %r19, %r16, %r18;
+  mapa.shared::cluster.u32 %r20, %r14, %r18;
+  st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%r19], {%r11, %r17}, [%r20];
+  add.u32 %r18, %r18, 1;
+  setp.lt.u32 %p2, %r18, %r2;
+  @%p2 bra SEND;
+SENT:
+  mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 %p3, [%r14], %r13;
+  @!%p3 bra SENT;
+  fence.acquire.sync_restrict::shared::cluster.cluster;
+  shr.u32 %r21, %r0, 5;
+  shl.b32 %r21, %r21, 2;
+  add.u32 %r22, %r15, %r9;
+  add.u32 %r22, %r22, %r21;
+  mov.u32 %r23, 0;
+  mov.u32 %r24, 0;
+READ:
+  ld.shared.u32 %r25, [%r22];
+  add.u32 %r24, %r24, %r25;
+  add.u32 %r22, %r22, 256;
+  add.u32 %r23, %r23, 1;
+  setp.lt.u32 %p2, %r23, %r2;
+  @%p2 bra READ;
+ADDED:
+  shl.b32 %r26, %r12, 8;
+  add.u32 %r26, %r5, %r26;
+  shl.b32 %r27, %r0, 2;
+  add.u32 %r27, %r26, %r27;
+  st.shared.u32 [%r27], %r24;
+  bar.sync 0;
+  shl.b32 %r28, %r8, 2;
+  add.u32 %r28, %r26, %r28;
+  ld.shared.u32 %r29, [%r28];
+  ld.shared.u32 %r30, [%r28+128];
+  mad.lo.u32 %r11, %r30, 3, %r29;
+  xor.b32 %r13, %r13, %r12;
+  xor.b32 %r12, %r12, 1;
+  sub.u32 %r6, %r6, 1;
+  setp.gt.u32 %p4, %r6, 0;
+  @%p4 bra STEP;
+  ld.param.u64 %d0, [out];
+  mov.u32 %r31, %ctaid.x;
+  mad.lo.u32 %r32, %r31, 64, %r0;
+  mul.wide.u32 %d1, %r32, 4;
+  add.u64 %d2, %d0, %d1;
+  st.global.u32 [%d2], %r11;
+  ret;
+}
+"""
+STEPS, CTAS = 5, 4
+
+
+def exchanged(text: str, cluster: int = CTAS, seed: int = 1) -> bool:
+    """Whether two clusters found the right sums."""
+    out = torch.zeros(2 * cluster, 64, dtype=torch.int32)
+    decode.forget_buffers()
+    decode.register(out.data_ptr(), 4 * out.numel(), "out", is_writable=True, is_written=False)
+    parameters = out.data_ptr().to_bytes(8, "little") + STEPS.to_bytes(4, "little")
+    kernel = decode.Module(text).kernel("exchange")
+    kernel.run((2 * cluster, 1, 1), (64, 1, 1), parameters, cluster=cluster, seed=seed)
+    sent = 64 * torch.arange(cluster)[:, None] + torch.arange(32)
+    for _ in range(STEPS):
+        sent = (sent + 3 * (sent + 1)).sum(0).expand(cluster, -1)
+    return torch.equal(out.long() & 0xFFFFFFFF, sent.repeat(2, 2) & 0xFFFFFFFF)
+
+
+FENCE = "  fence.acquire.sync_restrict::shared::cluster.cluster;\n"
+WAITS = "  @!%p3 bra SENT;\n"
+EXPECTS = "  mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r14], %r10;\n"
+SENDS = "  st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 "
+SENDS += "[%r19], {%r11, %r17}, [%r20];\n"
+MADE = "  mbarrier.init.shared::cta.b64 [%r3+8], 1;\n"
+STARTED = "  barrier.cluster.arrive.release.aligned;\n  barrier.cluster.wait.acquire.aligned;\n"
+
+
+@pytest.mark.parametrize("cluster", [2, 4])
+def test_exchange(cluster):
+    """Bytes come late and in any order; a wait that acquires needs no fence."""
+    acquires = EXCHANGE.replace(".relaxed.cluster", ".acquire.cluster").replace(FENCE, "")
+    for seed in range(8):
+        assert exchanged(EXCHANGE, cluster, seed)
+        assert exchanged(acquires, cluster, seed)
+
+
+#: What stands there, what it becomes, what the machine says.
+FAULTS_OF_AN_EXCHANGE = {
+    "no wait": (WAITS, "", "race"),
+    "no fence": (FENCE, "", "shared race"),
+    "fence before the wait": ((FENCE, "SENT:\n"), ("", FENCE + "SENT:\n"), "shared race"),
+    "wait in the scope of a CTA": (".relaxed.cluster", ".relaxed.cta", "shared race"),
+    "acquires in the scope of a CTA": (".relaxed.cluster", "", "shared race"),
+    "other parity at first": ("mov.u32 %r13, 0;", "mov.u32 %r13, 1;", "race"),
+    "parity that stays": ("xor.b32 %r13, %r13, %r12;", "", "race|deadlock|nobody waited"),
+    "parity of each step": ("xor.b32 %r13, %r13, %r12;", "xor.b32 %r13, %r13, 1;", "race|deadlock"),
+    "wait for the other half": (
+        "cta.b64 %p3, [%r14]", "cta.b64 %p3, [%r3]", "race|deadlock",
+    ),
+    "one mbarrier for both halves": (
+        "cluster.u32 %r20, %r14,", "cluster.u32 %r20, %r3,", "race|deadlock",
+    ),
+    "one box for both halves": ("shl.b32 %r15, %r12, 10;", "mov.u32 %r15, 0;", "race"),
+    "too few bytes": ("shl.b32 %r10, %r2, 8;", "mad.lo.u32 %r10, %r2, 256, -8;", "race|deadlock"),
+    "too many bytes": ("shl.b32 %r10, %r2, 8;", "mad.lo.u32 %r10, %r2, 256, 8;", "deadlock"),
+    "more bytes than can be counted": (
+        "shl.b32 %r10, %r2, 8;", "mov.u32 %r10, 1048576;", "an mbarrier counts 1048576 bytes",
+    ),
+    "nothing is expected": (EXPECTS, "", "deadlock"),
+    "expects after the wait": ((EXPECTS, FENCE), ("", FENCE + "  @!%p0" + EXPECTS), "deadlock"),
+    "expects twice": (EXPECTS, 2 * EXPECTS, "more often than it counts"),
+    "one send less": ("setp.lt.u32 %p2, %r18, %r2;", "setp.lt.u32 %p2, %r18, 1;", "deadlock"),
+    "sends again at the end": (
+        "  ld.param.u64 %d0", "  @!%p1" + SENDS + "  ld.param.u64 %d0",
+        "race|under way|nobody waited|has exited",
+    ),
+    "no wait at the end": (
+        "SENT:\n", "SENT:\n  setp.eq.u32 %p4, %r6, 1;\n  @%p4 bra ADDED;\n",
+        "under way|nobody waited|has exited",
+    ),
+    "a plain store": (
+        (SENDS, "shl.b32 %r10, %r2, 8;"),
+        (
+            "  st.shared::cluster.u32 [%r19], %r11;\n"
+            "  st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 "
+            "[%r19+4], %r17, [%r20];\n",
+            "shl.b32 %r10, %r2, 7;",
+        ),
+        "shared race",
+    ),
+    "no mbarrier": (MADE, "", "no mbarrier at shared byte 8"),
+    "an mbarrier twice": (MADE, 2 * MADE, "touches the mbarrier"),
+    "an mbarrier for two": ("[%r3+8], 1;", "[%r3+8], 2;", "deadlock"),
+    "an mbarrier for none": ("[%r3+8], 1;", "[%r3+8], 0;", "mbarrier for 0"),
+    "an mbarrier off alignment": ("[%r3+8], 1;", "[%r3+4], 1;", "misaligned"),
+    "a store to an mbarrier": (STARTED, STARTED + "  st.shared.u32 [%r3], 0;\n", "touches"),
+    "mbarriers after the start": (
+        (STARTED, "  setp.ne.u32 %p0, %r0, 0;\n"), ("", STARTED + "  setp.ne.u32 %p0, %r0, 0;\n"),
+        "may not be there yet|no mbarrier",
+    ),
+    "no barrier at the start": (STARTED, "", "may not have started|no mbarrier"),
+    "an mbarrier of another CTA": ("[%r20];", "[%r14];", "of another"),
+    "sends off alignment": ("bytes.v2.b32 [%r19]", "bytes.v2.b32 [%r19+4]", "misaligned"),
+    "sends to a CTA that is not": ("setp.lt.u32 %p2, %r18,", "setp.le.u32 %p2, %r18,", "rank 4 of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_AN_EXCHANGE)
+def test_fault_of_an_exchange_is_seen(fault):
+    """In every schedule."""
+    found, becomes, says = FAULTS_OF_AN_EXCHANGE[fault]
+    text, one = EXCHANGE, isinstance(found, str)
+    for old, new in [(found, becomes)] if one else zip(found, becomes, strict=True):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    for seed in range(8):
+        with pytest.raises(RuntimeError, match=says):
+            exchanged(text, seed=seed)
+
+
+def test_a_cluster_of_one_sends_nothing():
+    with pytest.raises(RuntimeError, match=r"st\.async in a cluster of one CTA"):
+        exchanged(EXCHANGE, cluster=1)
+
+
 def test_an_unknown_instruction_is_refused():
     text = ".visible .entry f()\n{\n .reg .b32 %r<2>;\n frobnicate.b32 %r0, %r1;\n ret;\n}\n"
     with pytest.raises(decode.Unknown, match=r"f, line 4: frobnicate.b32 %r0, %r1"):

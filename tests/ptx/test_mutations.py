@@ -328,31 +328,127 @@ MUTATIONS = {
         "e < N * kTensorMaxK;",
         "corner-4x3-states",
     ),
-    "cluster-barrier": (
+    "cluster-wait": (
         "cluster.cu",
-        "    cluster_arrive();\n    const Chunk next = tile.after(now);\n"
-        "    tile.stage(next, half ^ 1);\n    cluster_wait();\n",
-        "    const Chunk next = tile.after(now);\n    tile.stage(next, half ^ 1);\n",
+        "    mbarrier_wait(tile.barriers + half, parity);\n",
+        "",
+        "chain-causal",
+    ),
+    "cluster-wait-for-the-other-half": (
+        "cluster.cu",
+        "mbarrier_wait(tile.barriers + half, parity)",
+        "mbarrier_wait(tile.barriers + (half ^ 1), parity)",
+        "chain-causal",
+    ),
+    "cluster-wait-of-all-but-the-last": (
+        "cluster.cu",
+        "    mbarrier_wait(tile.barriers + half, parity);\n",
+        "    if (!next.is_empty()) mbarrier_wait(tile.barriers + half, parity);\n",
+        "chain-causal",
+    ),
+    "cluster-wait-of-a-thread": (
+        "cluster.cu",
+        "    mbarrier_wait(tile.barriers + half, parity);\n",
+        "    if (threadIdx.x == 0) mbarrier_wait(tile.barriers + half, parity);\n",
+        "chain-causal",
+    ),
+    "cluster-parity-that-stays": (
+        "cluster.cu",
+        "parity ^= half, half ^= 1",
+        "half ^= 1",
+        "chain-causal",
+    ),
+    "cluster-parity-of-each-chunk": (
+        "cluster.cu",
+        "parity ^= half, half ^= 1",
+        "parity ^= 1, half ^= 1",
+        "chain-causal",
+    ),
+    "cluster-other-parity-at-first": (
+        "cluster.cu",
+        "half = 0, parity = 0",
+        "half = 0, parity = 1",
+        "chain-causal",
+    ),
+    "cluster-fence-after-the-wait": (
+        "ptx.cuh",
+        "  asm volatile(STRNN_SEE",
+        '  asm volatile(""',
+        "chain-causal",
+    ),
+    "cluster-wait-in-the-scope-of-a-cta": (
+        "ptx.cuh",
+        '#define STRNN_WAIT ".relaxed.cluster"',
+        '#define STRNN_WAIT ".relaxed.cta"',
+        "chain-causal",
+    ),
+    "cluster-too-few-bytes": (
+        "cluster.cu",
+        "8 * quads * rows",
+        "8 * (quads - 1) * rows",
+        "chain-causal",
+    ),
+    "cluster-bytes-of-rows-beyond-the-batch": (
+        "cluster.cu",
+        "static_cast<int>(min(a.B - b0, int64_t{f.rows}))",
+        "f.rows",
+        "chain-causal",
+    ),
+    "cluster-bytes-of-whole-quads": ("cluster.cu", "(a.H + 3) / 4", "(a.H) / 4", "sweep-mask-h0"),
+    "cluster-bytes-of-one-node": ("cluster.cu", " * (c.end - c.begin));", ");", "corner-mask"),
+    "cluster-expects-too-late": (
+        "cluster.cu",
+        "    tile.expect(now, half);\n    tile.gather(now, half);\n"
+        "    const Chunk next = tile.after(now);\n    tile.stage(next, half ^ 1);\n"
+        "    mbarrier_wait(tile.barriers + half, parity);\n",
+        "    tile.gather(now, half);\n"
+        "    const Chunk next = tile.after(now);\n    tile.stage(next, half ^ 1);\n"
+        "    mbarrier_wait(tile.barriers + half, parity);\n    tile.expect(now, half);\n",
+        "chain-causal",
+    ),
+    "cluster-expects-in-each-thread": (
+        "cluster.cu",
+        "if (threadIdx.x == 0) mbarrier_expect(",
+        "mbarrier_expect(",
+        "chain-causal",
+    ),
+    "cluster-without-an-mbarrier": (
+        "cluster.cu",
+        "mbarrier_init(barriers), mbarrier_init(barriers + 1);",
+        "mbarrier_init(barriers);",
+        "chain-causal",
+    ),
+    "cluster-one-mbarrier-for-both-halves": (
+        "cluster.cu",
+        "send(to, barriers + half,",
+        "send(to, barriers,",
         "chain-causal",
     ),
     "cluster-barrier-at-the-start": (
         "cluster.cu",
-        "  cluster_arrive();\n  cluster_wait();  // all CTAs",
-        "  // all CTAs",
+        "  cluster_sync();",
+        "",
         "chain-causal",
     ),
-    "cluster-barrier-before-the-exit": (
+    "cluster-sends-after-the-last-wait": (
         "cluster.cu",
         "  cp_async_wait<0>();\n",
         "  cp_async_wait<0>();\n"
-        "  store_cluster(tile.sums, (tile.rank + 1) % tile.size, uint2{0, 0});\n",
+        "  send(tile.sums, tile.barriers, (tile.rank + 1) % tile.size, uint2{0, 0});\n",
         "chain-causal",
     ),
-    "cluster-wrong-rank": (
+    "cluster-wrong-rank": ("cluster.cu", "half, peer,", "half, rank,", "chain-causal"),
+    "cluster-sends-to-ctas-without-units": (
         "cluster.cu",
-        "store_cluster(to, (rank + p) & (size - 1),",
-        "store_cluster(to, rank,",
-        "chain-causal",
+        "static_cast<int>((a.H + f.slice - 1) / f.slice)",
+        "static_cast<int>(cluster_size())",
+        "corner-mask",
+    ),
+    "cluster-ctas-without-units-stay": (
+        "cluster.cu",
+        "  if (cluster_rank() * f.slice >= a.H) return;\n",
+        "",
+        "corner-mask",
     ),
     "cluster-one-copy-of-the-sums": (
         "cluster.cu",
@@ -480,7 +576,7 @@ MUTATIONS = {
 #: The mutations that CI plants: a wait, a barrier, an index, a bound; of a row, of a cluster, of a
 #: level.
 IN_CI = (
-    "row-wait-off-by-one", "row-carry-left-out", "cluster-barrier", "cluster-wrong-rank",
+    "row-wait-off-by-one", "row-carry-left-out", "cluster-wait", "cluster-too-few-bytes",
     "level-units-beyond-the-width",
 )  # fmt: skip
 #: The kernels that a mutation is about, by the beginning of its name: the only family that may be

@@ -2,9 +2,11 @@
 // is modelled.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <list>
 #include <map>
 #include <memory>
 #include <random>
@@ -69,7 +71,16 @@ constexpr bool kIsFloat =
     std::is_floating_point_v<T> || std::is_same_v<T, f16> || std::is_same_v<T, bf16>;
 
 // Flags of an instruction; decode.py has the same numbers.
-enum Flag { kFtz = 1, kSat = 2, kWide = 4, kAligned = 64, kMasked = 128, kNonCoherent = 256 };
+enum Flag {
+  kFtz = 1,
+  kSat = 2,
+  kWide = 4,
+  kRelaxed = 8,
+  kOfCta = 16,
+  kAligned = 64,
+  kMasked = 128,
+  kNonCoherent = 256
+};
 
 // One instruction as decode.py writes it.
 struct Record {
@@ -77,6 +88,7 @@ struct Record {
   s32 op, guard, is_negated, flags, dests, sources, first, target, line, width;
 };
 
+struct Cta;
 struct Machine;
 struct Warp;
 struct Ins;
@@ -89,7 +101,18 @@ struct Ins : Record {
 };
 
 // What the scheduler itself does.
-enum class Control { kNone, kBranch, kExit, kTrap, kBarrier, kArrive, kWait, kWarpBarrier, kSync };
+enum class Control {
+  kNone,
+  kBranch,
+  kExit,
+  kTrap,
+  kBarrier,
+  kArrive,
+  kWait,
+  kTryWait,
+  kWarpBarrier,
+  kSync
+};
 
 struct Kernel {
   std::vector<s32> operands;
@@ -107,11 +130,29 @@ struct Kernel {
   int registers, predicates, local, grain;
 };
 
-// Every access happens at the clock of its warp, which counts that warp's synchronisations.
+// Every access happens at the clock of its warp, which counts that warp's synchronisations. Bytes
+// that st.async brought belong to their mbarrier: its number follows those of the warps, its clock
+// counts its phases from 1.
+struct Clocks {
+  std::vector<u32> seen;  // of warps and mbarriers: what they did until then is visible
+  std::vector<u32> over;  // it is over: who writes disturbs no reader of it
+
+  static void join(std::vector<u32>& to, const std::vector<u32>& from) {
+    if (to.size() < from.size()) to.resize(from.size());
+    for (size_t n = 0; n < from.size(); ++n) to[n] = std::max(to[n], from[n]);
+  }
+  void join(const Clocks& other) { join(seen, other.seen), join(over, other.over); }
+  void learn(u32 who, u32 when) {
+    for (std::vector<u32>* v : {&seen, &over}) {
+      if (v->size() <= who) v->resize(who + 1);
+      (*v)[who] = std::max((*v)[who], when);
+    }
+  }
+};
 struct Write {  // the last one to a grain of shared memory
   u32 clock = 0;
   u16 warp = 0;
-  u8 lane = 0, is_pending = 0;  // pending: by a cp.async that nobody waited for
+  u8 lane = 0, is_pending = 0;  // pending: by a copy that nobody waited for
 };
 struct Read {
   u32 clock = 0;
@@ -139,6 +180,24 @@ struct Copy {  // cp.async under way
   const Ins* ins;
 };
 
+struct Barrier {  // mbarrier
+  u32 at, number, count, pending;
+  s64 bytes = 0;               // tx-count
+  u32 phase = 0, brought = 0;  // how many ended; the last that bytes came in, from 1
+  bool is_waited_for = true;   // the phase before
+  bool is_foreign = false, was_foreign = false;  // bytes of this phase, of the phase before
+  Clocks arrived = {}, before = {};  // of who arrived in them, and of the bytes' senders
+};
+struct Sent {  // st.async under way
+  Warp* from;
+  Cta* to;
+  Barrier* barrier;
+  u32 at, size, lane;
+  u8 bytes[16];
+  std::shared_ptr<const std::vector<u32>> over;  // for its sender, before its last synchronisation
+  const Ins* ins;
+};
+
 struct Cta {
   u32 rank, x, y, z;
   int grain;
@@ -147,16 +206,19 @@ struct Cta {
   std::vector<Read> reads;  // of each warp of this CTA, and one for all others
   std::vector<u32> remote;  // clocks of the last access from each warp of the cluster
   std::vector<Warp*> warps;
+  std::list<Barrier> barriers;
+
+  bool has_exited() const;
 };
 
 struct Split {  // lanes that are at the same place
   int at;
   u32 lanes;
-  bool is_waiting;
+  bool is_waiting, is_suspended = false;  // for other lanes; for an mbarrier
 };
 
 struct Warp {
-  enum State { kRuns, kAtBarrier, kAtCluster, kDone };
+  enum State { kRuns, kAtBarrier, kAtCluster, kSuspended, kDone };
   Cta* cta;
   int id, number;  // in the CTA, in the cluster
   State state = kRuns;
@@ -164,8 +226,9 @@ struct Warp {
   std::vector<Split> splits;
   int current = 0, barrier = 0;
   u32 clock = 1;
-  std::vector<u32> seen;          // clocks of the cluster's warps that happened before
-  std::vector<u32> at_arrive[2];  // `seen` when it last arrived at the cluster's barrier
+  Clocks clocks;        // that happened before
+  Clocks at_arrive[2];  // when it last arrived at the cluster's barrier
+  Clocks observed;      // by a relaxed wait, for a fence to come
   u64 arrived = 0, waited = 0;
   std::vector<Copy> copies;
   u64 committed[32] = {};
@@ -178,9 +241,18 @@ struct Warp {
     pred(index) = (pred(index) & ~lanes) | (value & lanes);
   }
   u32 live() const { return all & ~exited; }
-  void tick() { seen[number] = ++clock; }
-  bool knows(u32 warp, u32 when) const { return seen[warp] >= when; }
+  void wake();  // an mbarrier's phase has ended, or its wait has lasted long enough
+  void tick() { clocks.learn(number, ++clock); }
+  static bool reaches(const std::vector<u32>& v, u32 who, u32 when) {
+    return who < v.size() && v[who] >= when;
+  }
+  bool knows(u32 who, u32 when) const { return reaches(clocks.seen, who, when); }
+  bool knows_over(u32 who, u32 when) const { return reaches(clocks.over, who, when); }
 };
+
+inline bool Cta::has_exited() const {
+  return std::all_of(warps.begin(), warps.end(), [](Warp* w) { return w->state == Warp::kDone; });
+}
 
 struct Fault {
   std::string text;
@@ -196,6 +268,8 @@ struct Machine {
   std::vector<Cta*> ctas;
   std::vector<Warp*> warps;
   const u8* stored = nullptr;  // what the store under way writes
+  std::vector<Sent> sent;
+  u32 barriers = 0;
 
   [[noreturn]] void fail(const std::string& what, const Warp& w, const Ins& i, int lane) {
     const Cta& c = *w.cta;
@@ -266,6 +340,7 @@ enum Stage { kPlain, kIssued, kLanded };  // of an asynchronous copy
 u8* resolve(Machine&, Warp&, const Ins&, int lane, Space, u64 address, u32 size, bool is_write,
             Stage = kPlain);
 void addresses(Warp&, const Ins&, int operand, s64 offset, u64* to);
+void deliver(Machine&);  // one st.async, any
 
 // What each file defines.
 void define_arithmetic();

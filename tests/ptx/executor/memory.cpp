@@ -46,13 +46,14 @@ void check_shared(Machine& m, Warp& w, const Ins& i, int lane, Cta& c, u32 at, u
     Write& last = c.writes[g];
     const auto byte = [&] { return "shared byte " + to_string(g * grain); };
     if (last.is_pending && stage != kLanded)
-      m.fail("async race: " + byte() + " has a cp.async under way that nobody waited for", w, i,
-             lane);
-    const bool is_known = last.warp == w.number ? last.clock < w.clock || last.lane == lane
-                                                : w.knows(last.warp, last.clock);
+      m.fail("async race: " + byte() + " has a copy under way that nobody waited for", w, i, lane);
+    const bool is_brought = last.warp >= m.warps.size();
+    const bool is_known = last.warp == w.number    ? last.clock < w.clock || last.lane == lane
+                          : is_write && is_brought ? w.knows_over(last.warp, last.clock)
+                                                   : w.knows(last.warp, last.clock);
     const auto races = [&](const char* verb, int with) {
       m.fail(string("shared race: ") + verb + " " + byte() + ", warp " + to_string(with) +
-                 " of the cluster did too, nothing between",
+                 " of the cluster, or what brings bytes, did too, nothing between",
              w, i, lane);
     };
     if (!is_write) {
@@ -74,7 +75,7 @@ void check_shared(Machine& m, Warp& w, const Ins& i, int lane, Cta& c, u32 at, u
         const Read& r = c.reads[g * readers + reader->id];
         if (!r.clock) continue;
         if (reader == &w ? r.clock == w.clock && (r.by_many || r.lane != lane)
-                         : !w.knows(reader->number, r.clock))
+                         : !w.knows_over(reader->number, r.clock))
           races("writes", reader->number);
       }
     }
@@ -120,17 +121,19 @@ void check_global(Machine& m, Warp& w, const Ins& i, int lane, Buffer& b, u64 at
   }
 }
 
-Cta& peer(Machine& m, Warp& w, const Ins& i, int lane, u32 rank) {
+// The CTA of an address of shared::cluster: one of another CTA has its rank + 1 in the high byte.
+Cta& cta_of(Machine& m, Warp& w, const Ins& i, int lane, u64 address, Stage stage) {
+  const u64 rank = (address >> 24) - 1;
+  if (!(address >> 24)) return *w.cta;
   if (rank >= m.ctas.size())
     m.fail("shared memory of rank " + to_string(rank) + " of the cluster", w, i, lane);
   Cta& c = *m.ctas[rank];
   if (&c == w.cta) return c;
-  const auto one = [&](const auto& is) { return std::any_of(c.warps.begin(), c.warps.end(), is); };
-  if (!one([&](const Warp* o) { return w.seen[o->number] > 0; }))
+  const auto is_known = [&](const Warp* o) { return w.knows(o->number, 1); };
+  if (std::none_of(c.warps.begin(), c.warps.end(), is_known))
     m.fail("shared memory of a CTA that may not have started", w, i, lane);
-  if (!one([](const Warp* o) { return o->state != Warp::kDone; }))
-    m.fail("shared memory of a CTA that has exited", w, i, lane);
-  c.remote[w.number] = w.clock;
+  if (c.has_exited()) m.fail("shared memory of a CTA that has exited", w, i, lane);
+  if (stage == kPlain) c.remote[w.number] = w.clock;
   return c;
 }
 
@@ -214,7 +217,118 @@ void land(Machine& m, Warp& w, u32 lanes, u64 pending, bool is_all) {
   });
 }
 
+constexpr s64 kMostOfBarrier = (1 << 20) - 1;
+
+void init_barrier(Machine& m, Warp& w, const Ins& i, u32 lanes) {
+  u64 at[32];
+  addresses(w, i, 0, i.imm, at);
+  for_lanes(lanes, [&](int l) {
+    memset(resolve(m, w, i, l, kShared, at[l], 8, true), 0xff, 8);
+    const u32 count = get<u32>(w.reg(i.s[1]), l), place = at[l];
+    if (count < 1 || count > kMostOfBarrier) m.fail("mbarrier for " + to_string(count), w, i, l);
+    const u32 number = m.warps.size() + m.barriers++;
+    w.cta->barriers.push_back({place, number, count, count});
+  });
+}
+Barrier& barrier_at(Machine& m, Warp& w, const Ins& i, int lane, Cta& c, u32 at) {
+  for (Barrier& b : c.barriers) {
+    if (b.at != at) continue;
+    const Write& made = c.writes[at / c.grain];
+    if (made.warp == w.number ? made.clock == w.clock && made.lane != lane
+                              : !w.knows(made.warp, made.clock))
+      m.fail("an mbarrier that may not be there yet", w, i, lane);
+    return b;
+  }
+  m.fail("no mbarrier at shared byte " + to_string(at), w, i, lane);
+}
+// A phase ends when all have arrived and the bytes that they expected are there, no matter which
+// came first.
+void count_bytes(Machine& m, Warp& w, const Ins& i, int lane, Cta& c, Barrier& b, s64 bytes) {
+  b.bytes += bytes;
+  if (std::abs(b.bytes) > kMostOfBarrier)
+    m.fail("an mbarrier counts " + to_string(b.bytes) + " bytes", w, i, lane);
+  if (b.pending || b.bytes) return;
+  ++b.phase, b.pending = b.count, b.is_waited_for = false;
+  b.before = b.arrived, b.arrived = {};
+  b.was_foreign = b.is_foreign, b.is_foreign = false;
+  for (Warp* o : c.warps) o->wake();
+}
+void arrive(Machine& m, Warp& w, const Ins& i, u32 lanes) {
+  u64 at[32];
+  addresses(w, i, 0, i.imm, at);
+  for_lanes(lanes, [&](int l) {
+    Barrier& b = barrier_at(m, w, i, l, *w.cta, at[l]);
+    if (!b.is_waited_for)
+      m.fail("arrives at an mbarrier, nobody waited for the phase before", w, i, l);
+    if (!b.pending) m.fail("arrives at an mbarrier more often than it counts", w, i, l);
+    --b.pending;
+    b.arrived.join(w.clocks);
+    count_bytes(m, w, i, l, *w.cta, b, get<u32>(w.reg(i.s[1]), l));
+  });
+  w.tick();
+}
+// Of the phase that ended last, or of the one that goes on. What it saw counts at once, or, if it
+// is relaxed, from a fence on. Of bytes from other CTAs a wait in the scope of a CTA sees nothing.
+void try_wait(Machine& m, Warp& w, const Ins& i, u32 lanes) {
+  u64 at[32];
+  addresses(w, i, 0, i.imm, at);
+  u32 yes = 0;
+  for_lanes(lanes, [&](int l) {
+    Barrier& b = barrier_at(m, w, i, l, *w.cta, at[l]);
+    if ((b.phase & 1) == (get<u32>(w.reg(i.s[1]), l) & 1)) return;
+    yes |= 1u << l;
+    b.is_waited_for = true;
+    if (b.was_foreign && (i.flags & kOfCta)) return;
+    Clocks& to = i.flags & kRelaxed ? w.observed : w.clocks;
+    to.join(b.before), to.learn(b.number, b.phase);
+  });
+  w.set(i.d[0], lanes, yes);
+}
+// imm: bytes of a value; d: offsets of the addresses. Whoever has waited for the bytes knows that
+// what came before in the sender's order is over, not that what it wrote is visible.
+void send(Machine& m, Warp& w, const Ins& i, u32 lanes) {
+  u64 to[32], of[32];
+  addresses(w, i, 0, i.d[0], to);
+  addresses(w, i, 1, i.d[1], of);
+  if (m.cluster < 2) m.fail("st.async in a cluster of one CTA", w, i, 0);
+  auto over = std::make_shared<std::vector<u32>>(w.clocks.over);
+  (*over)[w.number] = w.clock - 1;
+  const u32 values = i.sources - 2, bytes = i.imm;
+  for_lanes(lanes, [&](int l) {
+    resolve(m, w, i, l, kCluster, to[l], bytes * values, true, kIssued);
+    Cta& c = cta_of(m, w, i, l, to[l], kIssued);
+    if (&c != &cta_of(m, w, i, l, of[l], kIssued))
+      m.fail("st.async to one CTA, with an mbarrier of another", w, i, l);
+    Barrier& b = barrier_at(m, w, i, l, c, of[l] & 0xffffff);
+    const u32 at = to[l] & 0xffffff, lane = l;
+    m.sent.push_back({&w, &c, &b, at, bytes * values, lane, {}, over, &i});
+    for (u32 k = 0; k < values; ++k)
+      memcpy(m.sent.back().bytes + k * bytes,
+             reinterpret_cast<const u8*>(w.reg(i.s[2 + k])) + l * bytes, bytes);
+  });
+}
+
 }  // namespace
+
+void Warp::wake() {
+  if (state != kSuspended) return;
+  state = kRuns;
+  for (Split& s : splits)
+    if (s.is_suspended) s.is_waiting = s.is_suspended = false;
+}
+
+void deliver(Machine& m) {
+  std::swap(m.sent[m.random() % m.sent.size()], m.sent.back());
+  const Sent s = m.sent.back();
+  m.sent.pop_back();
+  Barrier& b = *s.barrier;
+  memcpy(s.to->memory.data() + s.at, s.bytes, s.size);
+  b.brought = b.phase + 1, b.is_foreign |= s.from->cta != s.to;
+  for (u32 g = s.at / s.to->grain; g <= (s.at + s.size - 1) / s.to->grain; ++g)
+    s.to->writes[g] = {b.brought, static_cast<u16>(b.number), static_cast<u8>(s.lane), 0};
+  Clocks::join(b.arrived.over, *s.over);
+  count_bytes(m, *s.from, *s.ins, s.lane, *s.to, b, -static_cast<s64>(s.size));
+}
 
 u8* resolve(Machine& m, Warp& w, const Ins& i, int lane, Space space, u64 at, u32 size,
             bool is_write, Stage stage) {
@@ -237,12 +351,15 @@ u8* resolve(Machine& m, Warp& w, const Ins& i, int lane, Space space, u64 at, u3
     if (stage != kLanded) check_global(m, w, i, lane, *b, at, size, is_write);
     return reinterpret_cast<u8*>(at);
   }
-  Cta* c = w.cta;  // an address of another CTA has its rank + 1 in the high byte
-  if (space == kCluster && at >> 24) c = &peer(m, w, i, lane, (at >> 24) - 1), at &= 0xffffff;
+  Cta* c = w.cta;
+  if (space == kCluster) c = &cta_of(m, w, i, lane, at, stage), at &= 0xffffff;
   if (at + size > c->memory.size())
     m.fail("out of bounds: " + to_string(size) + " bytes at " + to_string(at) + " of " +
                to_string(c->memory.size()) + " of shared memory",
            w, i, lane);
+  for (const Barrier& b : c->barriers)
+    if (at < b.at + 8 && b.at < at + size)
+      m.fail("touches the mbarrier at shared byte " + to_string(b.at), w, i, lane);
   check_shared(m, w, i, lane, *c, at, size, is_write, stage);
   return c->memory.data() + at;
 }
@@ -277,6 +394,11 @@ void define_memory() {
          [](Machine& m, Warp& w, const Ins& i, u32 lanes) { land(m, w, lanes, i.imm, false); });
   define("cp.async.wait_all",
          [](Machine& m, Warp& w, const Ins&, u32 lanes) { land(m, w, lanes, 0, true); });
+  define("mbarrier.init", init_barrier);
+  define("mbarrier.arrive.expect_tx", arrive);
+  define("mbarrier.try_wait.parity", try_wait);
+  define("st.async", send);
+  define("fence.acquire", [](Machine&, Warp& w, const Ins&, u32) { w.clocks.join(w.observed); });
 }
 
 }  // namespace ptx

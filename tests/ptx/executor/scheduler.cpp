@@ -20,6 +20,7 @@ const std::vector<std::pair<string, Control>> kControls = {
     {"bar.sync", Control::kBarrier},
     {"barrier.cluster.arrive", Control::kArrive},
     {"barrier.cluster.wait", Control::kWait},
+    {"mbarrier.try_wait.parity", Control::kTryWait},
     {"bar.warp.sync", Control::kWarpBarrier},
 };
 
@@ -48,6 +49,11 @@ struct Scheduler : Machine {
     std::vector<int> ready;
     for (int n = 0; n < int(w.splits.size()); ++n)
       if (!w.splits[n].is_waiting) ready.push_back(n);
+    const auto is_suspended = [](const Split& s) { return s.is_suspended; };
+    if (ready.empty() && std::any_of(w.splits.begin(), w.splits.end(), is_suspended)) {
+      w.state = Warp::kSuspended;
+      return;
+    }
     if (ready.empty())
       fail("divergent: lanes wait for each other at " + to_string(w.splits.size()) + " places", w,
            next_of(w), 0);
@@ -56,11 +62,8 @@ struct Scheduler : Machine {
                                 : ready[random() % ready.size()];
   }
 
-  static void join(std::vector<u32>& to, const std::vector<u32>& from) {
-    for (size_t n = 0; n < to.size(); ++n) to[n] = std::max(to[n], from[n]);
-  }
   void pass_barrier(Cta& c) {
-    std::vector<u32> all(warps.size(), 0);
+    Clocks all;
     int barrier = -1;
     bool has_exited = false;
     for (const Warp* o : c.warps) {
@@ -68,12 +71,12 @@ struct Scheduler : Machine {
       if (o->state == Warp::kDone) continue;
       if (o->state != Warp::kAtBarrier || (barrier >= 0 && o->barrier != barrier)) return;
       barrier = o->barrier;
-      join(all, o->seen);
+      all.join(o->clocks);
     }
     for (Warp* o : c.warps)
       if (o->state == Warp::kAtBarrier) {
         if (has_exited) fail("a barrier though warps of the CTA have exited", *o, next_of(*o), 0);
-        o->seen = all, o->state = Warp::kRuns;
+        o->clocks = all, o->state = Warp::kRuns;
         o->tick();
       }
   }
@@ -85,24 +88,33 @@ struct Scheduler : Machine {
       if (o->state == Warp::kAtCluster && o->waited < phase) {
         for (const Warp* q : warps)
           if (q->arrived > o->waited || q->state == Warp::kDone)
-            join(o->seen, q->at_arrive[o->waited & 1]);
+            o->clocks.join(q->at_arrive[o->waited & 1]);
         ++o->waited, o->state = Warp::kRuns;
         o->tick();
       }
   }
+  // The last warp of a CTA exits: nobody may use its shared memory any more.
+  void leave(Warp& w, const Ins& i) {
+    const Cta& c = *w.cta;
+    const auto is_known = [&](u32 who, u32 when) {
+      const auto knows = [&](const Warp* o) { return o->knows_over(who, when); };
+      return std::any_of(c.warps.begin(), c.warps.end(), knows);
+    };
+    for (u32 peer = 0; peer < c.remote.size(); ++peer)
+      if (c.remote[peer] && !is_known(peer, c.remote[peer]))
+        fail("exits while warp " + to_string(peer) + " of the cluster may use its shared memory", w,
+             i, 0);
+    if (std::any_of(sent.begin(), sent.end(), [&](const Sent& s) { return s.to == &c; }))
+      fail("exits while bytes are under way to its shared memory", w, i, 0);
+    for (const Barrier& b : c.barriers)
+      if (b.bytes || (b.brought && !is_known(b.number, b.brought)))
+        fail("exits though nobody waited for all bytes of an mbarrier", w, i, 0);
+  }
   void finish(Warp& w, const Ins& i) {
     w.state = Warp::kDone;
-    w.at_arrive[0] = w.at_arrive[1] = w.seen;
+    w.at_arrive[0] = w.at_arrive[1] = w.clocks;
     if (!w.copies.empty()) fail("exits while copies are under way", w, i, 0);
-    const Cta& c = *w.cta;
-    const auto is_done = [](const Warp* o) { return o->state == Warp::kDone; };
-    if (std::all_of(c.warps.begin(), c.warps.end(), is_done))
-      for (u32 peer = 0; peer < c.remote.size(); ++peer) {
-        const auto knows = [&](const Warp* o) { return o->knows(peer, c.remote[peer]); };
-        if (std::none_of(c.warps.begin(), c.warps.end(), knows))
-          fail("exits while warp " + to_string(peer) + " of the cluster may use its shared memory",
-               w, i, 0);
-      }
+    if (w.cta->has_exited()) leave(w, i);
     pass_barrier(*w.cta);
     pass_cluster();
   }
@@ -132,7 +144,7 @@ struct Scheduler : Machine {
         break;
       case Control::kArrive:
         if (w.arrived != w.waited) fail("arrives twice at the cluster's barrier", w, i, 0);
-        w.at_arrive[w.arrived++ & 1] = w.seen;
+        w.at_arrive[w.arrived++ & 1] = w.clocks;
         w.tick();
         pass_cluster();
         break;
@@ -153,7 +165,7 @@ struct Scheduler : Machine {
 
   void run(Warp& w, u64 budget) {
     pick(w);
-    while (budget-- > 0) {
+    while (w.state == Warp::kRuns && budget-- > 0) {
       Split* s = &w.splits[w.current];
       const Ins& i = kernel->code.at(s->at);
       const Control control = kernel->control[s->at];
@@ -192,6 +204,14 @@ struct Scheduler : Machine {
           if (lanes) fail("trap", w, i, 0);
           ++s->at;
           break;
+        case Control::kTryWait:
+          ++s->at;
+          if (!lanes) break;
+          i.run(*this, w, i, lanes);
+          if (w.pred(i.d[0]) & lanes) break;
+          s->is_waiting = s->is_suspended = true;
+          pick(w);
+          continue;
         default:
           if (const u32 need = needed(w, i, control, lanes, s->lanes); (lanes & need) != need) {
             s->is_waiting = true;
@@ -210,8 +230,8 @@ struct Scheduler : Machine {
 
   void start(Warp& w, u32 threads) {
     const Kernel& k = *kernel;
-    w.seen.assign(warps.size(), 0), w.seen[w.number] = 1;
-    w.at_arrive[0] = w.at_arrive[1] = w.seen;
+    w.clocks = {}, w.clocks.learn(w.number, 1);
+    w.at_arrive[0] = w.at_arrive[1] = w.clocks;
     const u32 count = std::min(32u, threads - 32 * w.id);
     w.all = count == 32 ? ~0u : (1u << count) - 1;
     w.splits.push_back({0, w.all, false});
@@ -255,7 +275,8 @@ struct Scheduler : Machine {
     const int count = (threads + 31) / 32;
     std::vector<Cta> own_ctas(cluster);
     std::vector<Warp> own_warps(cluster * count);
-    ctas.clear(), warps.clear();
+    ctas.clear(), warps.clear(), sent.clear();
+    barriers = 0;
     for (u32 rank = 0; rank < cluster; ++rank) {
       Cta& c = own_ctas[rank];
       c.rank = rank, c.x = x * cluster + rank, c.y = y, c.z = z, c.grain = kernel->grain;
@@ -272,14 +293,22 @@ struct Scheduler : Machine {
     }
     for (Warp* w : warps) start(*w, threads);
     for (std::vector<Warp*> ready;;) {
+      if (!sent.empty() && random() % 4 == 0)  // bytes arrive late and in any order
+        for (u64 n = random() % (sent.size() + 1); n > 0; --n) deliver(*this);
       ready.clear();
       const Warp* waits = nullptr;
       for (Warp* w : warps) {
         if (w->state == Warp::kRuns) ready.push_back(w);
         if (w->state != Warp::kDone) waits = w;
       }
+      if (ready.empty() && !sent.empty()) {
+        deliver(*this);
+        continue;
+      }
       if (ready.empty() && waits) fail("deadlock: all warps wait", *waits, next_of(*waits), 0);
       if (ready.empty()) return;
+      if (barriers && random() % 8 == 0)  // a wait may end before its phase does
+        warps[random() % warps.size()]->wake();
       static constexpr u32 kTurns[] = {8, 64, 64, 64, 512, 512, 512, 1 << 17};
       run(*ready[random() % ready.size()], 1 + random() % kTurns[random() % 8]);
     }
@@ -297,7 +326,7 @@ int ptx_op(const char* name) {
   if (ops().empty()) {
     define_arithmetic(), define_memory(), define_tensor_cores();
     define("nop", [](Machine&, Warp&, const Ins&, u32) {});
-    for (const auto& [of, control] : kControls) ops()[of] = nullptr;
+    for (const auto& [of, control] : kControls) ops().try_emplace(of, nullptr);
   }
   const auto it = ops().find(name);
   return it == ops().end() ? -1 : static_cast<int>(std::distance(ops().begin(), it));

@@ -213,19 +213,21 @@ class SweepBackwardKernel {
     for (int64_t i = begin; i < end; ++i, to_dh += m * ld_) {
       const int64_t n = tile.node(i), at = n * size + tile.d * H;
       const int64_t ahead = (tile.node_ahead(i, m) - n) * size;
-      const S *h = static_cast<const S*>(a_.h) + at, *dh = static_cast<const S*>(a_.dh) + at;
-      for (int64_t r = 0; r < m; ++r, to_h += ld_)
-        load_row_ahead(h + tile.b_of[r] * step, H, ahead, to_h);
+      const auto row = [&](const void* of, int64_t r) {
+        return static_cast<const S*>(of) + tile.b_of[r] * step + at;
+      };
+      for (int64_t r = 0; r < m; ++r, to_h += ld_) load_row_ahead(row(a_.h, r), H, ahead, to_h);
       for (int64_t r = 0; a_.dh && r < m; ++r)
-        load_row_ahead(dh + tile.b_of[r] * step, H, ahead, to_dh + r * ld_);
+        load_row_ahead(row(a_.dh, r), H, ahead, to_dh + r * ld_);
       for (int64_t r = 0; r < m; ++r) {
-        const int64_t b = tile.b_of[r], x = (b * a_.N + n) * C;
+        const int64_t x = (tile.b_of[r] * a_.N + n) * C;
         if (C) prefetch_to_read(static_cast<const S*>(a_.x) + x, C);
         if (has_dx_sum_) prefetch_to_write(dx_of(tile.d) + x, C);
-        if (C == 0 && a_.dx) prefetch_to_write(static_cast<const S*>(a_.dx) + b * step + at, H);
-        if (a_.saved)
-          prefetch_to_read(static_cast<const S*>(a_.saved) + (b * step + at + ahead) * cell_.saved,
-                           H * cell_.saved);
+        if (C == 0 && a_.dx) prefetch_to_write(row(a_.dx, r), H);
+        if (a_.saved) {
+          const int64_t next = (tile.b_of[r] * step + at + ahead) * cell_.saved;
+          prefetch_to_read(static_cast<const S*>(a_.saved) + next, H * cell_.saved);
+        }
       }
       if (a_.ds) {
         const int64_t* range = nonzero_ptr_ + tile.d * a_.N + i;

@@ -250,19 +250,19 @@ class SweepForwardKernel {
   void load_input(const Tile<S>& tile, int64_t begin, int64_t end, int64_t m,
                   const Buffers& buffers) {
     const int64_t N = a_.N, H = a_.H, C = a_.C, columns = cell_.gates * width_;
-    const int64_t size = C ? C : a_.D * H, h_size = a_.D * H;  // of a node
+    const int64_t size_h = a_.D * H, size = C ? C : size_h;  // of a node
     InputFactor* to_x = buffers.x;
     T* to_pre = buffers.pre;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = tile.node(i), ahead = (tile.node_ahead(i, m) - n) * size;
       const S* x = static_cast<const S*>(a_.x) + n * size + (C ? 0 : tile.d * H);
-      const S* h = static_cast<const S*>(a_.h) + n * h_size + tile.d * H;
       for (int64_t r = 0; C == 0 && r < m; ++r, to_pre += pitch_)
         load_row_ahead(x + tile.b_of[r] * N * size, H, ahead, to_pre);
       for (int64_t r = 0; C != 0 && r < m; ++r, to_x += ldc_)
         load_row_ahead(x + tile.b_of[r] * N * size, C, ahead, to_x);
       for (int64_t r = 0; a_.h && !streams_ && r < m; ++r)
-        prefetch_to_write(h + tile.b_of[r] * N * h_size, H);
+        prefetch_to_write(
+            static_cast<const S*>(a_.h) + (tile.b_of[r] * N + n) * size_h + tile.d * H, H);
     }
     if (!input_apart_) return;
     const T* bias = bias_ + tile.d * cell_.blocks * width_;
@@ -380,8 +380,7 @@ class SweepForwardKernel {
               if (saved) {
                 Vec<T> values[Cell::kSaved];
                 Cell::save(a, carry, values);
-                for (int k = 0; k < Cell::kSaved; ++k)
-                  put(saved + k * H + j, lanes, values[k]);
+                for (int k = 0; k < Cell::kSaved; ++k) put(saved + k * H + j, lanes, values[k]);
               }
           }
           store(pre + j, y.h);  // in place, for what follows
@@ -422,16 +421,19 @@ class SweepForwardKernel {
           std::fill(state, state + width_, T(0));
           if (slot) std::fill(slot + r * pitch_, slot + r * pitch_ + width_, T(0));
         }
-        S* h = static_cast<S*>(a_.h) + ((tile.b_of[r] * a_.N + n) * a_.D + tile.d) * a_.H;
-        if (a_.h && !streams_) store_row<S, T>(state, a_.H, h);
-        for (int64_t j = 0; a_.h && streams_ && j < a_.H; j += kLanes<T>)
-          put(h + j, kLanes<T>, load(state + j));
+        const int64_t at = ((tile.b_of[r] * a_.N + n) * a_.D + tile.d) * a_.H;
+        if (a_.h) put_row(state, static_cast<S*>(a_.h) + at);
       }
       if (tile.last) hand_out(tile, i, m, pre);
     }
   }
 
-  // The first lanes of a register to an output.
+  // A state to an output,
+  STRNN_INLINE void put_row(const T* state, S* to) const {
+    if (!streams_) return store_row<S, T>(state, a_.H, to);
+    for (int64_t j = 0; j < a_.H; j += kLanes<T>) put(to + j, kLanes<T>, load(state + j));
+  }
+  // or the first lanes of a register of it.
   STRNN_INLINE void put(S* to, int64_t lanes, Vec<T> v) const {
     if constexpr (std::is_same_v<S, T>)
       if (streams_) return stream(to, v);

@@ -196,8 +196,7 @@ struct Tiling {
     while (tiles * a.D % t.num_workers != 0 && tiles < a.B) ++tiles;  // whole rounds of the workers
     t.rows = std::max<int64_t>(1, (a.B + tiles - 1) / tiles);
     t.num_tiles = (a.B + t.rows - 1) / t.rows;
-    const int64_t chunk_rows =
-        std::max<int64_t>(kCacheBytes / bytes_per_chunk_row, kMinChunkRows);
+    const int64_t chunk_rows = std::max<int64_t>(kCacheBytes / bytes_per_chunk_row, kMinChunkRows);
     t.chunk = std::clamp<int64_t>(chunk_rows / t.rows, 1, a.N);
     t.num_workers = std::clamp<int64_t>(t.num_tiles * a.D, 1, t.num_workers);
     return t;

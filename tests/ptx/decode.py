@@ -525,7 +525,10 @@ class Kernel:
             where, offset, width = self._address(a[1])
             emit(op.removesuffix(".shared::cta.b64"), [], [where, source(a[2], 32)],
                  imm=offset, width=width)  # fmt: skip
-        elif m := re.match(r"(mbarrier\.try_wait\.parity)(\.\w+)?(\.\w+)?\.shared::cta\.b64$", op):
+        elif m := re.match(
+            r"(mbarrier\.try_wait\.parity)(\.acquire|\.relaxed)?(\.cta|\.cluster)?"
+            r"\.shared::cta\.b64$", op,
+        ):  # fmt: skip
             where, offset, width = self._address(a[1])
             # Without a word of either, it acquires in the scope of its CTA.
             flags = RELAXED * (m[2] == ".relaxed") | OF_CTA * (m[3] != ".cluster")

@@ -317,7 +317,7 @@ def _save_sweep(ctx, inputs, output):
     *tensors, sizes, cell, mean, _keep_h, keep_c, keep_last, _save, allow_tf32 = inputs
     projects, carries = tensors[8] is not None, CELLS[cell] == "lstm"
     gives = (True, projects, keep_c and carries, keep_last, keep_last and carries, False)
-    _keep(ctx, (*tensors, output[0], output[5]), sizes, cell, mean, gives, allow_tf32)
+    _keep(ctx, (*tensors, output[0], output[5]), sizes, cell, mean, allow_tf32)
     return gives
 
 
@@ -331,7 +331,7 @@ def _given(values, gives):
 def _sweep_backward(ops, ctx, dh, ds, dc, dh_n, dc_n, _):
     kept = _kept(ctx)
     x, w_ih, bias, w_hh, mask, h0, c0, entry, projection, _, reversed_program, h, saved = kept
-    _, sizes, cell, mean, _, allow_tf32 = ctx.rest
+    _, sizes, cell, mean, allow_tf32 = ctx.rest
     nothing, needs_dx = (None,) * 10, ctx.needs_input_grad[0]
     if dh is None and ds is None and dc is None and dh_n is None and dc_n is None:
         none = ([None] * len(w) for w in (w_ih, bias, w_hh))
@@ -389,7 +389,7 @@ def _closed_backward(ops, ctx, dh, ds, dh_n):
     x, w_ih, bias, w_hh, mask, h0, _, entry, projection, program, reversed_program, h, _ = _kept(
         ctx
     )
-    _, sizes, cell, _, _, allow_tf32 = ctx.rest
+    _, sizes, cell, _, allow_tf32 = ctx.rest
     w_ih, w_hh = composed.stacked(cell, w_ih), composed.stacked(cell, w_hh)
     if program is None:
         program, reversed_program, sizes = _tables_of_chain(h)
@@ -490,12 +490,12 @@ def _composed_backward(ctx, grads):
 def _sweep_tangent(ops, ctx, *tangents):
     """Tangents of all outputs, zero of those that are not given."""
     *_, h, kept = _kept(ctx)
-    _, _, cell, mean, gives, _ = ctx.rest
+    _, _, cell, mean, _ = ctx.rest
     if cell < len(ACTIVATIONS) and not mean:
         found = _closed_tangent(ops, ctx, *tangents[:9])
     else:
         found = _composed_tangent(ctx, tangents)
-    found = _given((*found, None), gives)[:-1]
+    *found, _ = _given((*found, None), ctx.gives)
     return *(h.new_zeros(0) if t is None else t for t in found), torch.zeros_like(kept)
 
 
@@ -520,7 +520,7 @@ def _closed_tangent(ops, ctx, dx, dw_ih, dbias, dw_hh, _mask, dh0, *rest):
     x, w_ih, bias, w_hh, mask, h0, _, entry, projection, program, reversed_program, h, _ = _kept(
         ctx
     )
-    _, sizes, cell, _, _, allow_tf32 = ctx.rest
+    _, sizes, cell, _, allow_tf32 = ctx.rest
     dprojection = rest[2]
     if program is None:
         program, reversed_program, sizes = _tables_of_chain(h)

@@ -42,8 +42,8 @@ class SweepForwardKernel {
                            tiling_.rows * a.N < kGoodRows / 2 * a.program.G);
     has_initial_ = a.h0 || a.c0;
     has_last_ = a.h_n || a.c_n;
-    streams_ = std::is_same_v<S, T> && a.B * a.N * a.D * a.H * sizeof(S) >= kStreamBytes &&
-               a.H * sizeof(S) % 64 == 0 &&
+    streams_ = kCanStream && std::is_same_v<S, T> &&
+               a.B * a.N * a.D * a.H * sizeof(S) >= kStreamBytes && a.H * sizeof(S) % 64 == 0 &&
                ((uintptr_t)a.h | (uintptr_t)a.c | (uintptr_t)a.saved) % 64 == 0;
   }
 

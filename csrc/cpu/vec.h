@@ -381,7 +381,9 @@ STRNN_INLINE void store_row(const T* from, int64_t n, S* to) {
   if (i < n) store_partial<S, T>(to + i, n - i, load<T>(from + i));
 }
 
-// A register past the caches, to a whole number of lines; others see it after stream_end.
+// A register past the caches, to a whole number of lines, where there is an instruction for it;
+// others see it after stream_end.
+constexpr bool kCanStream = STRNN_VEC_BYTES >= 32;
 template <typename T>
 STRNN_INLINE void stream(T* p, Vec<T> v) {
 #if STRNN_VEC_BYTES == 64

@@ -169,6 +169,7 @@ def cpu_extensions():
             f"{CSRC}/cpu/capability_avx2.cpp",
             f"{CSRC}/cpu/capability_avx512.cpp",
             f"{CSRC}/cpu/capability_avx512_bf16.cpp",
+            f"{CSRC}/cpu/capability_avx512_amx.cpp",
             f"{CSRC}/cpu/capability_neon.cpp",
             f"{CSRC}/cpu/capability_neon_bf16.cpp",
         ],

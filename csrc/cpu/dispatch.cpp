@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -20,6 +24,21 @@ namespace {
 bool has_f16c() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
+#if defined(__x86_64__)
+// Tiles of bfloat16, if the system lets the process use them.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr unsigned kBf16 = 1 << 22, kTile = 1 << 24;
+  constexpr long kAskFor = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kBf16) && (edx & kTile) &&
+         syscall(SYS_arch_prctl, kAskFor, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -47,6 +66,8 @@ std::vector<Candidate> candidates() {
 #endif
   return {
 #if defined(__x86_64__)
+      {&avx512_amx::kCapability, has_avx512 && __builtin_cpu_supports("avx512bf16") && has_amx(),
+       true},
       {&avx512_bf16::kCapability, has_avx512 && __builtin_cpu_supports("avx512bf16"), true},
       {&avx512::kCapability, has_avx512},
       {&avx2::kCapability, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&

@@ -7,10 +7,14 @@
 
 namespace strnn::cpu::STRNN_CAPABILITY {
 
+#include "tiles.h"
+//
 #include "vec.h"
 //
 #include "gemm.h"
-//
+#ifdef STRNN_TILES
+#include "gemm_tiles.h"
+#endif
 #include "activation.h"
 #define STRNN_CELL_INLINE STRNN_INLINE
 #include "../common/cell.h"

@@ -128,8 +128,9 @@ class SweepBackwardKernel {
       dinitial = scratch.take<T>(kernel.has_initial_ ? rows * kernel.slot_pitch_ : 0);
       ds = scratch.take<T>(a.ds ? a.K * rows * ld : 0);
       const int64_t width = std::max({kernel.pitch_, kernel.slot_pitch_, kernel.ldx_, ld});
-      a_pairs = scratch.take<Factor>(kHasPairs ? chunk_rows * width : 0);
-      b_pairs = scratch.take<Factor>(kHasPairs ? chunk_rows * width : 0);
+      const int64_t pairs = kHasPairs ? (chunk_rows + kMoreRows) * width : 0;
+      a_pairs = scratch.take<Factor>(pairs);
+      b_pairs = scratch.take<Factor>(pairs);
       mask = scratch.take<bool>(a.mask ? a.N * rows : 0);
       active = scratch.take<int32_t>(a.mask ? a.N : 0);
       last = scratch.take<int32_t>(kernel.has_last_ ? rows : 0);
@@ -137,6 +138,7 @@ class SweepBackwardKernel {
   };
 
   void work(int64_t worker) {
+    [[maybe_unused]] const Tiles tiles;
     Scratch::with(worker_block(), [&](Scratch& scratch) {
       Buffers buffers(*this, scratch);
       if (!buffers.slots) return;
@@ -409,7 +411,7 @@ class SweepBackwardKernel {
     if (a_.dbias && cell_.blocks > cell_.gates) {
       // What only the bias of the state's side reaches.
       Product<Factor> rest = over_all;
-      rest.a += C;
+      rest.a += C * rest.row_step;
       rest.b += columns;
       T* of_rest = mine.du_t + C * pitch_ + columns;
       gemm(1, (cell_.blocks - cell_.gates) * width_,
@@ -491,13 +493,10 @@ class SweepBackwardKernel {
   Product<Factor> product_over_rows(int64_t R, const T* a, int64_t a_width, int64_t a_pitch,
                                     const T* b, int64_t b_width, int64_t b_pitch,
                                     const Buffers& buffers) const {
-    return {terms_of<Factor>(R),
-            over_rows(a, R, a_width, a_pitch, buffers.a_pairs),
-            1,
-            a_pitch,
-            over_rows(b, R, b_width, b_pitch, buffers.b_pairs),
-            b_pitch,
-            kPanel<Factor>};
+    Product<Factor> p = columns_over_rows(a, R, a_width, a_pitch, buffers.a_pairs);
+    p.b = over_rows(b, R, b_width, b_pitch, buffers.b_pairs);
+    p.ldb = b_pitch, p.panel_step = kPanel<Factor>;
+    return p;
   }
 
   // h0 and c0 are states of no cell: dh0 = (sum of da where it entered) W, dc0 = the sum of dm, and

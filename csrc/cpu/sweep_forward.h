@@ -121,8 +121,8 @@ class SweepForwardKernel {
       const SweepForward& a = kernel.a_;
       const int64_t rows = kernel.tiling_.rows, chunk_rows = rows * kernel.tiling_.chunk;
       slots = scratch.take<T>(a.program.S * rows * kernel.slot_pitch_);
-      x = scratch.take<InputFactor>(a.C ? chunk_rows * kernel.ldc_ : 0);
-      pairs = scratch.take<Factor>(kHasPairs ? chunk_rows * kernel.slot_pitch_ : 0);
+      x = scratch.take<InputFactor>(a.C ? (chunk_rows + kMoreRows) * kernel.ldc_ : 0);
+      pairs = scratch.take<Factor>(kHasPairs ? (chunk_rows + kMoreRows) * kernel.slot_pitch_ : 0);
       pre = scratch.take<T>(chunk_rows * kernel.pitch_);
       sum = scratch.take<T>(chunk_rows * kernel.slot_pitch_);
       initial = scratch.take<T>(kernel.has_initial_ ? rows * kernel.slot_pitch_ : 0);
@@ -136,6 +136,7 @@ class SweepForwardKernel {
   };
 
   void work(int64_t worker) {
+    [[maybe_unused]] const Tiles tiles;
     Scratch::with(worker_block(), [&](Scratch& scratch) {
       Buffers buffers(*this, scratch);
       if (!buffers.slots) return;

@@ -34,7 +34,9 @@ constexpr int64_t kCacheBytes = 256 * 1024;
 // line that is only written would be read first.
 constexpr size_t kStreamBytes = 8 << 20;
 // Rows that a product needs to run near its best (see gemm.h).
-constexpr int64_t kGoodRows = kMaxTileRows;
+constexpr int64_t kGoodRows = std::max(kMaxTileRows, Tiles::kRows);
+// Rows that a product may read beyond its last, and terms that it may add to them.
+constexpr int64_t kMoreRows = Tiles::kRows + Tiles::kTerms - 2;
 // Rows of a chunk at least, however many bytes they are.
 constexpr int64_t kMinChunkRows = 4 * kGoodRows;
 // Rows of a node that share what is done once for it.
@@ -130,11 +132,12 @@ template <typename S, typename E>
 void pack_rows(const S* w, int64_t K, int64_t H, int gates, const int* gate_of, int64_t width,
                E* to) {
   constexpr bool kHasPairs = std::is_same_v<E, Pair>;
+  const int64_t terms = terms_of<E>((gates - 1) * width + H);
   for (int64_t n0 = 0; n0 < K; n0 += kPanel<E>)
-    for (int64_t k = 0; k < (gates - 1) * width + H; k += kHasPairs ? 2 : 1, to += kPanel<E>) {
-      const int64_t gate = k / width, j = k % width;
-      const int64_t count = j < H ? std::min<int64_t>(kPanel<E>, K - n0) : 0;
-      const S* row = w + (gate_of[gate] * H + j) * K + n0;
+    for (int64_t term = 0; term < terms; ++term, to += kPanel<E>) {
+      const int64_t k = kHasPairs ? 2 * term : term, gate = k / width, j = k % width;
+      const int64_t count = gate < gates && j < H ? std::min<int64_t>(kPanel<E>, K - n0) : 0;
+      const S* row = count ? w + (gate_of[gate] * H + j) * K + n0 : w;
       for (int64_t n = 0; n < kPanel<E>; ++n) {
         if constexpr (kHasPairs)
           to[n] = n < count ? row[n].bits | (j + 1 < H ? (Pair)row[K + n].bits << 16 : 0) : 0;
@@ -151,23 +154,57 @@ const E* along_rows(const T* rows, int64_t count, int64_t n, int64_t pitch, E* t
   if constexpr (std::is_same_v<E, T>) {
     return rows;
   } else {
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t j = 0; j < n; j += kLanes<T>)
-        store(to + r * pitch + j / 2, to_pairs(load(rows + r * pitch + j)));
+    for (int64_t at = 0; at < count * pitch; at += pitch) {
+      int64_t j = 0;
+      for (; j + kLanes<T> <= n; j += kLanes<T>)
+        store(to + at + j / 2, to_pairs(load(rows + at + j)));
+      for (; j < 2 * terms_of<E>(n); j += kLanes<T>)
+        store(to + at + j / 2,
+              to_pairs(j < n ? load_partial<T, T>(rows + at + j, n - j) : Vec<T>{}));
+    }
     return to;
   }
 }
-// or of two rows, for sums over rows.
+// or of two rows, for sums over rows: a register of such pairs,
+#if defined(STRNN_PAIRS)
+STRNN_INLINE Vec<Pair> join_rows(const float* rows, int64_t count, int64_t pitch, int64_t term) {
+  const int64_t r = 2 * term;
+  return join(r < count ? load(rows + r * pitch) : Vec<float>{},
+              r + 1 < count ? load(rows + (r + 1) * pitch) : Vec<float>{});
+}
+#endif
+// all of them,
 template <typename E, typename T>
 const E* over_rows(const T* rows, int64_t count, int64_t n, int64_t pitch, E* to) {
   if constexpr (std::is_same_v<E, T>) {
     return rows;
   } else {
-    for (int64_t r = 0; r < count; r += 2, rows += 2 * pitch)
+    for (int64_t term = 0; term < terms_of<E>(count); ++term)
       for (int64_t j = 0; j < n; j += kLanes<T>)
-        store(to + r / 2 * pitch + j,
-              join(load(rows + j), r + 1 < count ? load(rows + pitch + j) : Vec<T>{}));
+        store(to + term * pitch + j, join_rows(rows + j, count, pitch, term));
     return to;
+  }
+}
+// The transpose of rows of n values as A of a product: read by columns, but tiles take no steps
+// within a row.
+template <typename E, typename T>
+Product<E> columns_over_rows(const T* rows, int64_t count, int64_t n, int64_t pitch, E* to) {
+  const int64_t terms = terms_of<E>(count);
+  if constexpr (std::is_same_v<E, T> || Tiles::kTerms == 1) {
+    return {terms, over_rows(rows, count, n, pitch, to), 1, pitch};
+  } else {
+    constexpr auto lanes = std::make_integer_sequence<int, kLanes<E>>{};
+    for (int64_t term = 0; term < terms; term += kLanes<E>)
+      for (int64_t j = 0; j < n; j += kLanes<E>) {
+        Vec<E> square[kLanes<E>];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes<E>; ++i)
+          square[i] = join_rows(rows + j, count, pitch, term + i);
+        transpose<E>(square, lanes);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes<E>; ++i) store(to + (j + i) * terms + term, square[i]);
+      }
+    return {terms, to, terms, 1};
   }
 }
 

@@ -401,10 +401,11 @@ STRNN_INLINE void stream_end() {
 }
 
 // The factors of a product: values as they are computed with, or pairs of bfloat16. A row of n
-// values is terms_of<E>(n) of them; the last pair of an odd row ends with zero.
+// values is terms_of<E>(n) of them; pairs that it does not fill are zero, or end with zero.
 template <typename E>
 constexpr int64_t terms_of(int64_t n) {
-  return std::is_same_v<E, Pair> ? (n + 1) / 2 : n;
+  constexpr int64_t kStep = 2 * Tiles::kTerms;
+  return std::is_same_v<E, Pair> ? (n + kStep - 1) / kStep * Tiles::kTerms : n;
 }
 template <typename S, typename E>
 STRNN_INLINE Vec<E> load_factors(const S* p, int64_t n) {
@@ -419,7 +420,7 @@ STRNN_INLINE Vec<E> load_factors(const S* p, int64_t n) {
 template <typename S, typename E>
 STRNN_INLINE void load_factor_row(const S* from, int64_t n, E* to) {
   if constexpr (!std::is_same_v<E, Pair>) return load_row<S, E>(from, n, to);
-  to[terms_of<E>(n) - 1] = 0;
+  store(to + (terms_of<E>(n) - 1) / kLanes<E> * kLanes<E>, Vec<E>{});
   std::memcpy(to, from, n * sizeof(S));
 }
 // The same, and a request for the row that lies so far ahead.

@@ -21,7 +21,7 @@ SOURCES = (
     ROOT / "tests" / "driver" / "driver.cpp",
     *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in
       ("dispatch", "capability_baseline", "capability_avx2", "capability_avx512",
-       "capability_avx512_bf16", "capability_neon", "capability_neon_bf16")),
+       "capability_avx512_bf16", "capability_avx512_amx", "capability_neon", "capability_neon_bf16")),
 )  # fmt: skip
 #: Warnings are errors, but for the two that setup.py knows to be false.
 FLAGS = ("-std=c++17", "-O2", "-g1", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Werror",
@@ -34,7 +34,7 @@ ARM = (
 #: The instruction sets of x86-64, each if the machine has it.
 X86 = tuple(
     ("env", f"STRNN_CPU_CAPABILITY={name}")
-    for name in ("baseline", "avx2", "avx512", "avx512_bf16")
+    for name in ("baseline", "avx2", "avx512", "avx512_bf16", "avx512_amx")
 )
 UNSUPPORTED = "this machine does not have it"
 #: What no processor here runs has to compile; it is not optimised.

@@ -198,8 +198,7 @@ Product<E> columns_over_rows(const T* rows, int64_t count, int64_t n, int64_t pi
       for (int64_t j = 0; j < n; j += kLanes<E>) {
         Vec<E> square[kLanes<E>];
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes<E>; ++i)
-          square[i] = join_rows(rows + j, count, pitch, term + i);
+        for (int i = 0; i < kLanes<E>; ++i) square[i] = join_rows(rows + j, count, pitch, term + i);
         transpose<E>(square, lanes);
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes<E>; ++i) store(to + (j + i) * terms + term, square[i]);

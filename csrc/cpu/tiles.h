@@ -30,8 +30,9 @@ class Tiles {
     asm volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(kTile), "r"(p), "r"(bytes) : "memory");
   }
   template <int kTile>
-  STRNN_INLINE static void store(float* p) {
-    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(kTile), "r"(p), "r"(64L) : "memory");
+  STRNN_INLINE static void store(float* p, int64_t pitch) {
+    const int64_t bytes = pitch * sizeof(float);
+    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(kTile), "r"(p), "r"(bytes) : "memory");
   }
   // sums += a b.
   template <int kSums, int kA, int kB>

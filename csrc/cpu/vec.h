@@ -176,6 +176,9 @@ STRNN_INLINE Vec<float> load_partial<BFloat16, float>(const BFloat16* p, int64_t
 }
 template <>
 STRNN_INLINE void store_partial<BFloat16, float>(BFloat16* p, int64_t n, Vec<float> v) {
+#ifdef STRNN_PAIRS
+  const __m256i packed = (__m256i)to_pairs(v);
+#else
   // Round to nearest even in integer arithmetic; a NaN keeps its sign and becomes quiet.
   const __m512i bits = (__m512i)v;
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -184,6 +187,7 @@ STRNN_INLINE void store_partial<BFloat16, float>(BFloat16* p, int64_t n, Vec<flo
   const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
   const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
   const __m256i packed = _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, quiet));
+#endif
   _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1u), packed);
 }
 template <>
@@ -412,16 +416,21 @@ STRNN_INLINE Vec<E> load_factors(const S* p, int64_t n) {
   if constexpr (!std::is_same_v<E, Pair>) {
     return load_lanes<S, E>(p, n);
   } else {
+#if STRNN_VEC_BYTES == 64
+    const __mmask32 lanes = n < 32 ? (1u << n) - 1u : ~0u;
+    return (Vec<E>)_mm512_maskz_loadu_epi16(lanes, p);
+#else
     Vec<E> v{};
     std::memcpy(&v, p, n * sizeof(S));
     return v;
+#endif
   }
 }
 template <typename S, typename E>
 STRNN_INLINE void load_factor_row(const S* from, int64_t n, E* to) {
   if constexpr (!std::is_same_v<E, Pair>) return load_row<S, E>(from, n, to);
-  store(to + (terms_of<E>(n) - 1) / kLanes<E> * kLanes<E>, Vec<E>{});
-  std::memcpy(to, from, n * sizeof(S));
+  for (int64_t j = 0; j < n; j += 2 * kLanes<E>)
+    store(to + j / 2, load_factors<S, E>(from + j, std::min<int64_t>(2 * kLanes<E>, n - j)));
 }
 // The same, and a request for the row that lies so far ahead.
 template <typename S, typename E>

@@ -198,6 +198,18 @@ def write_conversions(to: Writer, dtype: torch.dtype) -> None:
     to.line("call sweep h")
 
 
+def write_infinite(to: Writer, dtype: torch.dtype) -> None:
+    """Infinite inputs of negative weight: a relu makes zeros of them, whatever stands beside."""
+    chain = Topology.chain(3, bidirectional=False)
+    to.start(Case("infinite", "sweep", lambda: chain, B=2, C=1, H=31), dtype, CELLS.index("relu"))
+    to.given("x", torch.full((2, 3, 1), torch.inf, dtype=dtype))
+    to.given("w_ih", torch.full((1, 31, 1), -1.0, dtype=dtype))
+    to.given("w_hh", torch.full((1, 31, 31), 0.5, dtype=dtype))
+    to.wanted("h", torch.zeros(2, 3, 1, 31, dtype=dtype), 0.0)
+    to.line("call sweep h")
+    to.line("call training_sweep h")
+
+
 def main(path: str) -> None:
     """Writes all cases in all dtypes."""
     torch.set_num_threads(1)
@@ -210,6 +222,8 @@ def main(path: str) -> None:
             write(to, case, dtype)
     for dtype in (torch.bfloat16, torch.float16):
         write_conversions(to, dtype)
+    for dtype in DTYPES:
+        write_infinite(to, dtype)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,14 @@ struct Gemm {
   int64_t ldc;
   Product<E> second = {};
   bool from_the_end = false;  // panels of B in falling order
+  bool is_relu = false;       // C is the relu of all that,
+  T* also = nullptr;          // which is stored there too, at C's distances
+
+  // On to rows further down.
+  void skip(int64_t rows) {
+    product.a += rows * product.row_step, second.a += rows * second.row_step;
+    init += rows * init_step, c += rows * ldc;
+  }
 };
 
 #if defined(__aarch64__)
@@ -192,6 +200,19 @@ STRNN_INLINE void gemm_tile(const Gemm<T, E>& g, int64_t m, int64_t panel) {
   if (g.second.K) add_product(g.second, m, panel, acc);
   const T* init = g.init + m * g.init_step + panel * kPanel<T>;
   T* c = g.c + m * g.ldc + panel * kPanel<T>;
+  if (g.is_relu) {
+    T* also = g.also ? g.also + (c - g.c) : nullptr;
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) {
+        const V y = load<T, V>(init + i * g.init_step + v * kLanes<T>) + acc[i][v];
+        const V h = y < 0 ? V{} : y;
+        store(c + i * g.ldc + v * kLanes<T>, h);
+        if (also) store(also + i * g.ldc + v * kLanes<T>, h);
+      }
+    return;
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 8
@@ -242,9 +263,12 @@ STRNN_INLINE void gemm(int64_t M, int64_t width, const Gemm<T, E>& g) {
   if (g.product.K + g.second.K <= kMaxTerms) return gemm_terms(M, width, g);
   Gemm<T, E> part = g;
   part.second = {};
+  int64_t left = g.product.K + g.second.K;
   for (const Product<E>& product : {g.product, g.second})
     for (int64_t k = 0; k < product.K; k += kMaxTerms) {
       part.product = product.terms(k, kMaxTerms);
+      left -= part.product.K;
+      part.is_relu = g.is_relu && left == 0;
       gemm_terms(M, width, part);
       part.init = g.c, part.init_step = g.ldc;
     }

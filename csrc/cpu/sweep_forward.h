@@ -40,6 +40,10 @@ class SweepForwardKernel {
     // enough for x U^T too.
     input_apart_ = a.C && (!kIsOneKind || cell_.blocks != cell_.gates ||
                            tiling_.rows * a.N < kGoodRows / 2 * a.program.G);
+    by_visits_ = !a.mask && tiling_.rows >= kGoodRows / 2 && (!kHasPairs || Tiles::kRows == 1);
+    activates_in_products_ = by_visits_ && a.cell == kRelu && !a.gate;
+    reads_in_place_ =
+        by_visits_ && a.C && !input_apart_ && std::is_same_v<S, Factor> && a.C * sizeof(S) <= 64;
     has_initial_ = a.h0 || a.c0;
     has_last_ = a.h_n || a.c_n;
     streams_ = kCanStream && std::is_same_v<S, T> &&
@@ -259,8 +263,10 @@ class SweepForwardKernel {
       const S* x = static_cast<const S*>(a_.x) + n * size + (C ? 0 : tile.d * H);
       for (int64_t r = 0; C == 0 && r < m; ++r, to_pre += pitch_)
         load_row_ahead(x + tile.b_of[r] * N * size, H, ahead, to_pre);
-      for (int64_t r = 0; C != 0 && r < m; ++r, to_x += ldc_)
+      for (int64_t r = 0; C != 0 && !reads_in_place_ && r < m; ++r, to_x += ldc_)
         load_row_ahead(x + tile.b_of[r] * N * size, C, ahead, to_x);
+      for (int64_t r = 0; reads_in_place_ && r < m; ++r)
+        prefetch_to_read(x + tile.b_of[r] * N * size + ahead, C);
       for (int64_t r = 0; a_.h && !streams_ && r < m; ++r)
         prefetch_to_write(
             static_cast<const S*>(a_.h) + (tile.b_of[r] * N + n) * size_h + tile.d * H, H);
@@ -312,20 +318,28 @@ class SweepForwardKernel {
       for (int64_t i = begin; i < end; ++i)
         some |= gather(tile, i, m, buffers, buffers.sum + (i - begin) * m * slot_pitch_);
     }
-    if (!some && (C == 0 || input_apart_)) return sum;
+    if (!some && (C == 0 || input_apart_) && !activates_in_products_) return sum;
     T* pre = buffers.pre + row * pitch_;
     const bool takes_input = C && !input_apart_;
     Product<Factor> input{};
     if constexpr (kIsOneKind)
       if (takes_input) input = input_product(tile.d, row, buffers);
     T* to = pre + cell_.first_state_block() * width_;
-    gemm(rows, cell_.gates * width_,
-         Gemm<T, Factor>{
-             some ? recurrent_product(tile.d, sum, rows, buffers) : Product<Factor>{},
-             takes_input ? bias_ + tile.d * cell_.blocks * width_ : to, takes_input ? 0 : pitch_,
-             to, pitch_, input,
-             // There and back, so that the next visit finds the last panels in the cache.
-             begin % 2 != 0});
+    Gemm<T, Factor> g{some ? recurrent_product(tile.d, sum, rows, buffers) : Product<Factor>{},
+                      takes_input ? bias_ + tile.d * cell_.blocks * width_ : to,
+                      takes_input ? 0 : pitch_, to, pitch_, input,
+                      // There and back, so that the next visit finds the last panels in the cache.
+                      begin % 2 != 0, activates_in_products_};
+    if (!by_visits_) gemm(rows, cell_.gates * width_, g);
+    for (int64_t i = begin; by_visits_ && i < end; ++i, g.skip(m)) {
+      if (activates_in_products_) g.also = tile.slot(i);
+      if constexpr (std::is_same_v<S, Factor>)
+        if (reads_in_place_) {
+          g.second.a = static_cast<const S*>(a_.x) + (tile.b_of[0] * a_.N + tile.node(i)) * C;
+          g.second.row_step = a_.N * C;
+        }
+      gemm(m, cell_.gates * width_, g);
+    }
     return sum;
   }
 
@@ -410,7 +424,7 @@ class SweepForwardKernel {
     for (int64_t i = begin; i < end; ++i, pre += m * pitch_) {
       const int64_t n = tile.node(i);
       T* slot = tile.slot(i);
-      for (int64_t row = 0; row < count * pitch_; row += pitch_)
+      for (int64_t row = 0; !activates_in_products_ && row < count * pitch_; row += pitch_)
         for (int64_t j = row; j < row + size; j += kLanes<T>) {
           const Vec<T> a = load(pre + j), h = Cell::forward(&a, a).h;
           store(pre + j, h);  // in place, for what follows
@@ -464,7 +478,10 @@ class SweepForwardKernel {
   CellWidths cell_;
   int64_t width_, ld_, ldc_, pitch_, slot_pitch_;  // of a block; of rows of h, x, pre and slots
   int64_t num_chunks_;
-  bool input_apart_;  // x U^T is a product of its own
+  bool input_apart_;            // x U^T is a product of its own
+  bool by_visits_;              // a visit has rows enough for a product of its own,
+  bool activates_in_products_;  // which ends with the relu,
+  bool reads_in_place_;         // and takes short rows of x from where they lie
   bool has_initial_, has_last_;
   bool streams_;  // outputs go past the caches
   Tiling tiling_;

@@ -57,6 +57,10 @@ struct Product {
   }
 };
 
+// What C is of all that: itself, its relu, or its product with the derivative of a relu whose
+// results are h.
+enum class End { kSum, kRelu, kReluGradient };
+
 template <typename T, typename E = T>
 struct Gemm {
   Product<E> product;
@@ -66,13 +70,14 @@ struct Gemm {
   int64_t ldc;
   Product<E> second = {};
   bool from_the_end = false;  // panels of B in falling order
-  bool is_relu = false;       // C is the relu of all that,
-  T* also = nullptr;          // which is stored there too, at C's distances
+  End end = End::kSum;
+  const T* h = nullptr;  // where the relu's results lie, and
+  T* also = nullptr;     // where C is stored too, but if it is the sum alone: at C's distances
 
   // On to rows further down.
   void skip(int64_t rows) {
     product.a += rows * product.row_step, second.a += rows * second.row_step;
-    init += rows * init_step, c += rows * ldc;
+    init += rows * init_step, c += rows * ldc, h += rows * ldc;
   }
 };
 
@@ -189,6 +194,23 @@ STRNN_INLINE void add_product(const Product<E>& p, int64_t m, int64_t panel, V (
   }
 }
 
+// C = f(init + sums, where they lie in C), and the same to `also`.
+template <typename V, int MR, int NV, typename T, typename E, typename F>
+STRNN_INLINE void store_tile(const Gemm<T, E>& g, int64_t m, int64_t panel, const V (&acc)[MR][NV],
+                             T* also, const F& f) {
+  const T* init = g.init + m * g.init_step + panel * kPanel<T>;
+  const int64_t first = m * g.ldc + panel * kPanel<T>;
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      const int64_t at = first + i * g.ldc + v * kLanes<T>;
+      const V y = f(load<T, V>(init + i * g.init_step + v * kLanes<T>) + acc[i][v], at);
+      store(g.c + at, y);
+      if (also) store(also + at, y);
+    }
+}
+
 template <typename V, int MR, int NV, typename T, typename E>
 STRNN_INLINE void gemm_tile(const Gemm<T, E>& g, int64_t m, int64_t panel) {
   V acc[MR][NV];
@@ -198,27 +220,13 @@ STRNN_INLINE void gemm_tile(const Gemm<T, E>& g, int64_t m, int64_t panel) {
     for (int v = 0; v < NV; ++v) acc[i][v] = V{};
   add_product(g.product, m, panel, acc);
   if (g.second.K) add_product(g.second, m, panel, acc);
-  const T* init = g.init + m * g.init_step + panel * kPanel<T>;
-  T* c = g.c + m * g.ldc + panel * kPanel<T>;
-  if (g.is_relu) {
-    T* also = g.also ? g.also + (c - g.c) : nullptr;
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) {
-        const V y = load<T, V>(init + i * g.init_step + v * kLanes<T>) + acc[i][v];
-        const V h = y < 0 ? V{} : y;
-        store(c + i * g.ldc + v * kLanes<T>, h);
-        if (also) store(also + i * g.ldc + v * kLanes<T>, h);
-      }
-    return;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v)
-      store(c + i * g.ldc + v * kLanes<T>,
-            load<T, V>(init + i * g.init_step + v * kLanes<T>) + acc[i][v]);
+  if (g.end == End::kRelu)
+    store_tile(g, m, panel, acc, g.also, [](V y, int64_t) { return y < 0 ? V{} : y; });
+  else if (g.end == End::kReluGradient)
+    store_tile(g, m, panel, acc, g.also,
+               [&](V y, int64_t at) { return (load<T, V>(g.h + at) <= 0 ? V{} : V{} + 1) * y; });
+  else
+    store_tile(g, m, panel, acc, (T*)nullptr, [](V y, int64_t) { return y; });
 }
 
 template <typename T, typename E, int MR>
@@ -268,7 +276,7 @@ STRNN_INLINE void gemm(int64_t M, int64_t width, const Gemm<T, E>& g) {
     for (int64_t k = 0; k < product.K; k += kMaxTerms) {
       part.product = product.terms(k, kMaxTerms);
       left -= part.product.K;
-      part.is_relu = g.is_relu && left == 0;
+      part.end = left == 0 ? g.end : End::kSum;
       gemm_terms(M, width, part);
       part.init = g.c, part.init_step = g.ldc;
     }

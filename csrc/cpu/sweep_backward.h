@@ -37,6 +37,9 @@ class SweepBackwardKernel {
                              (ld_ + pitch_ + slot_pitch_ + 2 * ldc_) * sizeof(T),
                              a.N * std::max(a.C, a.H) * sizeof(T), num_threads);
     has_initial_ = a.h0 || a.c0;
+    activates_in_products_ = a.cell == kRelu && !a.gate && !a.mask && !a.mean && !has_initial_ &&
+                             !a.dh_n && a.C && !(kHasPairs && Tiles::kRows > 1) &&
+                             tiling_.rows >= kGoodRows / 2;
     has_last_ = a.dh_n || a.dc_n;
     has_dx_sum_ = a.C && a.dx;
     // Few tiles of unequal work (a mask) do not share out well among the workers; directions do.
@@ -197,7 +200,7 @@ class SweepBackwardKernel {
         add_recurrent(tile, i, stop, m, row, buffers);
         if (a_.gate)
           finish<GatedCell>(tile, i, stop, m, row, buffers);
-        else
+        else if (!activates_in_products_)
           with_cell(a_.cell,
                     [&](auto cell) { finish<decltype(cell)>(tile, i, stop, m, row, buffers); });
         i = stop;
@@ -249,12 +252,18 @@ class SweepBackwardKernel {
       tile.gather(i, m, buffers.sum + (row + (i - begin) * m) * slot_pitch_);
       some |= tile.num_predecessors(i) != 0;
     }
-    if (!some) return;
-    T* dh = buffers.dh + row * ld_;
-    const int64_t rows = tile.product_rows(begin, end, m);
-    gemm(rows, width_,
-         Gemm<T, Factor>{recurrent_product(tile.d, buffers.sum + row * slot_pitch_, rows, buffers),
-                         dh, ld_, dh, ld_});
+    if (!some && !activates_in_products_) return;
+    const int64_t at = row * ld_, rows = tile.product_rows(begin, end, m);
+    const T* sum = buffers.sum + row * slot_pitch_;
+    Gemm<T, Factor> g{some ? recurrent_product(tile.d, sum, rows, buffers) : Product<Factor>{},
+                      buffers.dh + at, ld_, buffers.dh + at, ld_};
+    if (!activates_in_products_) return gemm(rows, width_, g);
+    g.end = End::kReluGradient;
+    g.h = buffers.h + at;
+    for (int64_t i = begin; i < end; ++i, g.skip(m)) {
+      g.also = tile.slot(i);
+      gemm(m, width_, g);
+    }
   }
 
   // Rows of a slot's form, times W.
@@ -574,7 +583,7 @@ class SweepBackwardKernel {
       slot_pitch_;  // of a block; of rows of h, dx, x, da, slots
   int64_t terms_;   // columns of da on either side, with the gaps between the blocks
   int64_t gradients_size_ = 0;
-  bool has_initial_, has_last_;
+  bool has_initial_, has_last_, activates_in_products_;
   Tiling tiling_;
   bool has_dx_sum_, split_directions_, dx_in_place_;
   Factor *packed_w_ = nullptr, *packed_u_ = nullptr;

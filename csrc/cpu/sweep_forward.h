@@ -311,8 +311,13 @@ class SweepForwardKernel {
     const int64_t C = a_.C, rows = tile.product_rows(begin, end, m);
     const T* sum = buffers.sum;
     bool some = has_initial_;
-    if (end - begin == 1 && tile.num_predecessors(begin) == 1 && !(has_initial_ && a_.entry)) {
-      sum = tile.predecessor(begin, 0);
+    const T* only = nullptr;
+    if (end - begin == 1 && tile.num_predecessors(begin) == 1 && !(has_initial_ && a_.entry))
+      only = begin > 0 && is_handed_on(tile, begin - 1) ? buffers.pre + (row - m) * pitch_
+                                                        : tile.predecessor(begin, 0);
+    // A product that stores its states must not read them from the same place.
+    if (only && !(activates_in_products_ && only == slot(tile, begin))) {
+      sum = only;
       some = true;
     } else {
       for (int64_t i = begin; i < end; ++i)
@@ -329,10 +334,10 @@ class SweepForwardKernel {
                       takes_input ? bias_ + tile.d * cell_.blocks * width_ : to,
                       takes_input ? 0 : pitch_, to, pitch_, input,
                       // There and back, so that the next visit finds the last panels in the cache.
-                      begin % 2 != 0, activates_in_products_};
+                      begin % 2 != 0, activates_in_products_ ? End::kRelu : End::kSum};
     if (!by_visits_) gemm(rows, cell_.gates * width_, g);
     for (int64_t i = begin; by_visits_ && i < end; ++i, g.skip(m)) {
-      if (activates_in_products_) g.also = tile.slot(i);
+      if (activates_in_products_) g.also = slot(tile, i);
       if constexpr (std::is_same_v<S, Factor>)
         if (reads_in_place_) {
           g.second.a = static_cast<const S*>(a_.x) + (tile.b_of[0] * a_.N + tile.node(i)) * C;
@@ -341,6 +346,17 @@ class SweepForwardKernel {
       gemm(m, cell_.gates * width_, g);
     }
     return sum;
+  }
+
+  // Whether the state of visit i is read by the next visit alone, which finds it in the chunk.
+  bool is_handed_on(const Tile<S>& tile, int64_t i) const {
+    const Program& p = a_.program;
+    return activates_in_products_ && p.G == p.N && i + 1 < p.N && (i + 1) % tiling_.chunk != 0 &&
+           tile.num_successors(i) == 1 && tile.num_predecessors(i + 1) == 1 &&
+           tile.predecessor_node(i + 1, 0) == tile.node(i) && !(has_initial_ && a_.entry);
+  }
+  T* slot(const Tile<S>& tile, int64_t i) const {
+    return is_handed_on(tile, i) ? nullptr : tile.slot(i);
   }
 
   // to[m][slot_pitch]: the reduced states of the predecessors of visit i, with what enters there.

@@ -330,6 +330,9 @@ struct Tile {
     const int32_t* range = program.pred_ptr + d * (program.N + 1) + i;
     return range[1] - range[0];
   }
+  int32_t predecessor_node(int64_t i, int64_t p) const {
+    return program.pred_node[program.pred_ptr[d * (program.N + 1) + i] + p];
+  }
   // Slot of predecessor p of visit i.
   const T* predecessor(int64_t i, int64_t p) const {
     const int32_t* pred = program.pred_slot + program.pred_ptr[d * (program.N + 1) + i];

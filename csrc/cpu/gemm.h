@@ -60,6 +60,10 @@ struct Product {
 // What C is of all that: itself, its relu, or its product with the derivative of a relu whose
 // results are h.
 enum class End { kSum, kRelu, kReluGradient };
+// What ends with a relu: double would add a tenth to the size of the library, and tiles are stored
+// as they are.
+template <typename T, typename E>
+constexpr bool kCanEnd = std::is_same_v<T, float> && (std::is_same_v<E, T> || Tiles::kRows == 1);
 
 template <typename T, typename E = T>
 struct Gemm {
@@ -220,13 +224,15 @@ STRNN_INLINE void gemm_tile(const Gemm<T, E>& g, int64_t m, int64_t panel) {
     for (int v = 0; v < NV; ++v) acc[i][v] = V{};
   add_product(g.product, m, panel, acc);
   if (g.second.K) add_product(g.second, m, panel, acc);
-  if (g.end == End::kRelu)
-    store_tile(g, m, panel, acc, g.also, [](V y, int64_t) { return y < 0 ? V{} : y; });
-  else if (g.end == End::kReluGradient)
-    store_tile(g, m, panel, acc, g.also,
-               [&](V y, int64_t at) { return (load<T, V>(g.h + at) <= 0 ? V{} : V{} + 1) * y; });
-  else
-    store_tile(g, m, panel, acc, (T*)nullptr, [](V y, int64_t) { return y; });
+  if constexpr (kCanEnd<T, E>) {
+    if (g.end == End::kRelu)
+      return store_tile(g, m, panel, acc, g.also, [](V y, int64_t) { return y < 0 ? V{} : y; });
+    if (g.end == End::kReluGradient)
+      return store_tile(g, m, panel, acc, g.also, [&](V y, int64_t at) {
+        return (load<T, V>(g.h + at) <= 0 ? V{} : V{} + 1) * y;
+      });
+  }
+  store_tile(g, m, panel, acc, (T*)nullptr, [](V y, int64_t) { return y; });
 }
 
 template <typename T, typename E, int MR>

@@ -37,10 +37,10 @@ class SweepBackwardKernel {
                              (ld_ + pitch_ + slot_pitch_ + 2 * ldc_) * sizeof(T),
                              a.N * std::max(a.C, a.H) * sizeof(T), num_threads);
     has_initial_ = a.h0 || a.c0;
-    activates_in_products_ = a.cell == kRelu && !a.gate && !a.mask && !a.mean && !has_initial_ &&
-                             !a.dh_n && a.C && !(kHasPairs && Tiles::kRows > 1) &&
-                             tiling_.rows >= kGoodRows / 2;
     has_last_ = a.dh_n || a.dc_n;
+    activates_in_products_ = tiling_.has_products_of_visits && kCanEnd<T, Factor> &&
+                             a.cell == kRelu && !a.gate && !a.mean && a.C && !has_initial_ &&
+                             !has_last_;
     has_dx_sum_ = a.C && a.dx;
     // Few tiles of unequal work (a mask) do not share out well among the workers; directions do.
     split_directions_ = has_dx_sum_ && tiling_.num_workers > 1 &&
@@ -583,7 +583,8 @@ class SweepBackwardKernel {
       slot_pitch_;  // of a block; of rows of h, dx, x, da, slots
   int64_t terms_;   // columns of da on either side, with the gaps between the blocks
   int64_t gradients_size_ = 0;
-  bool has_initial_, has_last_, activates_in_products_;
+  bool has_initial_, has_last_;
+  bool activates_in_products_;  // the product of a visit ends with the relu's derivative
   Tiling tiling_;
   bool has_dx_sum_, split_directions_, dx_in_place_;
   Factor *packed_w_ = nullptr, *packed_u_ = nullptr;

@@ -40,10 +40,11 @@ class SweepForwardKernel {
     // enough for x U^T too.
     input_apart_ = a.C && (!kIsOneKind || cell_.blocks != cell_.gates ||
                            tiling_.rows * a.N < kGoodRows / 2 * a.program.G);
-    by_visits_ = !a.mask && tiling_.rows >= kGoodRows / 2 && (!kHasPairs || Tiles::kRows == 1);
-    activates_in_products_ = by_visits_ && a.cell == kRelu && !a.gate;
+    const bool can = tiling_.has_products_of_visits;
+    activates_in_products_ = can && kCanEnd<T, Factor> && a.cell == kRelu && !a.gate;
     reads_in_place_ =
-        by_visits_ && a.C && !input_apart_ && std::is_same_v<S, Factor> && a.C * sizeof(S) <= 64;
+        can && std::is_same_v<S, Factor> && a.C && a.C * sizeof(S) <= 64 && !input_apart_;
+    by_visits_ = activates_in_products_ || reads_in_place_;
     has_initial_ = a.h0 || a.c0;
     has_last_ = a.h_n || a.c_n;
     streams_ = kCanStream && std::is_same_v<S, T> &&
@@ -495,7 +496,7 @@ class SweepForwardKernel {
   int64_t width_, ld_, ldc_, pitch_, slot_pitch_;  // of a block; of rows of h, x, pre and slots
   int64_t num_chunks_;
   bool input_apart_;            // x U^T is a product of its own
-  bool by_visits_;              // a visit has rows enough for a product of its own,
+  bool by_visits_;              // each visit has a product of its own,
   bool activates_in_products_;  // which ends with the relu,
   bool reads_in_place_;         // and takes short rows of x from where they lie
   bool has_initial_, has_last_;

@@ -213,6 +213,7 @@ struct Tiling {
   int64_t num_tiles;
   int64_t chunk;  // nodes in a chunk
   int64_t num_workers;
+  bool has_products_of_visits;  // a visit has rows enough for a product, and none that is masked
 
   static Tiling choose(const Sweep& a, const Program& program, double flops, int64_t slot_bytes,
                        int64_t bytes_per_chunk_row, int64_t bytes_of_input_row, int num_threads) {
@@ -232,6 +233,7 @@ struct Tiling {
     while (tiles * a.D % t.num_workers != 0 && tiles < a.B) ++tiles;  // whole rounds of the workers
     t.rows = std::max<int64_t>(1, (a.B + tiles - 1) / tiles);
     t.num_tiles = (a.B + t.rows - 1) / t.rows;
+    t.has_products_of_visits = !a.mask && t.rows >= kGoodRows / 2;
     const int64_t chunk_rows = std::max<int64_t>(kCacheBytes / bytes_per_chunk_row, kMinChunkRows);
     t.chunk = std::clamp<int64_t>(chunk_rows / t.rows, 1, a.N);
     t.num_workers = std::clamp<int64_t>(t.num_tiles * a.D, 1, t.num_workers);

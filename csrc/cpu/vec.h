@@ -176,9 +176,6 @@ STRNN_INLINE Vec<float> load_partial<BFloat16, float>(const BFloat16* p, int64_t
 }
 template <>
 STRNN_INLINE void store_partial<BFloat16, float>(BFloat16* p, int64_t n, Vec<float> v) {
-#ifdef STRNN_PAIRS
-  const __m256i packed = (__m256i)to_pairs(v);
-#else
   // Round to nearest even in integer arithmetic; a NaN keeps its sign and becomes quiet.
   const __m512i bits = (__m512i)v;
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -187,7 +184,6 @@ STRNN_INLINE void store_partial<BFloat16, float>(BFloat16* p, int64_t n, Vec<flo
   const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
   const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
   const __m256i packed = _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, quiet));
-#endif
   _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1u), packed);
 }
 template <>

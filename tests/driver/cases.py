@@ -31,7 +31,8 @@ LARGE = (
     Case("large-chain", "temporal_rnn", lambda: Topology.chain(45), B=32, C=30, H=64,
          activation="tanh", has_lengths=True),
     # A relu at the end of products: of a sum of slots, of the chunk, of the slot that it stores to.
-    Case("large-cap-relu", "spatial_rnn", lambda: Topology.montage("seed-62"), B=29, C=5, H=70, K=3),
+    Case("large-cap-relu", "spatial_rnn", lambda: Topology.montage("seed-62"), B=29, C=5, H=70,
+         K=3),
     Case("large-chain-relu", "temporal_rnn", lambda: Topology.chain(45), B=33, C=70, H=90,
          has_h0=True),
     Case("wide-chain-relu", "temporal_rnn", lambda: Topology.chain(9), B=18, C=3, H=290),

@@ -21,7 +21,8 @@ SOURCES = (
     ROOT / "tests" / "driver" / "driver.cpp",
     *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in
       ("dispatch", "capability_baseline", "capability_avx2", "capability_avx512",
-       "capability_avx512_bf16", "capability_avx512_amx", "capability_neon", "capability_neon_bf16")),
+       "capability_avx512_bf16", "capability_avx512_amx", "capability_neon",
+       "capability_neon_bf16")),
 )  # fmt: skip
 #: Warnings are errors, but for the two that setup.py knows to be false.
 FLAGS = ("-std=c++17", "-O2", "-g1", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Werror",

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -294,6 +295,7 @@ class _Rule:
 
     name: str
     num_tensors: int
+    flat: Callable  # (inputs, or what belongs to each) -> of those with a derivative, without lists
     save: Callable  # (ctx, inputs, output) -> which of several outputs are read, if not all are
     backward: Callable  # (ops of the backend, ctx, *grads) -> gradients of all inputs
     tangent: Callable  # (ops of the backend, ctx, *tangents) -> tangents of the outputs
@@ -311,6 +313,11 @@ def _keep(ctx, tensors, *rest):
 
 def _kept(ctx):
     return _nested(ctx.saved_tensors, ctx.rest[0])
+
+
+def _flat_sweep(inputs):
+    x, w_ih, bias, w_hh, _mask, h0, c0, _entry, projection, *_ = inputs
+    return x, *w_ih, *bias, *w_hh, h0, c0, projection
 
 
 def _save_sweep(ctx, inputs, output):
@@ -638,11 +645,19 @@ def _is_differentiated_again() -> bool:
 
 
 _RULES = (
-    _Rule("sweep", 11, _save_sweep, _sweep_backward, _sweep_tangent),
-    _Rule("gated_sweep", 5, _save_gated_sweep, _gated_sweep_backward, _gated_sweep_tangent),
+    _Rule("sweep", 11, _flat_sweep, _save_sweep, _sweep_backward, _sweep_tangent),
+    _Rule(
+        "gated_sweep",
+        5,
+        itemgetter(0, 1, 2),
+        _save_gated_sweep,
+        _gated_sweep_backward,
+        _gated_sweep_tangent,
+    ),
     _Rule(
         "sparse_projection",
         2,
+        itemgetter(0, 1),
         _save_sparse_projection,
         _sparse_projection_backward,
         _sparse_projection_tangent,
@@ -668,7 +683,7 @@ def _autograd_functions(rule: _Rule, forward: Callable, ops: SimpleNamespace):
         ctx.gives = rule.save(ctx, inputs, output)
 
     def eager_backward(ctx, *grads):
-        return *_flat(rule.backward(ops, ctx, *grads)[:n]), None
+        return *rule.flat(rule.backward(ops, ctx, *grads)), None
 
     # Torch's own machinery brings gradients, empty ones, of what is not read either.
     def backward(ctx, *grads):
@@ -681,7 +696,10 @@ def _autograd_functions(rule: _Rule, forward: Callable, ops: SimpleNamespace):
         return rule.tangent(ops, ctx, *_nested(tangents, ctx.rest[0][:n]))
 
     def eager_jvp(ctx, *tangents):
-        return _given(jvp(ctx, *tangents), ctx.gives)
+        lists = ctx.rest[0][:n]
+        places = range(sum(1 if size is None else size for size in lists))
+        given = dict(zip(rule.flat(_nested(places, lists)), tangents[:-1], strict=True))
+        return _given(jvp(ctx, *map(given.get, places)), ctx.gives)
 
     # A transform gives other tensors than it was given.
     def arguments(inputs):
@@ -714,11 +732,13 @@ def _autograd_functions(rule: _Rule, forward: Callable, ops: SimpleNamespace):
             "jvp": staticmethod(jvp),
         },
     )
+    # Past a search for tensors that a transform left behind: the ops take them as they are.
+    eager_apply = super(torch.autograd.Function, eager).apply
     return SimpleNamespace(
         forward=forward,
         save=save,
         backward=backward,
-        eager=lambda args: eager.apply(*_flat(args[:n]), args),
+        eager=lambda args: eager_apply(*rule.flat(args), args),
         transformed=lambda args: transformed.apply(
             *_flat(args[:n]), _Opaque((_lists(args[:n]), args[n:]))
         ),

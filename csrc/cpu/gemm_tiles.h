@@ -1,8 +1,7 @@
 // gemm of pairs on registers of tiles: 16 rows of 16 sums += 16 rows of 16 pairs x 16 pairs of 16
-// columns. Factors lie as for other registers, but that terms come in sixteens, of which those
-// beyond the product's are zero, and that rows of A may be read, as many, beyond its last.
-
-constexpr int64_t kRows = Tiles::kRows;
+// columns. Factors lie as for other registers, but that terms come in sixteens, zero where a row
+// has no more, and that up to fifteen rows of A are read beyond its last. A long sum is one sum
+// here: what that loses to rounding is nothing beside the rounding of its factors.
 
 // f(0), f(1), ... of constants.
 template <typename F, int... I>
@@ -14,6 +13,7 @@ STRNN_INLINE void for_each(std::integer_sequence<int, I...>, const F& f) {
 // and 5, B in 6 and 7.
 template <int kM, int kN>
 STRNN_NOINLINE void gemm_tiles(const Gemm<float, Pair>& g, int64_t m, int64_t rows, int64_t panel) {
+  constexpr int64_t kRows = Tiles::kRows;
   constexpr auto sums = std::make_integer_sequence<int, kM * kN>{};
   constexpr auto columns = std::make_integer_sequence<int, kN>{};
   const auto rows_of = [&](int i) { return std::min<int64_t>(rows - i / kN * kRows, kRows); };
@@ -63,6 +63,7 @@ STRNN_INLINE void gemm_tile_rows(const Gemm<float, Pair>& g, int64_t m, int64_t 
 }
 
 STRNN_INLINE void gemm(int64_t M, int64_t width, const Gemm<float, Pair>& g) {
+  constexpr int64_t kRows = Tiles::kRows;
   for (int64_t m = 0; m < M; m += 2 * kRows)
     if (M - m > kRows)
       gemm_tile_rows<2>(g, m, M - m, width);

@@ -10,6 +10,8 @@
 //             pre += q W^T            one product for each group
 //             h, c = mask * cell(pre, m)    to the slot, and to the outputs that are kept
 //             s  += G h               one pass for each chunk
+//             Where a visit has rows enough, and none is masked, each has a product of its own,
+//             which ends with the cell if that is a relu.
 //   backward  the same on the reversed program:
 //             sum = sum of successors' da and dm, from their slots
 //             dh += sum W             one product for each group; dh (+ G^T ds) is what came
@@ -35,7 +37,8 @@ constexpr int64_t kCacheBytes = 256 * 1024;
 constexpr size_t kStreamBytes = 8 << 20;
 // Rows that a product needs to run near its best (see gemm.h).
 constexpr int64_t kGoodRows = std::max(kMaxTileRows, Tiles::kRows);
-// Rows that a product may read beyond its last, and terms that it may add to them.
+// Rows that a product's factors have room for beyond its last: of A, which it may read, and of B,
+// where terms are rounded up.
 constexpr int64_t kMoreRows = Tiles::kRows + Tiles::kTerms - 2;
 // Rows of a chunk at least, however many bytes they are.
 constexpr int64_t kMinChunkRows = 4 * kGoodRows;

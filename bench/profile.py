@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLES_PER_SECOND = 3999
 #: Part of a kernel -> its functions in csrc/cpu.
 PARTS = {
-    "products": ("add_product", "gemm_tile", "gemm_rows", "gemm"),
+    "products": ("add_product", "gemm_tile", "gemm_tiles", "gemm_rows", "gemm"),
     "projection": ("add_scaled", "project", "add_dprojection"),
     "reading inputs": ("load_input", "load_outputs"),
     "sums of predecessors": ("gather", "add_recurrent"),

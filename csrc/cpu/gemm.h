@@ -226,10 +226,11 @@ STRNN_INLINE void gemm_tile(const Gemm<T, E>& g, int64_t m, int64_t panel) {
   if (g.second.K) add_product(g.second, m, panel, acc);
   if constexpr (kCanEnd<T, E>) {
     if (g.end == End::kRelu)
-      return store_tile(g, m, panel, acc, g.also, [](V y, int64_t) { return y < 0 ? V{} : y; });
+      return store_tile(g, m, panel, acc, g.also,
+                        [](V y, int64_t) { return ElmanCell<kRelu>::forward(&y, y).h; });
     if (g.end == End::kReluGradient)
       return store_tile(g, m, panel, acc, g.also, [&](V y, int64_t at) {
-        return (load<T, V>(g.h + at) <= 0 ? V{} : V{} + 1) * y;
+        return ElmanCell<kRelu>::backward(&y, load<T, V>(g.h + at), y, y).a[0];
       });
   }
   store_tile(g, m, panel, acc, (T*)nullptr, [](V y, int64_t) { return y; });

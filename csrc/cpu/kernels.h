@@ -11,13 +11,13 @@ namespace strnn::cpu::STRNN_CAPABILITY {
 //
 #include "vec.h"
 //
+#include "activation.h"
+#define STRNN_CELL_INLINE STRNN_INLINE
+#include "../common/cell.h"
 #include "gemm.h"
 #ifdef STRNN_TILES
 #include "gemm_tiles.h"
 #endif
-#include "activation.h"
-#define STRNN_CELL_INLINE STRNN_INLINE
-#include "../common/cell.h"
 #include "scratch.h"
 //
 #include "sweep_kernel.h"

@@ -40,10 +40,10 @@ class SweepForwardKernel {
     // enough for x U^T too.
     input_apart_ = a.C && (!kIsOneKind || cell_.blocks != cell_.gates ||
                            tiling_.rows * a.N < kGoodRows / 2 * a.program.G);
-    const bool can = tiling_.has_products_of_visits;
-    activates_in_products_ = can && kCanEnd<T, Factor> && a.cell == kRelu && !a.gate;
+    const bool by_visits = tiling_.has_products_of_visits;
+    activates_in_products_ = by_visits && kCanEnd<T, Factor> && a.cell == kRelu && !a.gate;
     reads_in_place_ =
-        can && std::is_same_v<S, Factor> && a.C && a.C * sizeof(S) <= 64 && !input_apart_;
+        by_visits && std::is_same_v<S, Factor> && a.C && a.C * sizeof(S) <= 64 && !input_apart_;
     by_visits_ = activates_in_products_ || reads_in_place_;
     has_initial_ = a.h0 || a.c0;
     has_last_ = a.h_n || a.c_n;
